@@ -1,0 +1,272 @@
+"""Configuration: parsed once, at the edge, into frozen values; below that nobody sees a string key."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from core.errors import ConfigError
+from core.plugins import build, knobs, plugin
+from core.types import Scalar
+
+PAGE = Path(__file__).parents[1] / "pyproject.toml"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    seed: int = 42
+    num_server_rounds: int = 12
+    dir: str = "runs"
+    resume: str = ""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "toy"
+    revision: str = "main"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    device: str = "auto"
+    cpu_threads: int = 1
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: str = "auto"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    engine: Literal["accord", "trl"] = "accord"
+    learning_rate: float = 2e-3
+    local_steps: int = 10
+    per_device_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    max_length: int = 256
+    on_long_row: Literal["truncate", "skip", "error"] = "truncate"
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The keys of `data` that belong to no single source."""
+
+    partitioner: Literal["natural", "iid", "dirichlet"] = "natural"
+    dirichlet_alpha: float = 0.5
+    allocation: Literal["ktoo", "ktor"] = "ktoo"
+    allocation_seed: int = 2023
+    eval_fraction: float = 0.25
+    on_bad_row: Literal["error", "skip"] = "error"
+    prompt_format: Literal["auto", "chat", "alpaca", "vicuna_v1.1", "none"] = "auto"
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """The keys of `strategy` that every strategy obeys."""
+
+    fraction_train: float = 1.0
+    min_available_nodes: int = 2
+    weighting: Literal["examples", "uniform"] = "examples"
+
+
+@dataclass(frozen=True)
+class FaultConfig:
+    round_deadline_s: float = 3600.0
+    min_replies: int = 1
+    start_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int = 1
+    max_rows: int = 0
+    prompts: str = ""
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    state_dir: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plugin by name, with its own keys."""
+
+    package: str
+    name: str
+    options: tuple[tuple[str, Scalar], ...]  # kebab case, sorted; a tuple so that a Config is hashable
+
+    def build(self) -> Any:  # the contract of the package
+        return build(self.package, self.name, dict(self.options))
+
+
+@dataclass(frozen=True)
+class Config:
+    run: RunConfig
+    model: ModelConfig
+    lora: LoraConfig
+    train: TrainConfig
+    data: DataConfig
+    strategy: StrategyConfig
+    fault: FaultConfig
+    eval: EvalConfig
+    client: ClientConfig
+    task_choice: Choice
+    strategy_choice: Choice
+    source_choice: Choice
+    flat: tuple[tuple[str, Scalar], ...]  # every key as it ran, sorted; config.toml of a run
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "run": RunConfig,
+    "model": ModelConfig,
+    "lora": LoraConfig,
+    "train": TrainConfig,
+    "data": DataConfig,
+    "strategy": StrategyConfig,
+    "fault": FaultConfig,
+    "eval": EvalConfig,
+    "client": ClientConfig,
+}
+CHOOSERS = {"task": ("task.name", "tasks"), "strategy": ("strategy.name", "strategies"), "data": ("data.source", "tasks.data")}
+POSITIVE = (
+    "run.num-server-rounds", "lora.r", "lora.alpha", "train.learning-rate", "train.local-steps",
+    "train.per-device-batch-size", "train.gradient-accumulation-steps", "train.max-length",
+    "data.dirichlet-alpha", "strategy.min-available-nodes", "fault.round-deadline-s", "fault.min-replies",
+    "fault.start-timeout-s",
+)  # fmt: skip
+NOT_NEGATIVE = ("model.cpu-threads", "train.max-grad-norm", "train.weight-decay", "eval.every", "eval.max-rows")
+
+
+@cache
+def defaults() -> dict[str, Scalar]:
+    """Every key and its default, from the page `[tool.flwr.app.config]` of pyproject.toml."""
+    page = tomllib.loads(PAGE.read_text())["tool"]["flwr"]["app"]["config"]
+    return flatten(page)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    """Nested tables to dotted keys."""
+    out: dict[str, Scalar] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def parse(flat: Mapping[str, Scalar]) -> Config:
+    """The run config of Flower (fused with the page's defaults) to a Config.
+
+    Raises ConfigError for an unknown key, a wrong type, a value out of range or an impossible
+    combination, before anything is loaded.
+    """
+    page = defaults()
+    values = dict(page)
+    for key, value in flat.items():
+        values[key] = checked(key, value)
+    _check_ranges(values)
+    choices = {section: _choose(section, values) for section in CHOOSERS}
+    sections = {section: _section(cls, section, values) for section, cls in SECTIONS.items()}
+    config = Config(
+        **sections,
+        task_choice=choices["task"],
+        strategy_choice=choices["strategy"],
+        source_choice=choices["data"],
+        flat=tuple(sorted(values.items())),
+    )
+    _check_combinations(config)
+    for choice in choices.values():
+        choice.build()  # a plugin checks its own values when it is made
+    return config
+
+
+def checked(key: str, value: Any) -> Scalar:  # Any: the outside world
+    """`value` if `key` exists and takes its type; an int is accepted where a float is meant."""
+    page = defaults()
+    if key not in page:
+        near = difflib.get_close_matches(key, page, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; `accord list` prints every key"
+        raise ConfigError(f"unknown key {key!r}{hint}")
+    want = type(page[key])
+    if want is float and type(value) is int:
+        return float(value)
+    if type(value) is not want:
+        raise ConfigError(f"{key} must be {want.__name__}, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _section(cls: type[Any], section: str, values: Mapping[str, Scalar]) -> Any:  # an instance of cls
+    hints = get_type_hints(cls)
+    options = {}
+    for field in fields(cls):
+        key = f"{section}.{field.name.replace('_', '-')}"
+        value = values[key]
+        if get_origin(hints[field.name]) is Literal and value not in get_args(hints[field.name]):
+            raise ConfigError(f"{key} must be one of {' | '.join(get_args(hints[field.name]))}, got {value!r}")
+        options[field.name] = value
+    return cls(**options)
+
+
+def _choose(section: str, values: Mapping[str, Scalar]) -> Choice:
+    key, package = CHOOSERS[section]
+    name = str(values[key])
+    try:
+        own = knobs(plugin(package, name))
+    except ConfigError as error:
+        raise ConfigError(f"{key} = {name!r}: {error}") from error
+    shared = {f.name.replace("_", "-") for f in fields(SECTIONS[section])} if section in SECTIONS else set()
+    prefix = f"{section}."
+    for full, value in values.items():
+        short = full.removeprefix(prefix)
+        if not full.startswith(prefix) or full == key or short in own or short in shared:
+            continue
+        if value != defaults()[full]:
+            raise ConfigError(
+                f"{full} = {value!r} has no effect with {key} = {name!r}, "
+                f"whose own keys are: {', '.join(prefix + k for k in sorted(own)) or 'none'}"
+            )
+    options = {short: values[prefix + short] for short in own}
+    return Choice(package, name, tuple(sorted(options.items())))
+
+
+def _check_ranges(values: Mapping[str, Scalar]) -> None:
+    for key in POSITIVE:
+        if not float(values[key]) > 0:
+            raise ConfigError(f"{key} must be above 0, got {values[key]!r}")
+    for key in NOT_NEGATIVE:
+        if float(values[key]) < 0:
+            raise ConfigError(f"{key} must not be negative, got {values[key]!r}")
+    if not 0 < float(values["strategy.fraction-train"]) <= 1:
+        raise ConfigError(f"strategy.fraction-train must be in (0, 1], got {values['strategy.fraction-train']!r}")
+    for key in ("data.eval-fraction", "lora.dropout", "data.label-noise"):
+        if not 0 <= float(values[key]) < 1:
+            raise ConfigError(f"{key} must be in [0, 1), got {values[key]!r}")
+
+
+def _check_combinations(config: Config) -> None:
+    task, strategy, source = config.task_choice.name, config.strategy_choice.name, config.source_choice.name
+    if config.fault.min_replies > config.strategy.min_available_nodes:
+        raise ConfigError(
+            f"fault.min-replies = {config.fault.min_replies} is above strategy.min-available-nodes = "
+            f"{config.strategy.min_available_nodes}: a round could never close; lower the first or raise the second"
+        )
+    if config.data.allocation != "ktoo" and task != "kto":
+        raise ConfigError(f"data.allocation = {config.data.allocation!r} is for task.name = 'kto', not {task!r}")
+    if config.lora.dropout and task != "sft":
+        raise ConfigError(f"lora.dropout = {config.lora.dropout} is for task.name = 'sft'; {task} trains without dropout")
+    if config.train.engine == "trl" and task not in ("sft", "dpo", "kto"):
+        raise ConfigError(f"train.engine = 'trl' runs sft, dpo and kto, not {task!r}")
+    if config.model.quantization != "none" and config.model.device == "cpu":
+        raise ConfigError(f"model.quantization = {config.model.quantization!r} cannot run with model.device = 'cpu'")
+    if source == "jsonl" and strategy == "centralized" and not dict(config.source_choice.options).get("path"):
+        raise ConfigError("strategy.name = 'centralized' needs every row in one place: set data.path")

@@ -1,0 +1,33 @@
+"""The errors a user can meet; each message says what was expected, what came, where, and what to do."""
+
+
+class AccordError(Exception):
+    """Base of every error that Accord raises on purpose."""
+
+
+class ConfigError(AccordError):
+    """The user's mistake: a key, a value, a combination, a missing file."""
+
+
+class DataError(AccordError):
+    """A row or a data file that cannot be used."""
+
+
+class TreeMismatch(AccordError):
+    """Two adapters that do not have the same names and shapes."""
+
+
+class MemoryMissing(AccordError):
+    """A client was asked for a version of its private memory that its disk does not hold."""
+
+
+class BaseMismatch(AccordError):
+    """A client's base model is not the one the server named."""
+
+
+class RoundFailed(AccordError):
+    """Too few replies to close a round; nothing of it was kept."""
+
+
+class CheckpointError(AccordError):
+    """A run folder that cannot be continued."""

@@ -1,0 +1,43 @@
+"""The file is the registry: `build("strategies", "fedadam", ...)` is the class PLUGIN of strategies/fedadam.py."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from core.errors import ConfigError
+from core.types import Scalar
+
+
+def names(package: str) -> list[str]:
+    """The plugins of a package, found without importing them: every file but base.py, no folders."""
+    path = importlib.import_module(package).__path__
+    return sorted(m.name for m in pkgutil.iter_modules(path) if not m.ispkg and m.name != "base")
+
+
+def plugin(package: str, name: str) -> type[Any]:  # any dataclass: the packages have different contracts
+    """The class behind a name; ConfigError with a did-you-mean, or with what to install."""
+    have = names(package)
+    if name not in have:
+        near = difflib.get_close_matches(name, have, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"no {package.replace('.', '/')}/{name}.py; {hint}(have: {', '.join(have)})")
+    try:
+        return importlib.import_module(f"{package}.{name}").PLUGIN
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in {"core", "strategies", "tasks", "evals"}:
+            raise
+        file = f"{package.replace('.', '/')}/{name}.py"
+        raise ConfigError(f"{file} needs {error.name}; install it with: pip install {error.name}") from error
+
+
+def knobs(cls: type[Any]) -> dict[str, Scalar]:
+    """The keys of a plugin and their defaults: its dataclass fields in kebab case."""
+    return {f.name.replace("_", "-"): f.default for f in fields(cls) if f.default is not MISSING}
+
+
+def build(package: str, name: str, options: Mapping[str, Scalar]) -> Any:  # the package's own contract
+    """An instance of the plugin; `options` are its keys in kebab case."""
+    return plugin(package, name)(**{k.replace("-", "_"): v for k, v in options.items()})

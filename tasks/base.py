@@ -1,0 +1,65 @@
+"""Task: what local training optimises. It knows rows and log-probabilities, never clients or rounds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from core.types import Metrics, Scalar
+
+Row = dict[str, Any]  # a canonical row: TRL's columns, plain strings or conversational message lists
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised row: a prompt and its completions, which share it (a tree of depth two).
+
+    dpo: completions = (chosen, rejected). kto: (completion,), later joined by a mismatched one.
+    sft: (completion,).
+    """
+
+    prompt: tuple[int, ...]  # token ids, BOS included where the tokenizer adds one
+    completions: tuple[tuple[int, ...], ...]  # token ids, EOS included where it fits
+    label: bool | None = None  # kto: desirable?
+    key: str = ""  # content hash of what was tokenised; the key of the caches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss sees: summed log-probabilities of every completion under policy and reference.
+
+    Completions are flattened in example order; `index[i]` lists example i's completions. All float32.
+    """
+
+    examples: tuple[Example, ...]
+    logps: Tensor  # (C,) policy, summed over completion tokens, with grad
+    ref_logps: Tensor | None  # (C,) frozen base, no grad; None for a task without a reference
+    tokens: Tensor  # (C,) int64, completion tokens of each
+    index: tuple[tuple[int, ...], ...]
+    kl_logps: Tensor | None = None  # (M,) policy on mismatched completions, no grad (kto)
+    kl_ref_logps: Tensor | None = None  # (M,)
+    knobs: Mapping[str, Scalar] = field(default_factory=dict)  # what Task.brief said for this round
+
+
+class Task(Protocol):
+    """A plugin of tasks/: a dataclass whose fields are its keys."""
+
+    columns: ClassVar[tuple[str, ...]]  # of the canonical row it trains on
+    needs_reference: ClassVar[bool]
+
+    def examples(self, rows: Sequence[Row], encode: Any) -> list[Example]:
+        """Tokenise canonical rows (encode: tasks.kit.encode.Encoder); rows that cannot be used raise or are counted there."""
+        ...
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """A scalar to minimise and TRL's metrics of this batch (`rewards/chosen`, ...)."""
+        ...
+
+    def census(self, examples: Sequence[Example]) -> Metrics:
+        """Additive counts a client may report about its training rows, e.g. n_desirable; may be empty."""
+        ...
+
+    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+        """On the server: knobs for every client from the federation's pooled sums; may be empty. Pure."""
+        ...
