@@ -74,7 +74,6 @@ class StrategyConfig:
 
     fraction_train: float = 1.0
     min_available_nodes: int = 2
-    weighting: Literal["examples", "uniform"] = "examples"
 
 
 @dataclass(frozen=True)
@@ -136,14 +135,24 @@ SECTIONS: dict[str, type[Any]] = {
     "eval": EvalConfig,
     "client": ClientConfig,
 }
-CHOOSERS = {"task": ("task.name", "tasks"), "strategy": ("strategy.name", "strategies"), "data": ("data.source", "tasks.data")}
+CHOOSERS = {
+    "task": ("task.name", "tasks"),
+    "strategy": ("strategy.name", "strategies"),
+    "data": ("data.source", "tasks.data"),
+}
 POSITIVE = (
     "run.num-server-rounds", "lora.r", "lora.alpha", "train.learning-rate", "train.local-steps",
     "train.per-device-batch-size", "train.gradient-accumulation-steps", "train.max-length",
     "data.dirichlet-alpha", "strategy.min-available-nodes", "fault.round-deadline-s", "fault.min-replies",
     "fault.start-timeout-s",
 )  # fmt: skip
-NOT_NEGATIVE = ("model.cpu-threads", "train.max-grad-norm", "train.weight-decay", "eval.every", "eval.max-rows")
+NOT_NEGATIVE = (
+    "model.cpu-threads",
+    "train.max-grad-norm",
+    "train.weight-decay",
+    "eval.every",
+    "eval.max-rows",
+)
 
 
 @cache
@@ -212,7 +221,9 @@ def _section(cls: type[Any], section: str, values: Mapping[str, Scalar]) -> Any:
         key = f"{section}.{field.name.replace('_', '-')}"
         value = values[key]
         if get_origin(hints[field.name]) is Literal and value not in get_args(hints[field.name]):
-            raise ConfigError(f"{key} must be one of {' | '.join(get_args(hints[field.name]))}, got {value!r}")
+            raise ConfigError(
+                f"{key} must be one of {' | '.join(get_args(hints[field.name]))}, got {value!r}"
+            )
         options[field.name] = value
     return cls(**options)
 
@@ -247,7 +258,9 @@ def _check_ranges(values: Mapping[str, Scalar]) -> None:
         if float(values[key]) < 0:
             raise ConfigError(f"{key} must not be negative, got {values[key]!r}")
     if not 0 < float(values["strategy.fraction-train"]) <= 1:
-        raise ConfigError(f"strategy.fraction-train must be in (0, 1], got {values['strategy.fraction-train']!r}")
+        raise ConfigError(
+            f"strategy.fraction-train must be in (0, 1], got {values['strategy.fraction-train']!r}"
+        )
     for key in ("data.eval-fraction", "lora.dropout", "data.label-noise"):
         if not 0 <= float(values[key]) < 1:
             raise ConfigError(f"{key} must be in [0, 1), got {values[key]!r}")
@@ -261,12 +274,18 @@ def _check_combinations(config: Config) -> None:
             f"{config.strategy.min_available_nodes}: a round could never close; lower the first or raise the second"
         )
     if config.data.allocation != "ktoo" and task != "kto":
-        raise ConfigError(f"data.allocation = {config.data.allocation!r} is for task.name = 'kto', not {task!r}")
+        raise ConfigError(
+            f"data.allocation = {config.data.allocation!r} is for task.name = 'kto', not {task!r}"
+        )
     if config.lora.dropout and task != "sft":
-        raise ConfigError(f"lora.dropout = {config.lora.dropout} is for task.name = 'sft'; {task} trains without dropout")
+        raise ConfigError(
+            f"lora.dropout = {config.lora.dropout} is for task.name = 'sft'; {task} trains without dropout"
+        )
     if config.train.engine == "trl" and task not in ("sft", "dpo", "kto"):
         raise ConfigError(f"train.engine = 'trl' runs sft, dpo and kto, not {task!r}")
     if config.model.quantization != "none" and config.model.device == "cpu":
-        raise ConfigError(f"model.quantization = {config.model.quantization!r} cannot run with model.device = 'cpu'")
+        raise ConfigError(
+            f"model.quantization = {config.model.quantization!r} cannot run with model.device = 'cpu'"
+        )
     if source == "jsonl" and strategy == "centralized" and not dict(config.source_choice.options).get("path"):
         raise ConfigError("strategy.name = 'centralized' needs every row in one place: set data.path")

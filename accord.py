@@ -1,0 +1,379 @@
+"""The command line: run, resume and look at federations. A thin layer over `flwr run`.
+
+`flwr run . --stream` does the same work without it; this adds presets merged with overrides, a SuperLink
+that is stopped again, quiet output, and an exit code that tells whether the run succeeded.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import tomli_w
+import typer
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # the console script starts elsewhere, and Flower wants no installed packages
+
+from core.config import checked, defaults, flatten, parse  # noqa: E402 - needs the line above
+from core.errors import AccordError, ConfigError  # noqa: E402
+from core.plugins import knobs, names, plugin  # noqa: E402
+from core.types import Scalar  # noqa: E402
+
+HELP = "Federated preference alignment of language models on Flower."
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help=HELP, rich_markup_mode=None
+)
+
+BIN = Path(sys.executable).parent
+START_S = 30.0
+# Not knobs of the app: how many clients a simulation has and what each may use, or which deployment to ask.
+FEDERATION: dict[str, Scalar] = {"num-supernodes": 8, "client-cpus": 1.0, "client-gpus": 0.0, "superlink": ""}
+NOISE = re.compile(
+    r"^\s*(\x1b\[[0-9;]*m)*\s*((INFO|DEBUG|WARNING)\s*:|\((ClientAppActor|raylet|pid=)|Loading project)"
+)
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # large blocks stay with the process: without this, glibc gives them back and takes them again at every step
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run: the app's keys as overrides, and the federation's."""
+
+    keys: dict[str, Scalar]
+    federation: dict[str, Scalar]
+
+
+@app.command()
+def run(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[PRESET.toml] [KEY=VALUE ...]")] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show Flower's own log lines as well.")
+    ] = False,
+) -> None:
+    """Run a federation: a simulation on this machine, or federation.superlink=NAME."""
+    raise SystemExit(launch(request(words or []), verbose=verbose))
+
+
+@app.command()
+def demo() -> None:
+    """Run the default: eight simulated clients align the embedded toy model with federated DPO."""
+    raise SystemExit(launch(request([]), verbose=False))
+
+
+@app.command()
+def resume(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name under run.dir.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
+) -> None:
+    """Continue a run from its last committed round."""
+    path = next((p for p in (Path(folder), ROOT / "runs" / folder) if (p / "config.toml").is_file()), None)
+    if path is None:
+        raise ConfigError(
+            f"{folder!r} is no run folder: expected a folder with a config.toml, here or in runs/"
+        )
+    keys = flatten(tomllib.loads((path / "config.toml").read_text()))
+    federation = _recorded_federation(path)
+    asked = request(words or [])
+    changed = {k: v for k, v in asked.keys.items() if k != "run.resume"}
+    merged = {**keys, **changed, "run.resume": str(path.resolve()), "run.dir": str(path.resolve().parent)}
+    raise SystemExit(
+        launch(Request(merged, {**federation, **_given_federation(words or [])}), verbose=verbose)
+    )
+
+
+@app.command("list")
+def list_plugins() -> None:
+    """Print every plugin with its keys and defaults, then the shared keys."""
+    for package in ("tasks", "strategies", "tasks.data"):
+        typer.echo(f"{package.replace('.', '/')}/")
+        for name in names(package):
+            cls = plugin(package, name)
+            typer.echo(f"  {name:<14}{(sys.modules[cls.__module__].__doc__ or '').splitlines()[0]}")
+            section = {"tasks": "task", "strategies": "strategy", "tasks.data": "data"}[package]
+            for key, default in knobs(cls).items():
+                typer.echo(f"    {section}.{key} = {default!r}")
+    typer.echo("keys")
+    for key, default in defaults().items():
+        typer.echo(f"  {key} = {default!r}")
+
+
+def main() -> None:
+    """Entry of the console script; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except AccordError as error:
+        typer.echo(f"accord: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+# --- what was asked -----------------------------------------------------------------
+
+
+def request(words: list[str]) -> Request:
+    """A preset file (first, optional) merged with key=value words; every key and value is checked."""
+    keys: dict[str, Scalar] = {}
+    federation = dict(FEDERATION)
+    for source, given in _sources(words):
+        for key, value in given.items():
+            if key.startswith("federation."):
+                federation[key.removeprefix("federation.")] = _federation_value(key, value)
+                continue
+            try:
+                keys[key] = checked(key, value)
+            except ConfigError as error:
+                raise ConfigError(f"{error} ({source})") from error
+    if not federation["superlink"] and "strategy.min-available-nodes" not in keys:
+        keys["strategy.min-available-nodes"] = federation["num-supernodes"]
+    parse(keys)
+    return Request(keys, federation)
+
+
+def _sources(words: list[str]) -> Iterator[tuple[str, Mapping[str, Scalar]]]:
+    for i, word in enumerate(words):
+        if "=" not in word:
+            if i or not word.endswith(".toml"):
+                raise ConfigError(f"expected a preset file first and then key=value words, got {word!r}")
+            yield word, _preset(Path(word))
+        else:
+            key, text = word.split("=", 1)
+            yield (
+                "command line",
+                {key: _value(text, defaults().get(key, FEDERATION.get(key.split(".", 1)[-1])))},
+            )
+
+
+def _preset(path: Path) -> dict[str, Scalar]:
+    for candidate in (path, ROOT / "presets" / path):
+        if candidate.is_file():
+            try:
+                return flatten(tomllib.loads(candidate.read_text()))
+            except tomllib.TOMLDecodeError as error:
+                raise ConfigError(f"{candidate} is not TOML: {error}") from error
+    have = ", ".join(sorted(p.name for p in (ROOT / "presets").glob("*.toml")))
+    raise ConfigError(f"no preset {path}; have in presets/: {have}")
+
+
+def _value(text: str, like: Scalar | None) -> Scalar:
+    """A word as TOML reads it; anything is a string where a string is meant."""
+    if isinstance(like, str):
+        return text
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _federation_value(key: str, value: Scalar) -> Scalar:
+    short = key.removeprefix("federation.")
+    if short not in FEDERATION:
+        raise ConfigError(f"unknown key {key!r}; have: {', '.join('federation.' + k for k in FEDERATION)}")
+    want = type(FEDERATION[short])
+    if want is float and type(value) is int:
+        value = float(value)
+    if type(value) is not want:
+        raise ConfigError(f"{key} must be {want.__name__}, got {value!r}")
+    if short == "num-supernodes" and int(value) < 1:
+        raise ConfigError(f"{key} must be at least 1, got {value!r}")
+    return value
+
+
+def _given_federation(words: list[str]) -> dict[str, Scalar]:
+    return {
+        k.removeprefix("federation."): _federation_value(k, v)
+        for _, given in _sources(words)
+        for k, v in given.items()
+        if k.startswith("federation.")
+    }
+
+
+def _recorded_federation(path: Path) -> dict[str, Scalar]:
+    """The federation a run was started with: as many clients as it had."""
+    manifest = json.loads((path / "manifest.json").read_text()) if (path / "manifest.json").is_file() else {}
+    clients = len(manifest.get("clients", {}))
+    return {**FEDERATION, **({"num-supernodes": clients} if clients else {})}
+
+
+# --- running it ---------------------------------------------------------------------
+
+
+def launch(asked: Request, *, verbose: bool) -> int:
+    """Run and wait; 0 when the run finished, 1 when it failed, 130 after Ctrl-C."""
+    run_dir = Path(str(asked.keys.get("run.dir", "runs"))).expanduser().resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    known = set(run_dir.iterdir())
+    scratch = Path(tempfile.mkdtemp(prefix="accord-"))
+    config = scratch / "run.toml"
+    config.write_text(tomli_w.dumps({**asked.keys, "run.dir": str(run_dir)}))
+    with contextlib.ExitStack() as stack:
+        name = str(asked.federation["superlink"])
+        env = {**os.environ, **QUIET, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **_commit()}
+        if not name:
+            env["FLWR_HOME"] = str(scratch / "flwr")
+            name = stack.enter_context(_superlink(scratch, env))
+        command = [str(BIN / "flwr"), "run", str(ROOT), name, "--stream", "--run-config", str(config)]
+        if not asked.federation["superlink"]:
+            command += ["--federation-config", _simulation(asked.federation)]
+        try:
+            code = _stream(command, env, name, scratch / "stream.log", verbose=verbose)
+        except KeyboardInterrupt:
+            code = 130
+    folder = Path(str(asked.keys.get("run.resume") or "")) if asked.keys.get("run.resume") else None
+    folder = folder or next(iter(sorted(set(run_dir.iterdir()) - known)), None)
+    if code == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+        return 0
+    word = "stopped" if code == 130 else "the run failed"
+    typer.echo(f"accord: {word}; Flower's log: {scratch / 'stream.log'}", err=True)
+    if folder and (folder / "checkpoints").is_dir():
+        typer.echo(f"accord: nothing committed is lost; continue with: accord resume {folder}", err=True)
+    return code
+
+
+def _simulation(federation: Mapping[str, Scalar]) -> str:
+    return (
+        f"num-supernodes={federation['num-supernodes']} "
+        f"client-resources-num-cpus={int(float(federation['client-cpus']))} "
+        f"client-resources-num-gpus={float(federation['client-gpus'])}"
+    )
+
+
+@contextlib.contextmanager
+def _superlink(scratch: Path, env: Mapping[str, str]) -> Iterator[str]:
+    """A SuperLink of our own on a free loopback port, stopped with everything it started."""
+    home = Path(env["FLWR_HOME"])
+    home.mkdir()
+    port = _free_port()
+    (home / "config.toml").write_text(
+        tomli_w.dumps(
+            {"superlink": {"default": "accord", "accord": {"address": f"127.0.0.1:{port}", "insecure": True}}}
+        )
+    )
+    command = [
+        str(BIN / "flower-superlink"),
+        "--insecure",
+        "--simulation",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    with (scratch / "superlink.log").open("wb") as log:
+        process = subprocess.Popen(command, env=dict(env), stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_healthy(process, port, scratch / "superlink.log")
+        yield "accord"
+    finally:
+        _stop(process)
+
+
+def _wait_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+            return
+        time.sleep(0.1)
+    raise ConfigError(
+        f"the SuperLink did not come up on 127.0.0.1:{port} within {START_S:.0f} s; its log: {log}"
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all its descendants: politely, then for good."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        _, alive = psutil.wait_procs(family, timeout=5)
+        for member in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+    process.wait()
+
+
+def _stream(command: list[str], env: Mapping[str, str], connection: str, raw: Path, *, verbose: bool) -> int:
+    """Show the run's own lines as they come, keep all of them in `raw`, and ask how it ended."""
+    run_id = ""
+    with raw.open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command,
+            env=dict(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                run_id = found[1] if (found := re.search(r"Successfully started run (\d+)", line)) else run_id
+                if verbose or not (found or NOISE.match(line) or not line.strip()):
+                    typer.echo(line, nl=False)
+            process.wait()
+        finally:
+            process.kill()
+    if not run_id:
+        typer.echo(raw.read_text(encoding="utf-8"), err=True)
+        return 1
+    return 0 if _status(run_id, connection, env) == "finished:completed" else 1
+
+
+def _status(run_id: str, connection: str, env: Mapping[str, str]) -> str:
+    command = [str(BIN / "flwr"), "list", connection, "--run-id", run_id, "--format", "json"]
+    done = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False)
+    try:
+        return str(json.loads(done.stdout)["runs"][0]["status"])
+    except (ValueError, KeyError, IndexError):
+        return f"unknown: {done.stdout or done.stderr}"
+
+
+def _commit() -> dict[str, str]:
+    """The commit of this checkout, for the manifest; the bundle has no history of its own."""
+    if os.environ.get("ACCORD_COMMIT"):
+        return {}
+    git = shutil.which("git")
+    done = (
+        subprocess.run([git, "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+        if git
+        else None
+    )
+    return {"ACCORD_COMMIT": done.stdout.strip()} if done and done.returncode == 0 else {}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What a client does with an order: plain values in, plain values out; the Flower app is a thin face on it."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from tasks.kit.cache import Cache
+from tasks.kit.model import Base, get_adapter, load_base, set_adapter
+from tasks.kit.rows import ClientRows, client_rows
+
+from client_app.memory import Memory
+from core.config import Config
+from core.errors import BaseMismatch, ConfigError
+from core.seeds import seed_for
+from core.types import Json, Metrics, Order, Scalar, Update
+from strategies.base import Strategy
+from strategies.kit.client_rule import Outcome
+from strategies.kit.metrics import SUM
+from tasks.base import Task
+from tasks.kit import engine
+
+
+@dataclass(frozen=True)
+class Node:
+    """Who this client is: the facts of its node config."""
+
+    client: int  # partition-id
+    clients: int  # num-partitions
+    data_path: str = ""  # its own private file; "": its share of the configured source
+    state_dir: str = ""
+
+    @staticmethod
+    def read(node_config: Mapping[str, Scalar]) -> "Node":
+        """Raises ConfigError when the SuperNode was started without saying who it is."""
+        try:
+            client, clients = int(node_config["partition-id"]), int(node_config["num-partitions"])
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                "a SuperNode needs --node-config 'partition-id=I num-partitions=N', "
+                f"got {dict(node_config)!r}"
+            ) from error
+        if not 0 <= client < clients:
+            raise ConfigError(
+                f"partition-id must be in 0..num-partitions - 1 = 0..{clients - 1}, got {client}"
+            )
+        return Node(
+            client, clients, str(node_config.get("data-path", "")), str(node_config.get("state-dir", ""))
+        )
+
+
+@dataclass(frozen=True)
+class Site:
+    """One client: its configuration, its data, its disk."""
+
+    config: Config
+    node: Node
+
+    @property
+    def state_dir(self) -> Path:
+        chosen = self.node.state_dir or self.config.client.state_dir or os.environ.get("ACCORD_HOME", "")
+        return Path(chosen).expanduser() if chosen else Path.home() / ".accord"
+
+    @property
+    def task(self) -> Task:
+        return self.config.task_choice.build()
+
+    @property
+    def cache(self) -> Cache:
+        return Cache(self.state_dir / "cache" / str(self.node.client))
+
+    def base(self, named: str = "") -> Base:
+        """The base model, loaded once per process; BaseMismatch if the server's is another."""
+        base = load_base(self.config.model, self.config.lora)
+        if named and base.fingerprint != named:
+            raise BaseMismatch(
+                f"client {self.node.client} holds another base model than the server: "
+                f"{base.fingerprint[:12]} here, {named[:12]} there, both as {self.config.model.name!r}"
+            )
+        return base
+
+    def rows(self, *, everyone: bool = False) -> ClientRows:
+        return _rows(self.config, self.node, everyone)
+
+    def hello(self, knobs: Mapping[str, Scalar]) -> Json:
+        """Who this client is and what it holds, in counts and fingerprints; never a row."""
+        base, rows = self.base(str(knobs.get("base", ""))), self.rows()
+        examples = engine.examples(base, self.task, rows.train, self.config, self.cache)
+        return {
+            "client": self.node.client,
+            "clients": self.node.clients,
+            "examples": len(examples.kept),
+            "skipped": {**rows.skipped, **examples.skipped},
+            "census": self.task.census(examples.kept),
+            "data": rows.fingerprint,
+            "base": base.fingerprint,
+            "truth": rows.truth,
+        }
+
+    def train(self, order: Order) -> Update:
+        """One local training: recall, load the adapter, train, keep what is private, send what is shared."""
+        started, knobs = time.monotonic(), order.knobs
+        rnd, strategy = int(knobs["rnd"]), self._strategy
+        memory = Memory(self.state_dir, str(knobs["run"]), self.node.client)
+        private = memory.load(order.recall)
+        base = self.base(str(knobs["base"]))
+        examples = engine.examples(
+            base, self.task, self.rows(everyone=knobs.get("rows") == "all").train, self.config, self.cache
+        )
+        before = {**order.trees[order.adapter], **private.get("own", {})}
+        set_adapter(base, before)
+        loaded = time.monotonic()
+        cfg = self.config.train
+        rule = strategy.client_rule()
+        report = engine.train(
+            base,
+            self.task,
+            examples.kept,
+            replace(cfg, local_steps=cfg.local_steps * int(knobs.get("steps-factor", 1))),
+            seed=seed_for(self.config.run.seed, "batches", rnd, self.node.client),
+            data_seed=seed_for(self.config.run.seed, "pairs", self.node.client),
+            knobs=knobs,
+            cache=self.cache,
+            correct=rule.correct(order, private),
+        )
+        outcome = Outcome(before, get_adapter(base), report.steps)
+        shared, kept = rule.finish(order, private, outcome)
+        if kept:
+            memory.save(rnd, kept, recalled=order.recall)
+        seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
+        sums = {SUM + name: value for name, value in report.sums.items()}
+        return Update(
+            self.node.client, len(examples.kept), order.adapter, shared, {**report.metrics, **sums, **seconds}
+        )
+
+    def evaluate(self, order: Order) -> Update:
+        """Score the client's held-out rows with the adapter it would use itself."""
+        knobs = order.knobs
+        private = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
+        base = self.base(str(knobs["base"]))
+        set_adapter(base, {**order.trees[order.adapter], **private.get("own", {})})
+        heldout = self.rows().heldout
+        most = self.config.eval.max_rows
+        metrics: Metrics = engine.evaluate(
+            base, self.task, heldout[:most] if most else heldout, self.config, self.cache
+        )
+        examples = int(metrics.pop("examples", 0))
+        return Update(self.node.client, examples, order.adapter, {}, metrics)
+
+    @property
+    def _strategy(self) -> Strategy:
+        return self.config.strategy_choice.build()
+
+
+@lru_cache(maxsize=32)  # one actor of a simulation serves many clients; rows are a pure function of these
+def _rows(config: Config, node: Node, everyone: bool) -> ClientRows:
+    task = config.task_choice.build()
+    return client_rows(config, task, node.client, node.clients, path=node.data_path, everyone=everyone)

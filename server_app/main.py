@@ -1,0 +1,151 @@
+"""The ServerApp: open the run, federate, then leave adapter, report and card."""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from tasks.kit.generate import answers
+from tasks.kit.model import Base, initial_adapter, load_base, save_adapter
+
+from core import store
+from core.config import Config, parse
+from core.errors import AccordError, ConfigError
+from core.types import Json, ServerState
+from server_app import console
+from server_app.card import write_card
+from server_app.report import write_report
+from server_app.run_folder import RunFolder, provenance
+from strategies.base import Live, Strategy
+from tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    try:
+        Run.open(parse(context.run_config)).go(grid)
+    except AccordError as error:
+        console.say(f"accord: {type(error).__name__}: {error}")
+        raise
+
+
+@dataclass
+class Run:
+    """One run on the server, from its folder to its report."""
+
+    config: Config
+    folder: RunFolder
+    base: Base
+    strategy: Strategy
+    task: Task
+    records: list[Json] = field(default_factory=list)
+
+    @staticmethod
+    def open(config: Config) -> "Run":
+        """A new run, or the one that run.resume names."""
+        prompts_exist(config)
+        folder = RunFolder.reopen(config) if config.run.resume else RunFolder.create(config)
+        base = load_base(config.model, config.lora)
+        then = folder.manifest().get("base", {}).get("fingerprint", base.fingerprint)
+        if then != base.fingerprint:
+            raise ConfigError(
+                f"{folder.name} ran with base model {then[:12]}; {config.model.name!r} is {base.fingerprint[:12]}"
+            )
+        return Run(config, folder, base, config.strategy_choice.build(), config.task_choice.build())
+
+    def go(self, grid: Grid) -> None:
+        known = self.folder.manifest()
+        self.folder.write_manifest(
+            **(provenance(self.config) if not known else {"rounds": self.config.run.num_server_rounds}),
+            base={"name": self.config.model.name, "fingerprint": self.base.fingerprint},
+            status="running",
+        )
+        first = initial_adapter(self.base, self.config.run.seed)
+        state = self.folder.load_state()
+        self.records = self.folder.metrics()
+        if state is None:
+            state = self.strategy.init({"global": first}, self.config.run.seed)
+        else:
+            console.say(f"resuming {self.folder.name} after round {state.round}")
+        rounds = self.config.run.num_server_rounds
+        try:
+            if state.round < rounds or not self.records:
+                state = self.strategy.run(grid, self._live(), state, rounds)
+            self._finish(state, first)
+        except BaseException as error:
+            reason = str(error) if isinstance(error, AccordError) else type(error).__name__
+            self._leave(f"failed: {reason}")
+            raise
+
+    def _live(self) -> Live:
+        c = self.config
+        return Live(
+            knobs={"run": self.folder.name, "base": self.base.fingerprint},
+            min_available_nodes=c.strategy.min_available_nodes,
+            fraction_train=c.strategy.fraction_train,
+            round_deadline_s=c.fault.round_deadline_s,
+            min_replies=c.fault.min_replies,
+            start_timeout_s=c.fault.start_timeout_s,
+            eval_every=c.eval.every,
+            brief=self.task.brief,
+            on_hello=self._on_hello,
+            on_round=self._on_round,
+        )
+
+    def _on_hello(self, said: dict[int, Json]) -> None:
+        """Before the first round: write down who takes part and say what will happen."""
+        self.folder.write_manifest(
+            clients={
+                str(c): {"examples": s["examples"], "skipped": s["skipped"]} for c, s in sorted(said.items())
+            },
+            data={str(c): s["data"] for c, s in sorted(said.items())},
+            truth={str(c): s["truth"] for c, s in sorted(said.items()) if s["truth"] is not None},
+        )
+        for line in console.plan_lines(dict(self.config.flat), self.folder.manifest(), self.folder.path):
+            console.say(line)
+        console.say(console.header())
+
+    def _on_round(self, state: ServerState, record: Json) -> None:
+        self.folder.commit(state, record)
+        self.records.append(record)
+        for line in console.round_lines(self.records, self.config.run.num_server_rounds):
+            console.say(line)
+
+    def _finish(self, state: ServerState, first: dict) -> None:
+        trained = state.adapters["global"]
+        save_adapter(self.base, trained, self.folder.path / "adapter")
+        if any(not trained[n].equal(first[n]) for n in first):
+            told = answers(self.base, trained, self._prompts(), self.config.data.prompt_format)
+            store.write_text(
+                self.folder.path / "answers.json", json.dumps(told, indent=1, ensure_ascii=False)
+            )
+        self._leave("finished")
+        for line in console.summary_lines(self.folder.path):
+            console.say(line)
+
+    def _leave(self, status: str) -> None:
+        """What stands when a run ends, well or badly: manifest, report, model card."""
+        self.folder.write_manifest(status=status)
+        if self.records:
+            write_report(self.folder.path)
+            write_card(self.folder.path)
+
+    def _prompts(self) -> list[str]:
+        """Public prompts to answer before and after: the user's file, or the source's own."""
+        if self.config.eval.prompts:
+            lines = Path(self.config.eval.prompts).expanduser().read_text(encoding="utf-8").splitlines()
+            return [line for line in lines if line.strip()]
+        source = self.config.source_choice.build()
+        return source.prompts()
+
+
+def prompts_exist(config: Config) -> None:
+    """Refuse a prompt file that is not there before anything is loaded."""
+    if config.eval.prompts and not Path(config.eval.prompts).expanduser().is_file():
+        raise ConfigError(f"eval.prompts = {config.eval.prompts!r}: no such file on the server")

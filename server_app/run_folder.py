@@ -1,0 +1,176 @@
+"""The folder a run leaves: config, manifest, metrics, checkpoints. A line of metrics and a checkpoint make a round."""
+
+import hashlib
+import json
+import os
+import re
+import time
+import tomllib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import tomli_w
+
+from core import store
+from core.config import Config, flatten
+from core.errors import CheckpointError
+from core.types import Json, ServerState
+
+KEPT_CHECKPOINTS = 2
+MAY_CHANGE = ("run.resume", "run.dir", "run.num-server-rounds", "client.state-dir", "fault.", "eval.")
+PACKAGES = ("flwr", "torch", "transformers", "peft", "trl", "datasets", "ray", "safetensors", "numpy")
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    # --- opening ---------------------------------------------------------------
+
+    @staticmethod
+    def create(config: Config) -> "RunFolder":
+        """A new folder `<time>_<task>_<strategy>_<model>_s<seed>` under run.dir."""
+        model = re.sub(r"[^A-Za-z0-9.-]+", "-", config.model.name.rstrip("/").split("/")[-1]) or "model"
+        stem = "_".join(
+            [
+                datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
+                config.task_choice.name,
+                config.strategy_choice.name,
+                model,
+                f"s{config.run.seed}",
+            ]
+        )
+        parent = Path(config.run.dir).expanduser().resolve()
+        for attempt in range(1, 100):
+            path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise CheckpointError(
+                    f"run.dir = {config.run.dir!r}: cannot write to {parent}: {error}"
+                ) from error
+            store.write_text(path / "config.toml", tomli_w.dumps(_nested(dict(config.flat))))
+            return RunFolder(path)
+        raise CheckpointError(f"{parent} already holds 99 runs called {stem}")
+
+    @staticmethod
+    def reopen(config: Config) -> "RunFolder":
+        """The folder named by run.resume; refuses another configuration, naming the keys."""
+        path = Path(config.run.resume).expanduser().resolve()
+        if not (path / "config.toml").is_file():
+            raise CheckpointError(f"run.resume = {config.run.resume!r}: {path} holds no config.toml of a run")
+        then = flatten(tomllib.loads((path / "config.toml").read_text()))
+        now = dict(config.flat)
+        changed = [k for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
+        if refused := [k for k in changed if not k.startswith(MAY_CHANGE)]:
+            told = ", ".join(f"{k} was {then.get(k)!r} and is {now.get(k)!r}" for k in refused)
+            raise CheckpointError(f"{path.name} cannot be resumed with another configuration: {told}")
+        return RunFolder(path)
+
+    # --- state -------------------------------------------------------------------
+
+    def load_state(self) -> ServerState | None:
+        """The newest whole checkpoint, or None before the first; metrics of later rounds are dropped."""
+        saved = store.rounds(self.checkpoints)
+        last = saved[-1] if saved else -1
+        self._write_metrics([r for r in self.metrics() if r["round"] <= last])
+        if not saved:
+            return None
+        trees, facts = store.load(store.round_folder(self.checkpoints, last))
+        parts: dict[str, Json] = {"adapters": {}, "memory": {}}
+        for name, tree in trees.items():
+            kind, short = name.split("/", 1)
+            parts[kind][short] = tree
+        return ServerState(facts["seed"], facts["round"], parts["adapters"], parts["memory"], facts["facts"])
+
+    def commit(self, state: ServerState, record: Json) -> None:
+        """Write a round: first its line of metrics, then the checkpoint that makes it count."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        trees = {f"adapters/{n}": t for n, t in state.adapters.items()}
+        trees |= {f"memory/{n}": t for n, t in state.memory.items()}
+        facts = {"seed": state.seed, "round": state.round, "facts": state.facts}
+        store.save(store.round_folder(self.checkpoints, state.round), trees, facts)
+        store.prune(self.checkpoints, set(store.rounds(self.checkpoints)[-KEPT_CHECKPOINTS:]))
+
+    def metrics(self) -> list[Json]:
+        """The records of the rounds so far; a line torn by a crash is not one."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def _write_metrics(self, records: list[Json]) -> None:
+        lines = [json.dumps(r, sort_keys=True) + "\n" for r in records]
+        store.write_text(self.path / "metrics.jsonl", "".join(lines))
+
+    # --- manifest ------------------------------------------------------------------
+
+    def manifest(self) -> Json:
+        path = self.path / "manifest.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def write_manifest(self, **facts: Json) -> None:
+        """Merge facts into the manifest, and what follows from the metrics."""
+        records = self.metrics()
+        seconds = [r.get("seconds", {}) for r in records]
+        folded = {
+            "participation": {str(r["round"]): r["participants"] for r in records if r["round"]},
+            "failed": {str(r["round"]): r["failed"] for r in records if r["failed"]},
+            "bytes": {
+                "up": sum(r.get("bytes_up", 0) for r in records),
+                "down": sum(r.get("bytes_down", 0) for r in records),
+            },
+            "seconds": sum(s.get("total", s.get("evaluate", 0.0)) for s in seconds),
+        }
+        text = json.dumps({**self.manifest(), **folded, **facts}, indent=2, sort_keys=True)
+        store.write_text(self.path / "manifest.json", text + "\n")
+
+
+def provenance(config: Config) -> Json:
+    """What ran: versions, code, task, strategy, seed. The base and the data are added when they are known."""
+    strategy: Json = {"name": config.strategy_choice.name}
+    if variant := dict(config.strategy_choice.options).get("variant"):
+        strategy["variant"] = variant
+    return {
+        "accord": tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
+        "versions": {p: version(p) for p in PACKAGES},
+        "commit": os.environ.get("ACCORD_COMMIT") or None,
+        "code": _code_fingerprint(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "task": config.task_choice.name,
+        "strategy": strategy,
+        "seed": config.run.seed,
+        "rounds": config.run.num_server_rounds,
+    }
+
+
+def _code_fingerprint() -> str:
+    """blake2b over the Python files of the app as it runs here."""
+    digest = hashlib.blake2b(digest_size=16)
+    for package in ("client_app", "core", "evals", "server_app", "strategies", "tasks"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _nested(flat: Json) -> Json:
+    out: Json = {}
+    for key, value in flat.items():
+        section, short = key.split(".", 1)
+        out.setdefault(section, {})[short] = value
+    return out

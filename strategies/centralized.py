@@ -1,0 +1,26 @@
+"""Centralized: one client holds every row and takes as many steps as the whole cohort would.
+
+The upper baseline of a federation at an equal budget of optimiser steps; simulation only, since
+it puts all rows in one place. Source: the usual oracle of federated papers. Deviations: none.
+"""
+
+from dataclasses import dataclass, replace
+
+from core.tree import add
+from core.types import Client, Metrics, Order, ServerState, Update
+from strategies.base import Strategy
+from strategies.kit.metrics import weighted_mean
+
+
+@dataclass
+class Centralized(Strategy):
+    def plan_train(self, state: ServerState, rnd: int, cohort: list[Client]) -> list[Order]:
+        knobs = {"rows": "all", "steps-factor": len(cohort)}
+        return [Order(cohort[0].id, {"global": state.adapters["global"]}, knobs=knobs)]
+
+    def merge_train(self, state: ServerState, rnd: int, updates: list[Update]) -> tuple[ServerState, Metrics]:
+        adapters = {"global": add(state.adapters["global"], updates[0].trees["delta"])}
+        return replace(state, adapters=adapters), weighted_mean(updates)
+
+
+PLUGIN = Centralized

@@ -1,0 +1,28 @@
+"""Local: each client alone, from the same start and with the same steps; shows whether federating helps.
+
+Source: the `local` rows of OpenFedLLM, Tables 2 and 4 (arXiv:2402.06954). Deviation: every client trains
+and is scored with its own adapter, where the original trains one chosen client.
+"""
+
+from dataclasses import dataclass
+
+from core.types import Metrics, ServerState, Update
+from strategies.base import Strategy
+from strategies.kit.client_rule import ClientRule
+from strategies.kit.metrics import weighted_mean
+
+
+def share_nothing(name: str) -> bool:
+    return False
+
+
+@dataclass
+class Local(Strategy):
+    def merge_train(self, state: ServerState, rnd: int, updates: list[Update]) -> tuple[ServerState, Metrics]:
+        return state, weighted_mean(updates)
+
+    def client_rule(self) -> ClientRule:
+        return ClientRule(shares=share_nothing)
+
+
+PLUGIN = Local

@@ -1,0 +1,84 @@
+from dataclasses import fields
+
+import pytest
+
+from core import config
+from core.config import CHOOSERS, SECTIONS, defaults, parse
+from core.errors import ConfigError
+from core.plugins import knobs, names, plugin
+
+
+def test_the_page_and_the_shared_dataclasses_agree():
+    for section, cls in SECTIONS.items():
+        for field in fields(cls):
+            key = f"{section}.{field.name.replace('_', '-')}"
+            assert defaults()[key] == field.default, key
+            assert type(defaults()[key]) is type(field.default), key
+
+
+def test_every_knob_of_a_plugin_is_on_the_page_with_its_default():
+    for section, (_, package) in CHOOSERS.items():
+        for name in names(package):
+            for short, default in knobs(plugin(package, name)).items():
+                key = f"{section}.{short}"
+                assert key in defaults(), f"{package}.{name} has {key}, pyproject.toml does not"
+                assert defaults()[key] == default, key
+
+
+def test_every_key_on_the_page_is_read_by_something():
+    read = {f"{s}.{f.name.replace('_', '-')}" for s, cls in SECTIONS.items() for f in fields(cls)}
+    read |= {chooser for chooser, _ in CHOOSERS.values()}
+    for section, (_, package) in CHOOSERS.items():
+        read |= {f"{section}.{k}" for name in names(package) for k in knobs(plugin(package, name))}
+    assert set(defaults()) == read
+
+
+def test_the_default_parses_and_is_hashable():
+    assert hash(parse({})) == hash(parse(defaults()))
+    assert parse({}).model.name == "toy"
+
+
+def test_an_override_arrives():
+    parsed = parse({"task.name": "kto", "train.learning-rate": 1, "strategy.name": "local"})
+    assert parsed.train.learning_rate == 1.0
+    assert type(parsed.train.learning_rate) is float
+    assert parsed.task_choice.name == "kto"
+    assert dict(parsed.flat)["task.name"] == "kto"
+
+
+@pytest.mark.parametrize(
+    ("flat", "message"),
+    [
+        (
+            {"train.lerning-rate": 1.0},
+            "unknown key 'train.lerning-rate'; did you mean 'train.learning-rate'?",
+        ),
+        ({"train.learning-rate": "oops"}, "train.learning-rate must be float, got 'oops' (str)"),
+        ({"train.local-steps": 1.5}, "train.local-steps must be int, got 1.5 (float)"),
+        ({"train.local-steps": True}, "train.local-steps must be int, got True (bool)"),
+        ({"train.local-steps": 0}, "train.local-steps must be above 0, got 0"),
+        ({"train.learning-rate": float("nan")}, "train.learning-rate must be above 0, got nan"),
+        ({"train.max-grad-norm": -1.0}, "train.max-grad-norm must not be negative, got -1.0"),
+        ({"strategy.fraction-train": 1.5}, "strategy.fraction-train must be in (0, 1], got 1.5"),
+        ({"model.dtype": "fp8"}, "model.dtype must be one of float32 | bfloat16 | float16, got 'fp8'"),
+        ({"strategy.name": "fedavgg"}, "no strategies/fedavgg.py; did you mean 'fedavg'?"),
+        (
+            {"task.name": "sft", "task.desirable-weight": "1.5"},
+            "task.desirable-weight = '1.5' has no effect with task.name = 'sft'",
+        ),
+        ({"strategy.weighting": "big"}, "strategy.weighting must be one of examples | uniform, got 'big'"),
+        ({"fault.min-replies": 9}, "fault.min-replies = 9 is above strategy.min-available-nodes = 2"),
+        ({"data.allocation": "ktor"}, "data.allocation = 'ktor' is for task.name = 'kto', not 'dpo'"),
+        ({"lora.dropout": 0.1}, "lora.dropout = 0.1 is for task.name = 'sft'"),
+        ({"model.quantization": "4bit", "model.device": "cpu"}, "cannot run with model.device = 'cpu'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(flat, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(flat)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_flatten_is_dotted():
+    assert config.flatten({"a": {"b": 1, "c": {"d": "x"}}, "e": True}) == {"a.b": 1, "a.c.d": "x", "e": True}

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord
+
+import tests.loopback  # noqa: F401 - gives this process an identity, which Message() asks for
+from core import wire
+from core.errors import TreeMismatch
+from core.types import Order, Update
+
+TREE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1.5]), "none": torch.zeros(0, 4)}
+
+
+def test_an_order_comes_back_equal():
+    order = Order(
+        3, {"global": TREE, "control": {"a": torch.ones(2)}}, "global", 7, {"rnd": 2, "x": "y", "f": 0.1}
+    )
+    back = wire.decode_order(wire.encode_order(order))
+    assert (back.client, back.adapter, back.recall, dict(back.knobs)) == (3, "global", 7, dict(order.knobs))
+    assert back.trees.keys() == order.trees.keys()
+    for name, tree in order.trees.items():
+        assert list(back.trees[name]) == list(tree)
+        assert all(
+            back.trees[name][k].equal(t) and back.trees[name][k].shape == t.shape for k, t in tree.items()
+        )
+
+
+def test_an_update_without_trees_comes_back_equal():
+    update = Update(1, 48, "global", {}, {"loss": 0.25})
+    assert wire.decode_update(wire.encode_update(update)) == update
+
+
+def test_a_bfloat16_tree_travels_as_float32():
+    back = wire.decode_update(
+        wire.encode_update(Update(0, 1, "g", {"delta": {"a": torch.ones(2).bfloat16()}}, {}))
+    )
+    assert back.trees["delta"]["a"].dtype == torch.float32
+
+
+def test_an_adapter_travels_as_one_array():
+    record = wire.encode_order(Order(0, {"global": TREE}))
+    assert [len(r) for r in record.array_records.values()] == [1]
+    assert wire.size_of(record) < 4 * 7 + 600
+
+
+def test_a_layout_that_does_not_fit_its_numbers_is_refused():
+    record = wire.encode_order(Order(0, {"global": TREE}))
+    record["tree.global"] = ArrayRecord({"flat": Array(torch.zeros(3).numpy())})
+    with pytest.raises(TreeMismatch, match="3 numbers arrived, the layout names 7"):
+        wire.decode_order(record)
+
+
+def test_a_decoded_tree_can_be_changed_in_place():
+    back = wire.decode_order(wire.encode_order(Order(0, {"global": TREE})))
+    back.trees["global"]["b"].add_(1.0)
+    assert back.trees["global"]["b"].item() == 2.5

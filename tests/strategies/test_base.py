@@ -1,0 +1,160 @@
+"""The round loop, over a Grid in this process whose clients are plain functions."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from flwr.app import Error, Message
+
+from core import wire
+from core.errors import ConfigError, RoundFailed
+from core.types import Client, Update
+from strategies.base import Live, sample
+from strategies.fedavg import FedAvg
+from tests.loopback import Loopback
+
+X = {"w": torch.zeros(2)}
+LIVE = Live(
+    knobs={"run": "r"},
+    min_available_nodes=3,
+    fraction_train=1.0,
+    round_deadline_s=0.3,
+    min_replies=1,
+    start_timeout_s=0.3,
+    eval_every=1,
+    brief=lambda pooled: {"seen": pooled.get("n", 0.0), "kl": pooled.get("kl_sum", -1.0)},
+    on_hello=lambda said: None,
+    on_round=lambda state, record: None,
+)
+
+
+def answer(node: int, message: Message, *, bad=None) -> Message | None:
+    """Node 10 + c is client c: it moves by (c + 1, round) / 10 and holds c + 1 examples."""
+    client = node - 10
+    if message.metadata.message_type == "query.hello":
+        said = {"client": client, "examples": client + 1, "census": {"n": 1.0}}
+        return Message(wire.encode_facts(said), reply_to=message)
+    order = wire.decode_order(message.content)
+    metrics = {"loss": 0.5, "sum/kl_sum": 2.0}
+    if message.metadata.message_type == "evaluate":
+        return Message(
+            wire.encode_update(Update(client, 4, "global", {}, {"acc": client / 10})), reply_to=message
+        )
+    delta = {"w": torch.tensor([(client + 1) / 10, order.knobs["rnd"] / 10])}
+    update = Update(client, client + 1, "global", {"delta": delta}, metrics)
+    if bad and client == 1:
+        return bad(message, update)
+    return Message(wire.encode_update(update), reply_to=message)
+
+
+def federate(rounds: int, *, bad=None, arrival=list, state=None, kept=None, **live):
+    records, states = [], kept if kept is not None else []
+    strategy = FedAvg()
+    start = state or strategy.init({"global": X}, 7)
+    grid = Loopback([10, 11, 12], lambda n, m: answer(n, m, bad=bad), arrival)
+    on_round = lambda s, r: (states.append(s), records.append(r))  # noqa: E731
+    strategy.run(grid, replace(LIVE, on_round=on_round, **live), start, rounds)
+    return states, records
+
+
+def test_two_rounds_by_hand():
+    """Weights 1, 2, 3 of 6; first entry (1*.1 + 2*.2 + 3*.3)/6 = 1.4/6 a round; second .1, then .2."""
+    states, records = federate(2)
+    assert [s.round for s in states] == [0, 1, 2]
+    assert states[-1].adapters["global"]["w"].tolist() == pytest.approx([2 * 1.4 / 6, 0.3])
+    assert records[2]["participants"] == [0, 1, 2]
+    assert records[0]["eval"]["mean"]["acc"] == pytest.approx(0.1)
+    assert records[1]["train"]["mean"]["loss"] == 0.5
+    assert "train" not in records[0]
+
+
+def test_the_result_does_not_depend_on_who_answers_first():
+    straight, reverse = federate(2)[0][-1], federate(2, arrival=lambda m: m[::-1])[0][-1]
+    assert straight.adapters["global"]["w"].equal(reverse.adapters["global"]["w"])
+
+
+def test_a_resumed_run_is_the_same_run():
+    whole = federate(3)[0][-1]
+    half = federate(1)[0][-1]
+    resumed = federate(3, state=half)[0][-1]
+    assert resumed.adapters["global"]["w"].equal(whole.adapters["global"]["w"])
+    assert resumed.facts == whole.facts
+
+
+def test_the_brief_sees_the_census_and_the_last_rounds_sums():
+    seen = []
+
+    def brief(pooled):
+        seen.append((pooled["n"], pooled.get("kl_sum")))
+        return {}
+
+    federate(2, brief=brief)
+    assert seen[0] == (3.0, None)
+    assert seen[-1] == (3.0, 6.0)
+
+
+def reply(make):
+    return lambda message, update: Message(wire.encode_update(make(update)), reply_to=message)
+
+
+def delta(**trees):
+    return lambda u: replace(u, trees={"delta": trees})
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (lambda m, u: None, "no answer within 0.3 s"),
+        (lambda m, u: Message(Error(0, "boom"), reply_to=m), "Flower: boom"),
+        (
+            lambda m, u: Message(wire.encode_failure(wire.Failure("DataError", "row 3")), reply_to=m),
+            "DataError: row 3",
+        ),
+        (reply(delta(w=torch.tensor([math.nan, 0.0]))), "delta holds NaN or Inf"),
+        (reply(delta(w=torch.zeros(3))), "'w' has shape (3,), expected (2,)"),
+        (reply(delta(v=torch.zeros(2))), "names differ"),
+        (reply(lambda u: replace(u, trees={})), "names differ"),
+        (reply(lambda u: replace(u, examples=-5)), "it says client 1, -5 examples"),
+        (reply(lambda u: replace(u, client=2)), "it says client 2"),
+        (lambda m, u: Message(wire.encode_facts({"client": 1}), reply_to=m), "unreadable reply"),
+    ],
+)
+def test_a_bad_reply_is_left_out_and_named(bad, reason):
+    """The round closes on clients 0 and 2: (1*.1 + 3*.3)/4."""
+    states, records = federate(1, bad=bad)
+    assert reason in records[1]["failed"]["1"]
+    assert records[1]["participants"] == [0, 2]
+    assert states[-1].adapters["global"]["w"][0].item() == pytest.approx(0.25)
+
+
+def test_too_few_replies_stop_the_run_with_the_last_round_kept():
+    kept: list = []
+    with pytest.raises(
+        RoundFailed, match=r"round 1: 2 of 3 clients answered, fault.min-replies = 3 \(client 1: no"
+    ):
+        federate(1, bad=lambda *_: None, min_replies=3, kept=kept)
+    assert [s.round for s in kept] == [0]
+
+
+def test_too_few_clients_is_said():
+    with pytest.raises(
+        RoundFailed, match=r"3 clients connected within 0.3 s, strategy.min-available-nodes = 4"
+    ):
+        federate(1, min_available_nodes=4)
+
+
+def test_two_nodes_of_one_partition_are_refused():
+    strategy, twins = FedAvg(), Loopback([10, 11, 12], lambda n, m: answer(10, m))
+    with pytest.raises(ConfigError, match="two nodes say that they are partition-id 0"):
+        strategy.run(twins, LIVE, strategy.init({"global": X}, 7), 1)
+
+
+def test_the_cohort_follows_from_seed_and_round():
+    everyone = [Client(i, 1) for i in range(20)]
+    cohorts = [
+        [c.id for c in sample(everyone, 0.25, seed, rnd)] for seed, rnd in ((1, 1), (1, 1), (1, 2), (2, 1))
+    ]
+    assert cohorts[0] == cohorts[1] == sorted(cohorts[0])
+    assert len({tuple(c) for c in cohorts}) == 3
+    assert all(len(c) == 5 for c in cohorts)
