@@ -35,23 +35,25 @@ from core.plugins import knobs, names, plugin  # noqa: E402
 from core.types import Scalar  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help=HELP, rich_markup_mode=None
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=HELP, rich_markup_mode=None)
 
 BIN = Path(sys.executable).parent
 START_S = 30.0
 # Not knobs of the app: how many clients a simulation has and what each may use, or which deployment to ask.
 FEDERATION: dict[str, Scalar] = {"num-supernodes": 8, "client-cpus": 1.0, "client-gpus": 0.0, "superlink": ""}
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 NOISE = re.compile(
-    r"^\s*(\x1b\[[0-9;]*m)*\s*((INFO|DEBUG|WARNING)\s*:|\((ClientAppActor|raylet|pid=)|Loading project)"
+    r"\s*$|\s*(INFO|DEBUG|WARNING)\s*:|\((ClientAppActor|raylet|pid=)|Using SuperLink|Loading project"
+    r"|Successfully (started|installed) "
 )
+SECTION_OF = {"tasks": "task", "strategies": "strategy", "tasks.data": "data", "evals": "eval"}
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # large blocks stay with the process: without this, glibc gives them back and takes them again at every step
@@ -110,12 +112,11 @@ def resume(
 @app.command("list")
 def list_plugins() -> None:
     """Print every plugin with its keys and defaults, then the shared keys."""
-    for package in ("tasks", "strategies", "tasks.data"):
+    for package, section in SECTION_OF.items():
         typer.echo(f"{package.replace('.', '/')}/")
         for name in names(package):
             cls = plugin(package, name)
             typer.echo(f"  {name:<14}{(sys.modules[cls.__module__].__doc__ or '').splitlines()[0]}")
-            section = {"tasks": "task", "strategies": "strategy", "tasks.data": "data"}[package]
             for key, default in knobs(cls).items():
                 typer.echo(f"    {section}.{key} = {default!r}")
     typer.echo("keys")
@@ -320,7 +321,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _stream(command: list[str], env: Mapping[str, str], connection: str, raw: Path, *, verbose: bool) -> int:
     """Show the run's own lines as they come, keep all of them in `raw`, and ask how it ended."""
-    run_id = ""
+    run_id, told = "", False
     with raw.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command,
@@ -336,13 +337,13 @@ def _stream(command: list[str], env: Mapping[str, str], connection: str, raw: Pa
                 log.write(line)
                 log.flush()
                 run_id = found[1] if (found := re.search(r"Successfully started run (\d+)", line)) else run_id
-                if verbose or not (found or NOISE.match(line) or not line.strip()):
+                if verbose or not (told or NOISE.match(ANSI.sub("", line))):
                     typer.echo(line, nl=False)
+                told = told or line.startswith("accord: ")  # after the reason, Flower prints a traceback
             process.wait()
         finally:
             process.kill()
     if not run_id:
-        typer.echo(raw.read_text(encoding="utf-8"), err=True)
         return 1
     return 0 if _status(run_id, connection, env) == "finished:completed" else 1
 

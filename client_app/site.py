@@ -7,10 +7,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from tasks.kit.cache import Cache
-from tasks.kit.model import Base, get_adapter, load_base, set_adapter
-from tasks.kit.rows import ClientRows, client_rows
-
 from client_app.memory import Memory
 from core.config import Config
 from core.errors import BaseMismatch, ConfigError
@@ -21,6 +17,9 @@ from strategies.kit.client_rule import Outcome
 from strategies.kit.metrics import SUM
 from tasks.base import Task
 from tasks.kit import engine
+from tasks.kit.cache import Cache
+from tasks.kit.model import Base, get_adapter, load_base, set_adapter
+from tasks.kit.rows import ClientRows, client_rows
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,8 @@ class Site:
             memory.save(rnd, kept, recalled=order.recall)
         seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
         sums = {SUM + name: value for name, value in report.sums.items()}
-        return Update(
-            self.node.client, len(examples.kept), order.adapter, shared, {**report.metrics, **sums, **seconds}
-        )
+        metrics = {**report.metrics, **sums, **seconds}
+        return Update(self.node.client, len(examples.kept), order.adapter, shared, metrics, kept=bool(kept))
 
     def evaluate(self, order: Order) -> Update:
         """Score the client's held-out rows with the adapter it would use itself."""

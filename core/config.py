@@ -88,6 +88,7 @@ class EvalConfig:
     every: int = 1
     max_rows: int = 0
     prompts: str = ""
+    benchmarks: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Config:
     task_choice: Choice
     strategy_choice: Choice
     source_choice: Choice
+    benchmarks: tuple[Choice, ...]
     flat: tuple[tuple[str, Scalar], ...]  # every key as it ran, sorted; config.toml of a run
 
 
@@ -135,7 +137,7 @@ SECTIONS: dict[str, type[Any]] = {
     "eval": EvalConfig,
     "client": ClientConfig,
 }
-CHOOSERS = {
+CHOOSERS = {  # section: the key that names its plugin, and their package
     "task": ("task.name", "tasks"),
     "strategy": ("strategy.name", "strategies"),
     "data": ("data.source", "tasks.data"),
@@ -184,17 +186,22 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
     for key, value in flat.items():
         values[key] = checked(key, value)
     _check_ranges(values)
-    choices = {section: _choose(section, values) for section in CHOOSERS}
+    choices = {
+        section: _choose(section, [str(values[key])], values)[0] for section, (key, _) in CHOOSERS.items()
+    }
+    wanted = [name.strip() for name in str(values["eval.benchmarks"]).split(",") if name.strip()]
+    benchmarks = tuple(_choose("eval", wanted, values))
     sections = {section: _section(cls, section, values) for section, cls in SECTIONS.items()}
     config = Config(
         **sections,
         task_choice=choices["task"],
         strategy_choice=choices["strategy"],
         source_choice=choices["data"],
+        benchmarks=benchmarks,
         flat=tuple(sorted(values.items())),
     )
     _check_combinations(config)
-    for choice in choices.values():
+    for choice in (*choices.values(), *benchmarks):
         choice.build()  # a plugin checks its own values when it is made
     return config
 
@@ -228,26 +235,28 @@ def _section(cls: type[Any], section: str, values: Mapping[str, Scalar]) -> Any:
     return cls(**options)
 
 
-def _choose(section: str, values: Mapping[str, Scalar]) -> Choice:
-    key, package = CHOOSERS[section]
-    name = str(values[key])
-    try:
-        own = knobs(plugin(package, name))
-    except ConfigError as error:
-        raise ConfigError(f"{key} = {name!r}: {error}") from error
+def _choose(section: str, wanted: list[str], values: Mapping[str, Scalar]) -> list[Choice]:
+    """The plugins named, each with its own keys; a key of the section that none of them reads must be untouched."""
+    key, package = CHOOSERS.get(section, ("eval.benchmarks", "evals"))
+    own: dict[str, dict[str, Scalar]] = {}
+    for name in wanted:
+        try:
+            own[name] = knobs(plugin(package, name))
+        except ConfigError as error:
+            raise ConfigError(f"{key} = {name!r}: {error}") from error
     shared = {f.name.replace("_", "-") for f in fields(SECTIONS[section])} if section in SECTIONS else set()
     prefix = f"{section}."
+    read = {key} | {prefix + short for short in shared | {k for keys in own.values() for k in keys}}
     for full, value in values.items():
-        short = full.removeprefix(prefix)
-        if not full.startswith(prefix) or full == key or short in own or short in shared:
-            continue
-        if value != defaults()[full]:
+        if full.startswith(prefix) and full not in read and value != defaults()[full]:
+            mine = ", ".join(sorted(prefix + k for keys in own.values() for k in keys)) or "none"
             raise ConfigError(
-                f"{full} = {value!r} has no effect with {key} = {name!r}, "
-                f"whose own keys are: {', '.join(prefix + k for k in sorted(own)) or 'none'}"
+                f"{full} = {value!r} has no effect with {key} = {', '.join(wanted)!r}, whose own keys are: {mine}"
             )
-    options = {short: values[prefix + short] for short in own}
-    return Choice(package, name, tuple(sorted(options.items())))
+    return [
+        Choice(package, name, tuple(sorted((short, values[prefix + short]) for short in keys)))
+        for name, keys in own.items()
+    ]
 
 
 def _check_ranges(values: Mapping[str, Scalar]) -> None:

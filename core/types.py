@@ -39,6 +39,7 @@ class Update:
     adapter: str
     trees: Mapping[str, Tree]  # {"delta": after - before}; empty after an evaluation
     metrics: Metrics
+    kept: bool = False  # private memory was saved for this round; the server names it in later orders
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def encode_update(update: Update) -> RecordDict:
         "examples": update.examples,
         "adapter": update.adapter,
         "metrics": dict(update.metrics),
+        "kept": update.kept,
     }
     return _encode(update.trees, facts)
 

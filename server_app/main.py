@@ -2,13 +2,12 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from tasks.kit.generate import answers
-from tasks.kit.model import Base, initial_adapter, load_base, save_adapter
 
 from core import store
 from core.config import Config, parse
@@ -20,6 +19,9 @@ from server_app.report import write_report
 from server_app.run_folder import RunFolder, provenance
 from strategies.base import Live, Strategy
 from tasks.base import Task
+from tasks.kit.encode import Encoder
+from tasks.kit.generate import Talker
+from tasks.kit.model import Base, initial_adapter, load_base, save_adapter, set_adapter
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class Run:
     @staticmethod
     def open(config: Config) -> "Run":
         """A new run, or the one that run.resume names."""
-        prompts_exist(config)
+        check_files(config)
         folder = RunFolder.reopen(config) if config.run.resume else RunFolder.create(config)
         base = load_base(config.model, config.lora)
         then = folder.manifest().get("base", {}).get("fingerprint", base.fingerprint)
@@ -98,7 +100,7 @@ class Run:
             on_round=self._on_round,
         )
 
-    def _on_hello(self, said: dict[int, Json]) -> None:
+    def _on_hello(self, said: Mapping[int, Json]) -> None:
         """Before the first round: write down who takes part and say what will happen."""
         self.folder.write_manifest(
             clients={
@@ -119,12 +121,12 @@ class Run:
 
     def _finish(self, state: ServerState, first: dict) -> None:
         trained = state.adapters["global"]
-        save_adapter(self.base, trained, self.folder.path / "adapter")
+        save_adapter(self.base, trained, self.folder.path / "adapter", base_name=self.config.model.name)
+        set_adapter(self.base, trained)
         if any(not trained[n].equal(first[n]) for n in first):
-            told = answers(self.base, trained, self._prompts(), self.config.data.prompt_format)
-            store.write_text(
-                self.folder.path / "answers.json", json.dumps(told, indent=1, ensure_ascii=False)
-            )
+            self._write("answers.json", self._answers())
+        if self.config.benchmarks:
+            self._write("benchmarks.json", self._benchmarks())
         self._leave("finished")
         for line in console.summary_lines(self.folder.path):
             console.say(line)
@@ -132,9 +134,29 @@ class Run:
     def _leave(self, status: str) -> None:
         """What stands when a run ends, well or badly: manifest, report, model card."""
         self.folder.write_manifest(status=status)
-        if self.records:
-            write_report(self.folder.path)
-            write_card(self.folder.path)
+        write_report(self.folder.path)
+        write_card(self.folder.path)
+
+    def _talkers(self) -> dict[str, Talker]:
+        data, train = self.config.data, self.config.train
+        encoder = Encoder(self.base.tokenizer, data.prompt_format, train.max_length)
+        return {"before": Talker(self.base, encoder, frozen=True), "after": Talker(self.base, encoder)}
+
+    def _answers(self) -> list[Json]:
+        prompts = self._prompts()
+        said = {when: talker.generate(prompts) for when, talker in self._talkers().items()}
+        return [{"prompt": p, **{when: said[when][i] for when in said}} for i, p in enumerate(prompts)]
+
+    def _benchmarks(self) -> Json:
+        """Each benchmark of eval.benchmarks on the base and on the trained model."""
+        talkers = self._talkers()
+        return {
+            choice.name: {when: choice.build().run(talker) for when, talker in talkers.items()}
+            for choice in self.config.benchmarks
+        }
+
+    def _write(self, name: str, document: Json) -> None:
+        store.write_text(self.folder.path / name, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
     def _prompts(self) -> list[str]:
         """Public prompts to answer before and after: the user's file, or the source's own."""
@@ -145,7 +167,9 @@ class Run:
         return source.prompts()
 
 
-def prompts_exist(config: Config) -> None:
-    """Refuse a prompt file that is not there before anything is loaded."""
+def check_files(config: Config) -> None:
+    """Refuse files of the server's own that are not there, before anything is loaded."""
+    for choice in config.benchmarks:
+        choice.build().check()
     if config.eval.prompts and not Path(config.eval.prompts).expanduser().is_file():
         raise ConfigError(f"eval.prompts = {config.eval.prompts!r}: no such file on the server")

@@ -136,7 +136,7 @@ class Session:
         self.updates.sort(key=lambda u: u.client)
         self.failed = {str(o.client): failed[n] for n, o in sorted(self.orders.items()) if n in failed}
         for client, reason in self.failed.items():
-            log.warning("client=%s failed: %s", client, reason)
+            log.info("client=%s failed: %s", client, reason)
 
 
 class Strategy(FlowerStrategy):
@@ -272,7 +272,9 @@ class Strategy(FlowerStrategy):
                 f"fault.min-replies = {s.live.min_replies} ({reasons})"
             )
         state, s.metrics = self.merge_train(s.state, server_round, s.updates)
-        recall = dict(s.state.facts.get("recall", {})) | {str(u.client): server_round for u in s.updates}
+        recall = dict(s.state.facts.get("recall", {})) | {
+            str(u.client): server_round for u in s.updates if u.kept
+        }
         facts = {**state.facts, "recall": recall, "pool": pooled_sums(s.updates)}
         s.state = replace(state, round=server_round, facts=facts)
         return None, MetricRecord(dict(s.metrics))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -15,14 +15,13 @@ Row = dict[str, Any]  # a canonical row: TRL's columns, plain strings or convers
 class Example:
     """One tokenised row: a prompt and its completions, which share it (a tree of depth two).
 
-    dpo: completions = (chosen, rejected). kto: (completion,), later joined by a mismatched one.
-    sft: (completion,).
+    dpo: completions = (chosen, rejected). kto: (completion,), later joined by `mismatched`. sft: (completion,).
     """
 
     prompt: tuple[int, ...]  # token ids, BOS included where the tokenizer adds one
     completions: tuple[tuple[int, ...], ...]  # token ids, EOS included where it fits
     label: bool | None = None  # kto: desirable?
-    key: str = ""  # content hash of what was tokenised; the key of the caches
+    mismatched: tuple[int, ...] = ()  # kto: another row's completion, for the KL estimate; () for none
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,11 @@ class Batch:
     ref_logps: Tensor | None  # (C,) frozen base, no grad; None for a task without a reference
     tokens: Tensor  # (C,) int64, completion tokens of each
     index: tuple[tuple[int, ...], ...]
-    kl_logps: Tensor | None = None  # (M,) policy on mismatched completions, no grad (kto)
+    kl_logps: Tensor | None = None  # (M,) policy on mismatched completions, no grad (kto); M may be 0
     kl_ref_logps: Tensor | None = None  # (M,)
     knobs: Mapping[str, Scalar] = field(default_factory=dict)  # what Task.brief said for this round
+    running: dict[str, float] = field(default_factory=dict)  # the task's own, from step to step of one training
+    sums: dict[str, float] = field(default_factory=dict)  # additive: reported to the server, for Task.brief
 
 
 class Task(Protocol):
@@ -47,9 +48,19 @@ class Task(Protocol):
 
     columns: ClassVar[tuple[str, ...]]  # of the canonical row it trains on
     needs_reference: ClassVar[bool]
+    averages: ClassVar[Literal["examples", "tokens"]]  # what its loss is a mean over; weighs micro-batches
+
+    @property
+    def reward_scale(self) -> float:
+        """The implicit reward of a completion is reward_scale * log(pi / pi_ref)."""
+        ...
 
     def examples(self, rows: Sequence[Row], encode: Any) -> list[Example]:
-        """Tokenise canonical rows (encode: tasks.kit.encode.Encoder); rows that cannot be used raise or are counted there."""
+        """Tokenise canonical rows (encode: tasks.kit.encode.Encoder, which counts or refuses unusable rows)."""
+        ...
+
+    def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
+        """What local training adds to a client's examples; `seed` is the client's own, the same in every round."""
         ...
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:

@@ -12,7 +12,7 @@ from core.plugins import build, names, plugin
 from core.types import Client, ServerState, Update
 from strategies.base import Strategy
 
-PACKAGES = ("strategies", "tasks", "tasks.data")
+PACKAGES = ("strategies", "tasks", "tasks.data", "evals")
 ALL = [(package, name) for package in PACKAGES for name in names(package)]
 EVERYONE = [Client(0, 10), Client(1, 30), Client(2, 20)]
 

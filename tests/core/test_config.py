@@ -7,6 +7,8 @@ from core.config import CHOOSERS, SECTIONS, defaults, parse
 from core.errors import ConfigError
 from core.plugins import knobs, names, plugin
 
+PLUGINS = {**CHOOSERS, "eval": ("eval.benchmarks", "evals")}
+
 
 def test_the_page_and_the_shared_dataclasses_agree():
     for section, cls in SECTIONS.items():
@@ -17,7 +19,7 @@ def test_the_page_and_the_shared_dataclasses_agree():
 
 
 def test_every_knob_of_a_plugin_is_on_the_page_with_its_default():
-    for section, (_, package) in CHOOSERS.items():
+    for section, (_, package) in PLUGINS.items():
         for name in names(package):
             for short, default in knobs(plugin(package, name)).items():
                 key = f"{section}.{short}"
@@ -28,7 +30,7 @@ def test_every_knob_of_a_plugin_is_on_the_page_with_its_default():
 def test_every_key_on_the_page_is_read_by_something():
     read = {f"{s}.{f.name.replace('_', '-')}" for s, cls in SECTIONS.items() for f in fields(cls)}
     read |= {chooser for chooser, _ in CHOOSERS.values()}
-    for section, (_, package) in CHOOSERS.items():
+    for section, (_, package) in PLUGINS.items():
         read |= {f"{section}.{k}" for name in names(package) for k in knobs(plugin(package, name))}
     assert set(defaults()) == read
 

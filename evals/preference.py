@@ -1,0 +1,55 @@
+"""Preference accuracy on a public file of pairs that the server holds: does the model find the chosen answer likelier?
+
+The central counterpart of the clients' held-out accuracy (`logps/accuracies`), on the same definition.
+"""
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import ConfigError, DataError
+from core.types import Metrics
+from evals.base import Talker
+
+COLUMNS = ("prompt", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Preference:
+    pairs: str = ""  # JSON lines with prompt, chosen and rejected; plain or .gz
+
+    def check(self) -> None:
+        _read(self.pairs)
+
+    def run(self, talker: Talker) -> Metrics:
+        rows = _read(self.pairs)
+        right = 0
+        for row in rows:
+            chosen, rejected = talker.logprob(row["prompt"], (row["chosen"], row["rejected"]))
+            right += chosen > rejected
+        return {"logps/accuracies": right / len(rows), "examples": float(len(rows))}
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    path = Path(name).expanduser()
+    if not name or not path.is_file():
+        raise ConfigError(f"eval.pairs = {name!r}: expected a JSON lines file of pairs on the server")
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    rows = []
+    for number, line in enumerate(text.decode("utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path.name} line {number}: not JSON") from error
+        if not isinstance(row, dict) or not all(isinstance(row.get(c), str) and row[c] for c in COLUMNS):
+            raise DataError(f"{path.name} line {number}: expected the texts {', '.join(COLUMNS)}")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path.name} holds no pairs")
+    return rows
+
+
+PLUGIN = Preference

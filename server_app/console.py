@@ -1,0 +1,188 @@
+"""What the terminal shows, as plain lines: the plan, one row a round, and what came of it.
+
+The lines travel through log streams, so there is no cursor control, no colour and only ASCII of our own.
+"""
+
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from core.config import defaults
+from core.plugins import knobs, plugin
+from core.types import Json, Scalar
+from server_app.reading import Record, Run, read_record, read_run
+from server_app.show import (
+    ABSENT,
+    behind,
+    clip,
+    counted,
+    duration,
+    interval,
+    number,
+    percent,
+    plain,
+    size,
+    state,
+    value,
+    verdict,
+)
+from server_app.stats import PREFERENCE, TOKENS, headline, worst
+
+WIDTH = 100
+WIDTHS = (7, 9, 10, 10, 16, 10, 10, 11, 14)
+SHOWN_ANSWERS = 3
+SHOWN_FAILURES = 3
+PACE = 5  # rounds whose mean time predicts the rest
+
+
+def say(line: str) -> None:
+    """Print a line at once: it is read through a log stream."""
+    print(line, flush=True)
+
+
+def plan_lines(config: Mapping[str, Scalar], manifest: Mapping[str, Json], run_dir: Path | str) -> list[str]:
+    """Three lines that say what will happen. config: dotted keys; manifest: `clients` and `base` are in it."""
+    task, strategy = str(config["task.name"]), str(config["strategy.name"])
+    variant = (manifest.get("strategy") or {}).get("variant")
+    quantization = str(config["model.quantization"])
+    model = f"{config['model.name']} ({config['model.dtype']}, LoRA r={config['lora.r']}"
+    model += ")" if quantization == "none" else f", {quantization})"
+    rounds, steps = int(config["run.num-server-rounds"]), int(config["train.local-steps"])
+    share = float(config["strategy.fraction-train"])
+    sampled = "" if share == 1 else f" with {share:.0%} of the clients"
+    batch = int(config["train.per-device-batch-size"]) * int(config["train.gradient-accumulation-steps"])
+    base = str((manifest.get("base") or {}).get("fingerprint") or "unknown")[:12]
+    role = "the reference of every" if plugin("tasks", task).needs_reference else "the same on every"
+    return [
+        f"plan     {task} on {model} with {strategy}{f' ({variant})' if variant else ''}: "
+        f"{_who(manifest.get('clients') or {})}, seed {config['run.seed']}",
+        f"         {counted(rounds, 'round')}{sampled}, {counted(steps, 'step')} x {counted(batch, 'row')} "
+        f"per client and round; frozen base {base} is {role} client",
+        f"         results go to {run_dir}",
+    ]
+
+
+def header() -> str:
+    """The head of the table whose rows are `round_line`s."""
+    return _row(("round", "clients", "loss", "accuracy", "worst client", "up", "down", "time", "left"))
+
+
+def round_lines(lines: Sequence[Mapping[str, Json]], rounds: int) -> list[str]:
+    """The row of the latest round, and an indented second line that names who failed, if any.
+
+    lines: metrics.jsonl so far, parsed, at least one; the pace of the last rounds gives the time left.
+    """
+    record = read_record(lines[-1])
+    asked = len({*record.participants, *record.failed})
+    metric = PREFERENCE if PREFERENCE in record.eval.mean else TOKENS
+    low = worst(record.eval, metric)
+    row = _row((
+        f"{record.round}/{rounds}",
+        f"{len(record.participants)}/{asked}" if asked else ABSENT,
+        number(record.train.mean.get("loss")),
+        percent(record.eval.mean.get(metric)),
+        f"{percent(low[1])} ({low[0]})" if low else ABSENT,
+        size(record.bytes_up),
+        size(record.bytes_down),
+        duration(record.total_s),
+        duration(time_left([read_record(line) for line in lines[-PACE:]], rounds)),
+    ))  # fmt: skip
+    return [row, _failures(record)] if record.failed else [row]
+
+
+def time_left(records: Sequence[Record], rounds: int) -> float | None:
+    """Seconds, at the mean pace of the trained rounds given; None before the first."""
+    took = [r.total_s for r in records if r.round > 0 and r.total_s is not None]
+    return sum(took) / len(took) * (rounds - records[-1].round) if took else None
+
+
+def summary_lines(run_dir: Path | str) -> list[str]:
+    """What came of the run: answers, headline numbers, where everything is, what to try next."""
+    run = read_run(run_dir)
+    lines = ["", state(run)]
+    for answer in run.answers[:SHOWN_ANSWERS]:
+        lines += ["", f"  prompt  {clip(plain(answer.prompt), WIDTH - 10)}"]
+        for when, said in (("before", answer.before), ("after", answer.after)):
+            lines.append(f"  {when:<6}  {clip(plain(said), WIDTH - 10) or ABSENT}")
+    estimates = headline(run)
+    if estimates:
+        lines += ["", f"{'':<36}{'value':>14}{'95 % interval':>20}{'over':>14}"]
+        lines += [f"  {e.name:<34}{value(e):>14}{interval(e):>20}{behind(e):>14}" for e in estimates]
+    if said := verdict(estimates):
+        lines += ["", *textwrap.wrap(said, WIDTH)]
+    return [*lines, "", *_places(run), *_next_commands(run)]
+
+
+def _places(run: Run) -> list[str]:
+    adapters = run.adapters()
+    note = (
+        " (the shared start; each client keeps its own)" if run.config.get("strategy.name") == "local" else ""
+    )
+    found = [f"adapter  {path}{note}" for path in adapters]
+    files = [("report", run.dir / "report.html"), ("card", run.dir / "README.md")]
+    return found + [f"{what:<9}{path}" for what, path in files if path.exists()]
+
+
+def _next_commands(run: Run) -> list[str]:
+    """Commands that continue or question this run; its own settings are repeated in them."""
+    folder = shlex.quote(str(run.dir))
+    if run.status != "finished":
+        return [f"next     accord resume {folder}"]
+    own = _own_words(run)
+    seed = int(run.config.get("run.seed", 0))
+    federated = run.config.get("strategy.name") != "local"
+    other = {"strategy.name": "local" if federated else "fedavg"}
+    gone = {f"strategy.{key}" for key in knobs(plugin("strategies", str(run.config["strategy.name"])))}
+    kept = {key: v for key, v in own.items() if key not in gone}
+    why = "does federating beat each client alone?" if federated else "does federating beat this?"
+    tries = [
+        (_command(kept | other), why),
+        (_command(own | {"run.seed": seed + 1}), "does another seed agree?"),
+    ]
+    wide = max(len(command) for command, _ in tries)
+    lines = [f"{command:<{wide}}  # {reason}" for command, reason in tries]
+    if (run.dir / "report.html").exists():
+        lines.append(f"open {shlex.quote(str(run.dir / 'report.html'))}")
+    return [f"{'next' if i == 0 else '':<9}{line}" for i, line in enumerate(lines)]
+
+
+def _own_words(run: Run) -> dict[str, Scalar]:
+    """What to say to `accord run` to get this run again, from the folder it was started in."""
+    own = changed(run.config)
+    if Path(str(own.get("run.dir", ""))) == Path("runs").resolve():
+        del own["run.dir"]
+    clients = len(run.manifest.get("clients") or {})
+    if clients and own.get("strategy.min-available-nodes") == clients:
+        del own["strategy.min-available-nodes"]
+        own["federation.num-supernodes"] = clients
+    return own
+
+
+def changed(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The keys that differ from the defaults, without the one that resumes."""
+    page = defaults()
+    return {k: v for k, v in config.items() if k in page and v != page[k] and k != "run.resume"}
+
+
+def _command(keys: Mapping[str, Scalar]) -> str:
+    told = [f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in sorted(keys.items())]
+    return shlex.join(["accord", "run", *told])
+
+
+def _who(clients: Mapping[str, Mapping[str, Json]]) -> str:
+    rows = [int(facts.get("examples") or 0) for facts in clients.values()]
+    skipped = sum(sum((facts.get("skipped") or {}).values()) for facts in clients.values())
+    each = f"{min(rows)} to {max(rows)}" if len(set(rows)) > 1 else str(rows[0]) if rows else "0"
+    left_out = f", {skipped} skipped" if skipped else ""
+    return f"{counted(len(rows), 'client')}, {counted(sum(rows), 'row')} ({each} each{left_out})"
+
+
+def _failures(record: Record) -> str:
+    told = [f"client {c} ({clip(plain(why), 60)})" for c, why in sorted(record.failed.items())]
+    more = f" and {len(told) - SHOWN_FAILURES} more" if len(told) > SHOWN_FAILURES else ""
+    return f"{'':<9}no answer: {', '.join(told[:SHOWN_FAILURES])}{more}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))

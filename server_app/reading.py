@@ -1,0 +1,159 @@
+"""A run folder as values: what report, plots, card and console read; nothing here writes."""
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.config import flatten
+from core.errors import DataError
+from core.types import Json, Metrics, Scalar
+
+
+@dataclass(frozen=True)
+class Half:
+    """The training or the evaluation half of a round. A metric nobody measured is not in it."""
+
+    mean: Metrics = field(default_factory=dict)
+    clients: Mapping[int, Metrics] = field(default_factory=dict)
+
+    def by_client(self, metric: str) -> dict[int, float]:
+        """client -> its finite value of the metric, by client."""
+        found = {c: m[metric] for c, m in sorted(self.clients.items()) if metric in m}
+        return {client: value for client, value in found.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of metrics.jsonl. Round 0 is the base, before any training."""
+
+    round: int
+    participants: tuple[int, ...] = ()
+    failed: Mapping[int, str] = field(default_factory=dict)  # client -> reason
+    train: Half = Half()
+    eval: Half = Half()
+    bytes_up: int | None = None  # of this round alone
+    bytes_down: int | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by stage, and "total"
+
+    @property
+    def total_s(self) -> float | None:
+        return self.seconds.get("total", sum(self.seconds.values())) if self.seconds else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A public prompt and what the model said to it; "" where it was never asked."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Run:
+    dir: Path
+    config: Mapping[str, Scalar]  # dotted keys
+    manifest: Mapping[str, Json]
+    records: tuple[Record, ...] = ()  # by round
+    answers: tuple[Answer, ...] = ()
+
+    @property
+    def status(self) -> str:
+        return str(self.manifest.get("status", "running"))
+
+    @property
+    def rounds(self) -> int:
+        """The rounds it was asked for."""
+        return int(self.manifest.get("rounds", self.config.get("run.num-server-rounds", 0)))
+
+    @property
+    def done(self) -> int:
+        """The last round it completed."""
+        return self.records[-1].round if self.records else 0
+
+    @property
+    def strategy(self) -> str:
+        """The strategy with its numerics variant, e.g. "fedadam (paper)"."""
+        named = self.manifest.get("strategy", {})
+        name = str(named.get("name", self.config.get("strategy.name", "")))
+        return f"{name} ({named['variant']})" if named.get("variant") else name
+
+    @property
+    def task(self) -> str:
+        return str(self.manifest.get("task", self.config.get("task.name", "")))
+
+    def adapters(self) -> list[Path]:
+        """The adapter folders on disk: adapter/ itself, or one below it for each adapter."""
+        top = self.dir / "adapter"
+        return [found.parent for found in sorted(top.glob("**/adapter_config.json"))]
+
+
+def read_run(run_dir: Path | str) -> Run:
+    """The run in a folder; files not written yet count as empty. Raises DataError on a broken one."""
+    folder = Path(run_dir)
+    config = folder / "config.toml"
+    answers = _json(folder / "answers.json", [])
+    return Run(
+        dir=folder,
+        config=flatten(tomllib.loads(config.read_text("utf-8"))) if config.exists() else {},
+        manifest=_json(folder / "manifest.json", {}),
+        records=_records(folder / "metrics.jsonl"),
+        answers=tuple(
+            Answer(a["prompt"], a.get("before") or "", a.get("after") or "")
+            for a in answers
+            if a.get("prompt")
+        ),
+    )
+
+
+def read_record(line: Mapping[str, Json]) -> Record:
+    """A line of metrics.jsonl, parsed by json, to a Record."""
+    return Record(
+        round=int(line["round"]),
+        participants=tuple(int(c) for c in line.get("participants") or ()),
+        failed={int(c): str(why) for c, why in (line.get("failed") or {}).items()},
+        train=_half(line.get("train")),
+        eval=_half(line.get("eval")),
+        bytes_up=line.get("bytes_up"),
+        bytes_down=line.get("bytes_down"),
+        seconds=_numbers(line.get("seconds")),
+    )
+
+
+def _half(half: Mapping[str, Json] | None) -> Half:
+    half = half or {}
+    clients = (half.get("clients") or {}).items()
+    return Half(_numbers(half.get("mean")), {int(c): _numbers(metrics) for c, metrics in clients})
+
+
+def _numbers(metrics: Mapping[str, Json] | None) -> Metrics:
+    return {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, int | float)}
+
+
+def _json(path: Path, missing: Json) -> Json:
+    if not path.exists():
+        return missing
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: expected JSON, {error}; was it edited by hand?") from error
+
+
+def _records(path: Path) -> tuple[Record, ...]:
+    """The last line of each round; a resumed run may have repeated one."""
+    if not path.exists():
+        return ()
+    lines = [line for line in path.read_text("utf-8").split("\n") if line.strip()]
+    by_round: dict[int, Record] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = read_record(json.loads(line))
+        except (ValueError, KeyError) as error:
+            if number == len(lines):
+                break  # the process was killed while it wrote
+            raise DataError(f"{path}, line {number}: expected a round's metrics, {error!r}") from error
+        by_round[record.round] = record
+    return tuple(by_round[rnd] for rnd in sorted(by_round))

@@ -1,0 +1,199 @@
+"""What a run's numbers are worth: intervals, the gain over the base, the worst client, the spread.
+
+Accuracies over pooled rows: Wilson's score interval (Wilson 1927), which treats the rows as independent.
+The gain: clients are resampled, not rows, because rows of one client resemble each other and every client is
+its own before and after. Percentile bootstrap with Hesterberg's expanded percentiles (2015, "What Teachers
+Should Know About the Bootstrap", section 4.2), which undo its narrowness at few clients.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from core.seeds import seed_for
+from server_app.reading import Half, Record, Run
+
+PREFERENCE = "logps/accuracies"  # the model itself prefers the chosen answer
+LONGER = "length/accuracies"  # the longer answer is the chosen one
+TOKENS = "mean_token_accuracy"
+MIN_CLUSTERS = (
+    6  # all clients fall on one side of the true median with probability 2^(1-C): above 5 % below 6
+)
+RESAMPLES = 10_000
+METHOD = (
+    "Accuracies: 95 % Wilson score interval over the pooled held-out rows. "
+    f"Gain: 95 % bootstrap interval over clients ({RESAMPLES} paired resamples, expanded percentiles, "
+    f"seeded); not given for fewer than {MIN_CLUSTERS} clients. The worst client is selected after the fact, "
+    "so it has no interval."
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval, where one is honest, and what stands behind it."""
+
+    key: str
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    of: Literal["rows", "clients"] = "rows"
+    unit: Literal["share", "points", "number"] = "share"  # points: a difference of two shares
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A share over all held-out rows of all clients that measured it."""
+
+    value: float
+    rows: int
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % score interval of a share of `count` rows; the count of successes is rounded to a whole row."""
+    assert count > 0, count
+    assert 0 <= share <= 1, share
+    from scipy.stats import binomtest  # slow to import
+
+    interval = binomtest(round(share * count), count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def pooled(half: Half, metric: str) -> Pooled | None:
+    """The row-weighted share; None where no client measured it."""
+    counts = _rows(half)
+    known = {client: value for client, value in half.by_client(metric).items() if counts.get(client)}
+    if known:
+        total = sum(counts[client] for client in known)
+        return Pooled(sum(value * counts[client] for client, value in known.items()) / total, total)
+    total = int(half.mean.get("examples", 0))
+    return Pooled(half.mean[metric], total) if metric in half.mean and total else None
+
+
+def worst(half: Half, metric: str) -> tuple[int, float] | None:
+    """(client, value) of the lowest; the smaller id on a tie."""
+    values = half.by_client(metric)
+    client = min(values, key=lambda c: (values[c], c), default=None)
+    return None if client is None else (client, values[client])
+
+
+def spread(half: Half, metric: str) -> float | None:
+    """Standard deviation over clients, unweighted (C - 1 in the denominator)."""
+    values = list(half.by_client(metric).values())
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def gain(before: Half, after: Half, metric: str, *, seed: int) -> Estimate | None:
+    """after - before over the clients that measured both, weighted by their rows after."""
+    a, b, counts = before.by_client(metric), after.by_client(metric), _rows(after)
+    both = [client for client in b if client in a and counts.get(client)]
+    if not both:
+        return None
+    deltas = np.array([b[client] - a[client] for client in both])
+    weights = np.array([counts[client] for client in both], float)
+    low, high = cluster_interval(deltas, weights, seed=seed) if len(both) >= MIN_CLUSTERS else (None, None)
+    value = float(deltas @ weights / weights.sum())
+    return Estimate("gain", "Gain over the base", value, low, high, len(both), "clients", "points")
+
+
+def cluster_interval(deltas: np.ndarray, weights: np.ndarray, *, seed: int) -> tuple[float, float]:
+    """95 % interval of sum w d / sum w when the clients are a sample. deltas, weights: (C,), C >= 2."""
+    from scipy.stats import norm, t  # slow to import
+
+    count = len(deltas)
+    tail = norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(0.025, count - 1))
+    rng = np.random.default_rng(seed_for(seed, "bootstrap"))
+    means = []
+    for _ in range(0, RESAMPLES, 500):  # in pieces: (500, C) at a time
+        times = rng.multinomial(count, np.full(count, 1 / count), size=500)
+        means.append(times @ (weights * deltas) / (times @ weights))
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def accuracy_metric(run: Run) -> str | None:
+    """The accuracy this run is about: preference where pairs were held out, else of tokens."""
+    for metric in (PREFERENCE, TOKENS):
+        if any(metric in half_metrics(record.eval) for record in run.records):
+            return metric
+    return None
+
+
+def half_metrics(half: Half) -> set[str]:
+    return set(half.mean).union(*half.clients.values()) if half.clients else set(half.mean)
+
+
+def first_and_last(run: Run, metric: str) -> tuple[Record | None, Record | None]:
+    """The record of the base (round 0) and of the latest trained round that measured the metric."""
+    known = [record for record in run.records if metric in half_metrics(record.eval)]
+    base = next((record for record in known if record.round == 0), None)
+    trained = [record for record in known if record.round > 0]
+    return base, (trained[-1] if trained else None)
+
+
+def headline(run: Run) -> list[Estimate]:
+    """The run in a few numbers, most important first; what was not measured is not in the list."""
+    found = _preference(run) if accuracy_metric(run) == PREFERENCE else []
+    _, last = first_and_last(run, "rewards/accuracies")
+    found.append(_share("reward", "Reward accuracy (TRL)", last, "rewards/accuracies"))
+    found += _before_after(run, TOKENS, "Token accuracy", "share")
+    found += _before_after(run, "loss", "Held-out loss", "number")
+    for metric, name in (("rewards/margins", "Reward margin"), ("kl", "KL to the base")):
+        _, last = first_and_last(run, metric)
+        if last and metric in last.eval.mean:
+            found.append(Estimate(metric, name, last.eval.mean[metric], n=rows(last.eval), unit="number"))
+    return [estimate for estimate in found if estimate is not None]
+
+
+def rows(half: Half) -> int | None:
+    """Held-out rows behind an evaluation; None if nobody counted."""
+    return sum(_rows(half).values()) or int(half.mean.get("examples", 0)) or None
+
+
+def _preference(run: Run) -> list[Estimate | None]:
+    base, last = first_and_last(run, PREFERENCE)
+    found = [_share("before", "Preference accuracy, base", base, PREFERENCE)]
+    if last:
+        found.append(_share("after", f"Preference accuracy, round {last.round}", last, PREFERENCE))
+        if base:
+            found.append(gain(base.eval, last.eval, PREFERENCE, seed=int(run.manifest.get("seed", 0))))
+        if low := worst(last.eval, PREFERENCE):
+            client, share = low
+            found.append(Estimate("worst", f"Worst client ({client})", share, n=_rows(last.eval).get(client)))
+        if (sd := spread(last.eval, PREFERENCE)) is not None:
+            n = len(last.eval.by_client(PREFERENCE))
+            found.append(Estimate("spread", "Std. dev. over clients", sd, n=n, of="clients", unit="points"))
+    found.append(_share("longer", 'Baseline "longer answer wins"', last or base, LONGER))
+    return found
+
+
+def _before_after(
+    run: Run, metric: str, name: str, unit: Literal["share", "number"]
+) -> list[Estimate | None]:
+    base, last = first_and_last(run, metric)
+    halves = [("before", "base", base), ("after", f"round {last.round}" if last else "", last)]
+    return [
+        Estimate(f"{metric} {key}", f"{name}, {when}", r.eval.mean[metric], n=rows(r.eval), unit=unit)
+        for key, when, r in halves
+        if r and metric in r.eval.mean
+    ]
+
+
+def _share(key: str, name: str, record: Record | None, metric: str) -> Estimate | None:
+    share = pooled(record.eval, metric) if record else None
+    if share is None:
+        return None
+    possible = 0 <= share.value <= 1  # a client can report anything
+    low, high = wilson(share.value, share.rows) if possible else (None, None)
+    return Estimate(key, name, share.value, low, high, share.rows)
+
+
+def _rows(half: Half) -> dict[int, int]:
+    return {client: int(m["examples"]) for client, m in half.clients.items() if m.get("examples")}
+
+
+def by_key(estimates: list[Estimate]) -> Mapping[str, Estimate]:
+    return {estimate.key: estimate for estimate in estimates}

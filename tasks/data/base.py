@@ -1,0 +1,227 @@
+"""Rows: the canonical formats, how users' columns become them, and what a source of data has to offer.
+
+Canonical rows have TRL's columns: pair (prompt, chosen, rejected), thumb (prompt, completion, label) and
+demonstration (prompt, completion). Texts are strings, or lists of messages with `role` and `content`.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from core.errors import ConfigError, DataError
+from core.types import Json
+from tasks.base import Row
+
+PAIR = ("prompt", "chosen", "rejected")
+THUMB = ("prompt", "completion", "label")
+DEMONSTRATION = ("prompt", "completion")
+KINDS = {PAIR: "pairs", THUMB: "thumbs", DEMONSTRATION: "demonstrations"}
+ANSWER_TURN = "\n\nAssistant:"  # of the transcripts of HH-RLHF
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row as a source found it, before anybody looked at it."""
+
+    where: str  # "a.jsonl line 7", for messages
+    raw: Json = None
+    owner: str = ""  # its natural client; "" where unknown
+    heldout: bool = False  # the source's own split
+    fault: str = ""  # why it could not even be read
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A good row, in canonical form."""
+
+    row: Row
+    owner: str
+    heldout: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """All the good rows of a source, of one kind, and a count of the bad ones by reason."""
+
+    entries: tuple[Entry, ...]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """A plugin of tasks/data/: a dataclass whose fields are its keys."""
+
+    def find(self, seed: int, clients: int) -> Iterator[Found]:
+        """Every row for a federation of `clients`, a function of the arguments and of the files read.
+
+        Raises ConfigError for a key that leads nowhere; a bad row is handed on as it is.
+        """
+        ...
+
+    def stamp(self) -> Json:
+        """A hashable value that changes when the rows do, e.g. the times of the files; () for a pure function."""
+        ...
+
+    def prompts(self) -> list[str]:
+        """Public prompts to answer before and after a run; empty where the data are private."""
+        ...
+
+    def truth(self, client: int) -> int | None:
+        """The planted preference type of a client, where there is one."""
+        ...
+
+
+class BadRow(DataError):
+    """Why a row cannot be used; never its text."""
+
+
+def read(found: Iterable[Found], on_bad_row: str) -> Table:
+    """Canonical rows; a bad one raises DataError with its place (`error`) or is counted (`skip`)."""
+    entries: list[Entry] = []
+    skipped: Counter[str] = Counter()
+    first = ""
+    kind: tuple[str, ...] = ()
+    for one in found:
+        try:
+            row = canonical(one)
+            kind = kind or tuple(row)
+            if tuple(row) != kind:
+                raise BadRow(f"is one of {KINDS[tuple(row)]}, but the first good row is one of {KINDS[kind]}")
+        except BadRow as bad:
+            skipped[str(bad)] += 1
+            first = first or f"{one.where}: {bad}"
+            continue
+        entries.append(Entry(row, one.owner, one.heldout))
+    if first and on_bad_row == "error":
+        more = f"; {skipped.total() - 1} more bad rows" if skipped.total() > 1 else ""
+        raise DataError(f"{first}{more} (data.on-bad-row = 'skip' leaves bad rows out and counts them)")
+    return Table(tuple(entries), dict(skipped))
+
+
+def canonical(found: Found) -> Row:
+    """The row in canonical form, other columns left out. Raises BadRow."""
+    if found.fault:
+        raise BadRow(found.fault)
+    if not isinstance(found.raw, Mapping):
+        raise BadRow("is no JSON object")
+    raw = renamed(found.raw)
+    for kind in KINDS:
+        if all(column in raw for column in kind):
+            row = {column: raw[column] for column in kind}
+            _check(row)
+            return row
+    wanted = " or ".join("+".join(kind) for kind in KINDS)
+    raise BadRow(f"misses columns: expected {wanted}, got {'+'.join(sorted(map(str, found.raw))) or 'none'}")
+
+
+def renamed(raw: Mapping[str, Any]) -> dict[str, Any]:  # Any: not checked yet
+    """Common column names to canonical ones, and a prompt for pairs that hold it only implicitly."""
+    out = dict(raw)
+    if "prompt" not in out and "instruction" in out:
+        extra = out.get("input")  # one space, as OpenFedLLM joins them
+        joined = isinstance(extra, str) and extra != "" and isinstance(out["instruction"], str)
+        out["prompt"] = f"{out['instruction']} {extra}" if joined else out["instruction"]
+    for alias in ("output", "response"):
+        if "completion" not in out and alias in out:
+            out["completion"] = out[alias]
+    if "prompt" not in out and "chosen" in out and "rejected" in out:
+        prompt, chosen, rejected = split_prompt(out["chosen"], out["rejected"])
+        out |= {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return out
+
+
+def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:  # Any: strings or messages
+    """The prompt that two full conversations share, and what follows it in each.
+
+    Messages are cut where they first differ, transcripts at the last shared "Assistant:" turn, other
+    strings at the last shared word, so that nothing of an answer is lost to the prompt (the fault of
+    cutting at the first character that differs). Raises BadRow when there is nothing to compare.
+    """
+    if not (type(chosen) is type(rejected) and isinstance(chosen, str | list)):
+        raise BadRow("has no prompt, and chosen and rejected are not two strings or two message lists")
+    if chosen == rejected:
+        raise BadRow("chosen equals rejected")
+    same = 0
+    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+        same += 1
+    if isinstance(chosen, str):
+        turn = chosen.rfind(ANSWER_TURN, 0, same)
+        same = turn + len(ANSWER_TURN) if turn >= 0 else max(chosen.rfind(" ", 0, same), 0)
+    elif same == min(len(chosen), len(rejected)):
+        same -= 1  # one conversation goes on after the other: its last answer is the completion
+    return chosen[:same], chosen[same:], rejected[same:]
+
+
+def thumbs(pairs: Sequence[Row]) -> list[Row]:
+    """KTOO: a client's n pairs become its n desirable rows, in order, and then its n undesirable ones."""
+    return [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for side in ("chosen", "rejected")
+        for pair in pairs
+    ]
+
+
+def demonstrations(rows: Sequence[Row]) -> list[Row]:
+    """What was preferred or desired, as prompt and completion."""
+    if rows and "chosen" in rows[0]:
+        return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    return [
+        {"prompt": row["prompt"], "completion": row["completion"]} for row in rows if row.get("label", True)
+    ]
+
+
+def ktor(clients: Sequence[Sequence[Row]], seed: int = 2023) -> list[list[Row]]:
+    """KTOR: thumbs dealt anew over the clients; every client's count and the multiset of rows stay.
+
+    Clients are refilled in order, each slot drawing from what is left of the client-major list with
+    Python's generator, seeded once: the procedure that brains-group/OpenFedLLM describes (its code leaves
+    the rows where they were).
+    """
+    pool = [row for rows in clients for row in rows]
+    rng = random.Random(seed)
+    return [[pool.pop(rng.randint(0, len(pool) - 1)) for _ in rows] for rows in clients]
+
+
+def view(rows: Sequence[Row], columns: tuple[str, ...]) -> list[Row]:
+    """Rows with the columns of a task: pairs as thumbs or demonstrations, thumbs as demonstrations.
+
+    Raises ConfigError where no view leads there.
+    """
+    if not rows or tuple(rows[0]) == columns:
+        return list(rows)
+    if columns == THUMB and tuple(rows[0]) == PAIR:
+        return thumbs(rows)
+    if columns == DEMONSTRATION:
+        return demonstrations(rows)
+    raise ConfigError(
+        f"the task trains on {KINDS[columns]} ({'+'.join(columns)}), but the data are {KINDS[tuple(rows[0])]}; "
+        "choose another task.name or another data.source"
+    )
+
+
+def _check(row: Row) -> None:
+    for column, value in row.items():
+        if column == "label":
+            if not isinstance(value, bool):
+                raise BadRow(f"label must be true or false, got {type(value).__name__}")
+        elif isinstance(value, list):
+            _check_messages(column, value)
+        elif not isinstance(value, str):
+            raise BadRow(f"{column} must be a string or a list of messages, got {type(value).__name__}")
+        elif not value.strip():
+            raise BadRow(f"{column} is empty")
+    if len({type(value) for column, value in row.items() if column != "label"}) > 1:
+        raise BadRow("mixes strings and lists of messages")
+    if "chosen" in row and row["chosen"] == row["rejected"]:
+        raise BadRow("chosen equals rejected")
+
+
+def _check_messages(column: str, messages: list[Any]) -> None:  # Any: not checked yet
+    if not messages:
+        raise BadRow(f"{column} is empty")
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise BadRow(f"{column} holds a message without role and content")
+        if not all(isinstance(message[key], str) and message[key].strip() for key in ("role", "content")):
+            raise BadRow(f"{column} holds a message whose role or content is empty or no string")

@@ -1,0 +1,120 @@
+"""The toy preference world: pairs of answers in the toy language, with a planted truth to be found.
+
+An answer's utility has a part that everybody shares, the right fact (3) and politeness (1.5), and a part
+of the client's planted type (2): types 0 and 1 want the answer brief and detailed, types 2 and 3 want it
+cautious and confident. So a federation can find out together what no client holds enough rows for,
+and what pleases one client may not please another. Which of a topic's two facts is right is drawn from the
+run's seed; the base knows both alike. Training labels are flipped with probability `label_noise`; held-out
+labels are clean, and held-out pairs ask every topic in a form that no training pair asks it in.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from core.errors import ConfigError
+from core.seeds import rng_for
+from core.types import Json
+from tasks.base import Row
+from tasks.data.base import Found
+from tasks.kit.toy_base.language import QUESTIONS, Answer, Topic, topics, ways
+
+FACT, TYPE, POLITE = 3.0, 2.0, 1.5  # no two different sets of features have the same utility
+FACT_DIFFERS = 0.75
+OTHER_DIFFERS = 0.33
+TASTES = (("detailed", False), ("detailed", True), ("cautious", True), ("cautious", False))
+PROMPTS = 6
+
+
+@dataclass(frozen=True)
+class World:
+    """What is true under one seed."""
+
+    right: tuple[int, ...]  # the right fact of each topic
+    unseen: tuple[int, ...]  # the form of question that is kept for held-out pairs
+
+    @staticmethod
+    def draw(seed: int) -> "World":
+        rng, count = rng_for(seed, "toy", "world"), len(topics())
+        right = tuple(rng.randrange(2) for _ in range(count))
+        return World(right, tuple(rng.randrange(len(QUESTIONS)) for _ in range(count)))
+
+
+@dataclass(frozen=True)
+class Toy:
+    types: int = 2
+    rows_per_client: int = 48
+    eval_rows_per_client: int = 48
+    label_noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.types <= len(TASTES):
+            raise ConfigError(f"data.types must be in 1..{len(TASTES)}, got {self.types}")
+        if self.rows_per_client < 1 or self.eval_rows_per_client < 0:
+            raise ConfigError(
+                "data.rows-per-client must be above 0 and data.eval-rows-per-client not negative, "
+                f"got {self.rows_per_client} and {self.eval_rows_per_client}"
+            )
+
+    def find(self, seed: int, clients: int) -> Iterator[Found]:
+        world = World.draw(seed)
+        for client in range(clients):
+            for heldout, count in ((False, self.rows_per_client), (True, self.eval_rows_per_client)):
+                rng = rng_for(seed, "toy", "heldout" if heldout else "train", client, clients)
+                for number in range(count):
+                    row = self._pair(rng, world, client, heldout=heldout)
+                    yield Found(f"toy client {client} row {number}", row, f"client-{client}", heldout)
+
+    def stamp(self) -> Json:
+        return ()
+
+    def prompts(self) -> list[str]:
+        """The first forms of question about some topics, the same under every seed."""
+        every = topics()
+        return [every[place].question(0) for place in range(0, len(every), len(every) // PROMPTS + 1)]
+
+    def truth(self, client: int) -> int | None:
+        return client % self.types
+
+    def utility(self, answer: Answer, client: int, *, right: int) -> float:
+        """How much the client likes an answer; `right` is the right fact of its topic."""
+        feature, wanted = TASTES[client % self.types]
+        liked = getattr(answer, feature) == wanted
+        return FACT * (answer.fact == right) + TYPE * liked + POLITE * answer.polite
+
+    def _rewrite(self, one: Answer, rng: random.Random) -> Answer:
+        tastes = {feature for feature, _ in TASTES[: self.types]}
+        flips = {
+            name: getattr(one, name) ^ (rng.random() < OTHER_DIFFERS) for name in ("polite", *sorted(tastes))
+        }
+        return replace(one, fact=one.fact ^ (rng.random() < FACT_DIFFERS), **flips)
+
+    def _pair(self, rng: random.Random, world: World, client: int, *, heldout: bool) -> Row:
+        place = rng.randrange(len(world.right))
+        topic, kept = topics()[place], world.unseen[place]
+        form = kept if heldout else rng.choice([f for f in range(len(QUESTIONS)) if f != kept])
+        while True:
+            one = _answer(rng)
+            two = self._rewrite(one, rng)
+            gain = self.utility(one, client, right=world.right[place]) - self.utility(
+                two, client, right=world.right[place]
+            )
+            if gain:
+                break
+        flipped = not heldout and rng.random() < self.label_noise
+        if (gain > 0) == flipped:
+            one, two = two, one
+        return _row(topic, form, one, two)
+
+
+def _answer(rng: random.Random) -> Answer:
+    """An answer with every feature and every way equally likely."""
+    polite, detailed, cautious = (rng.random() < 0.5 for _ in range(3))
+    return Answer(rng.randrange(2), polite, detailed, cautious, rng.choice(ways(detailed)))
+
+
+def _row(topic: Topic, form: int, chosen: Answer, rejected: Answer) -> Row:
+    return {"prompt": topic.question(form), "chosen": chosen.text(topic), "rejected": rejected.text(topic)}
+
+
+PLUGIN = Toy

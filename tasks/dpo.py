@@ -1,0 +1,105 @@
+"""DPO: prefer the chosen completion over the rejected one. Rafailov et al. 2023, Eq. 7 (arXiv:2305.18290).
+
+Also IPO (Azar et al. 2023, Eq. 17, arXiv:2310.12036; log-ratios per token, as its authors told TRL), the hinge
+of SLiC (Zhao et al. 2023, arXiv:2305.10425) and label smoothing (Mitchell 2023, "conservative DPO").
+Deviations: none.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from core.errors import ConfigError
+from core.types import Metrics, Scalar
+from tasks.base import Batch, Example, Row
+from tasks.kit.encode import Encoder
+
+LossType = Literal["sigmoid", "ipo", "hinge"]
+
+
+def dpo_loss(
+    margins: Tensor, *, beta: float, loss_type: str = "sigmoid", label_smoothing: float = 0.0
+) -> Tensor:
+    """Loss of each pair, (B,). margins: chosen minus rejected log pi/pi_ref, (B,); for ipo of per-token means.
+
+    sigmoid: -(1 - s) log sigmoid(beta m) - s log sigmoid(-beta m) with s = label_smoothing;
+    ipo: (m - 1/(2 beta))^2; hinge: max(0, 1 - beta m).
+    """
+    if loss_type == "ipo":
+        return (margins - 1 / (2 * beta)) ** 2
+    if loss_type == "hinge":
+        return torch.relu(1 - beta * margins)
+    right, flipped = -logsigmoid(beta * margins), -logsigmoid(-beta * margins)
+    return (1 - label_smoothing) * right + label_smoothing * flipped if label_smoothing else right
+
+
+@dataclass(frozen=True)
+class DPO:
+    """Direct preference optimisation on pairs; the reference is the frozen base, in every round."""
+
+    beta: float = 0.1
+    loss_type: str = "sigmoid"
+    label_smoothing: float = 0.0
+
+    columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
+    needs_reference: ClassVar[bool] = True
+    averages: ClassVar[Literal["examples", "tokens"]] = "examples"
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ConfigError(f"task.beta must be above 0, got {self.beta}")
+        if self.loss_type not in get_args(LossType):
+            raise ConfigError(
+                f"task.loss-type must be one of {' | '.join(get_args(LossType))}, got {self.loss_type!r}"
+            )
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(f"task.label-smoothing must be in [0, 0.5), got {self.label_smoothing}")
+        if self.label_smoothing and self.loss_type != "sigmoid":
+            raise ConfigError(f"task.label-smoothing has no effect with task.loss-type = {self.loss_type!r}")
+
+    @property
+    def reward_scale(self) -> float:
+        return self.beta
+
+    def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
+        made = (encode.example(r["prompt"], (r["chosen"], r["rejected"]), row=i) for i, r in enumerate(rows))
+        return [example for example in made if example]
+
+    def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
+        return list(examples)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        assert batch.ref_logps is not None
+        logps, ratios = batch.logps.view(-1, 2), (batch.logps - batch.ref_logps).view(-1, 2)
+        scores = ratios / batch.tokens.view(-1, 2) if self.loss_type == "ipo" else ratios
+        losses = dpo_loss(
+            scores[:, 0] - scores[:, 1],
+            beta=self.beta,
+            loss_type=self.loss_type,
+            label_smoothing=self.label_smoothing,
+        )
+        rewards = self.beta * ratios.detach()
+        margins = rewards[:, 0] - rewards[:, 1]
+        chosen, rejected = rewards.mean(0).tolist()
+        logp_chosen, logp_rejected = logps.detach().mean(0).tolist()
+        return losses.mean(), {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": float(margins.mean()),
+            "rewards/accuracies": float((margins > 0).float().mean()),
+            "logps/chosen": logp_chosen,
+            "logps/rejected": logp_rejected,
+        }
+
+    def census(self, examples: Sequence[Example]) -> Metrics:
+        return {}
+
+    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+        return {}
+
+
+PLUGIN = DPO

@@ -1,0 +1,76 @@
+"""The two training engines behind one call, and a client's rows as tokens, made once."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from core.config import Config, TrainConfig
+from core.errors import DataError
+from core.types import Metrics, Scalar
+from tasks.base import Example, Row, Task
+from tasks.kit import loop
+from tasks.kit.cache import Cache, rows_key
+from tasks.kit.encode import Encoder, Text
+from tasks.kit.evaluate import evaluate as score
+from tasks.kit.evaluate import heldout_examples
+from tasks.kit.loop import Correct, TrainReport
+from tasks.kit.model import Base
+
+
+@dataclass(frozen=True)
+class Examples:
+    kept: list[Example]
+    skipped: Mapping[str, int]  # by reason
+
+
+def examples(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> Examples:
+    """A client's rows as the task reads them, from the cache on its disk where they are known."""
+    key = rows_key(rows, type(task).__name__, base.fingerprint, *_lengths(config))
+
+    def make() -> tuple[list[Example], Counter[str]]:
+        encoder = Encoder(base.tokenizer, *_lengths(config))
+        return task.examples(rows, encoder), encoder.skipped
+
+    kept, skipped = cache.examples(key, make)
+    if not kept:
+        raise DataError(f"none of {len(rows)} training rows can be used: {dict(skipped) or 'there are none'}")
+    return Examples(kept, skipped)
+
+
+def train(
+    base: Base,
+    task: Task,
+    kept: Sequence[Example],
+    cfg: TrainConfig,
+    *,
+    seed: int,
+    data_seed: int,
+    knobs: Mapping[str, Scalar],
+    cache: Cache,
+    correct: Correct | None,
+) -> TrainReport:
+    """One local training of the base's current adapter, by the engine that train.engine names."""
+    if cfg.engine == "trl":
+        from tasks.kit import trl_engine  # importing trl takes seconds
+
+        return trl_engine.train(
+            base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, correct=correct
+        )
+    return loop.train(
+        base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, correct=correct
+    )
+
+
+def evaluate(base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache) -> Metrics:
+    """The scores of held-out rows under the base's current adapter."""
+    key = rows_key(heldout, "heldout", base.fingerprint, *_lengths(config))
+
+    def make() -> tuple[list[Example], Counter[str]]:
+        encoder = Encoder(base.tokenizer, *_lengths(config))
+        return heldout_examples(heldout, encoder), encoder.skipped
+
+    return score(base, task, cache.examples(key, make)[0], cache=cache)
+
+
+def _lengths(config: Config) -> tuple[str, int, str]:
+    return config.data.prompt_format, config.train.max_length, config.train.on_long_row

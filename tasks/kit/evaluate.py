@@ -1,0 +1,150 @@
+"""Scores of held-out examples under the current adapter, with TRL's metric names; what has no data is absent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.types import Metrics
+from tasks.base import Example, Row, Task
+from tasks.kit.batches import by_budget
+from tasks.kit.cache import Cache
+from tasks.kit.encode import Encoder, key_of
+from tasks.kit.logprobs import completion_logps, predictions
+from tasks.kit.model import Base, is_untouched, reference
+from tasks.kit.reference import fork_of, reference_logps, tokens_of
+
+TOKENS = 4096  # scored at once
+KL_ROWS = 32  # rows whose exact KL is computed: each costs two passes and two full vocabularies a token
+
+
+def evaluate(
+    base: Base, task: Task, examples: Sequence[Example], *, cache: Cache | None = None, kl_rows: int = KL_ROWS
+) -> Metrics:
+    """Metrics of pairs, of labelled single completions, or of unlabelled ones, by what the examples are.
+
+    Every example must be of one kind. kl is over the first kl_rows examples.
+    """
+    if not examples:
+        return {}
+    base.model.eval()
+    with torch.no_grad():
+        if len(examples[0].completions) == 1 and examples[0].label is None:
+            return {"examples": float(len(examples)), **_language(base, examples)}
+        scores = _scores(base, examples, cache or Cache(None))
+        if len(examples[0].completions) == 2:
+            metrics = pair_metrics(scores, task.reward_scale)
+            metrics["kl"] = exact_kl(base, examples[:kl_rows])
+        else:
+            metrics = unpaired_metrics(scores, [bool(e.label) for e in examples], task.reward_scale)
+    return {"examples": float(len(examples)), **metrics}
+
+
+def heldout_examples(rows: Sequence[Row], encode: Encoder) -> list[Example]:
+    """Canonical rows of any view as what evaluate() scores: pairs, thumbs or plain completions."""
+    out = []
+    for i, row in enumerate(rows):
+        if "chosen" in row:
+            example = encode.example(row["prompt"], (row["chosen"], row["rejected"]), row=i)
+        else:
+            example = encode.example(row["prompt"], (row["completion"],), row.get("label"), row=i)
+        out += [example] if example else []
+    return out
+
+
+@dataclass(frozen=True)
+class Scores:
+    """(N, completions) each, float64: summed log-probabilities, and completion lengths in tokens."""
+
+    logps: Tensor
+    ref_logps: Tensor
+    tokens: Tensor
+
+
+def pair_metrics(scores: Scores, reward_scale: float) -> Metrics:
+    """Of (chosen, rejected) pairs. rewards/accuracies counts rewards that are strictly larger (TRL) and is absent
+    where policy and reference agree on every row; logps/accuracies is the model alone, without reference."""
+    rewards = reward_scale * (scores.logps - scores.ref_logps)
+    chosen, rejected = rewards.mean(0).tolist()
+    logp_chosen, logp_rejected = scores.logps.mean(0).tolist()
+    longer = scores.tokens[:, 0] - scores.tokens[:, 1]
+    metrics = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "logps/chosen": logp_chosen,
+        "logps/rejected": logp_rejected,
+        "logps/accuracies": _share(scores.logps[:, 0] > scores.logps[:, 1]),
+        "length/accuracies": float((longer.sign() + 1).mean() / 2),  # the longer answer wins; a tie is half
+    }
+    if rewards.any():
+        metrics["rewards/accuracies"] = _share(rewards[:, 0] > rewards[:, 1])
+    return metrics
+
+
+def unpaired_metrics(scores: Scores, labels: Sequence[bool], reward_scale: float) -> Metrics:
+    """Of single completions with thumbs. rewards/accuracies is the share of (desirable, undesirable) pairs in
+    which the first has the larger reward (Mann-Whitney; a tie is half)."""
+    rewards = reward_scale * (scores.logps - scores.ref_logps)[:, 0]
+    good = torch.tensor(labels)
+    metrics: Metrics = {}
+    for name, rows in (("chosen", good), ("rejected", ~good)):
+        if rows.any():
+            metrics[f"rewards/{name}"] = float(rewards[rows].mean())
+            metrics[f"logps/{name}"] = float(scores.logps[:, 0][rows].mean())
+    if good.any() and not good.all():
+        metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        if rewards.any():
+            gaps = rewards[good][:, None] - rewards[~good][None, :]
+            metrics["rewards/accuracies"] = float((gaps.sign() + 1).mean() / 2)
+    return metrics
+
+
+def exact_kl(base: Base, examples: Sequence[Example]) -> float:
+    """KL(pi || pi_ref) of the next token, in nats: mean over the completion positions of the first completions."""
+    if is_untouched(base):
+        return 0.0
+    total, count = 0.0, 0
+    for group in by_budget(examples, tokens_of, TOKENS):
+        forks = [(e.prompt, e.completions[:1]) for e in group]
+        with torch.no_grad():
+            policy, _, _ = predictions(base, forks)
+        with reference(base):
+            frozen, _, _ = predictions(base, forks)
+        for rows, log_p in base.head.log_softmax(policy):
+            log_p = log_p.clone()  # both share the head's buffer
+            (_, log_q) = next(base.head.log_softmax(frozen[rows]))
+            total += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
+        count += len(policy)
+    return total / count
+
+
+def _scores(base: Base, examples: Sequence[Example], cache: Cache) -> Scores:
+    refs = reference_logps(base, examples, cache)
+    frozen = [refs[key_of(e)] for e in examples]
+    logps = frozen if is_untouched(base) else [row for group in by_budget(examples, tokens_of, TOKENS)
+                                               for row in _logps(base, group)]  # fmt: skip
+    tokens = [[len(c) for c in e.completions] for e in examples]
+    return Scores(*(torch.tensor(rows, dtype=torch.float64) for rows in (logps, frozen, tokens)))
+
+
+def _logps(base: Base, group: Sequence[Example]) -> list[list[float]]:
+    values = completion_logps(base, [fork_of(e) for e in group])
+    return values.view(len(group), -1).tolist()
+
+
+def _language(base: Base, examples: Sequence[Example]) -> Metrics:
+    loss, right, count = 0.0, 0.0, 0
+    for group in by_budget(examples, tokens_of, TOKENS):
+        features, targets, _ = predictions(base, [fork_of(e) for e in group])
+        for rows, logp in base.head.log_softmax(features):
+            target = targets[rows].to(logp.device)
+            loss -= float(logp.gather(1, target[:, None]).sum(dtype=torch.float64))
+            right += float((logp.argmax(1) == target).sum())
+        count += len(targets)
+    return {"loss": loss / count, "mean_token_accuracy": right / count}
+
+
+def _share(hits: Tensor) -> float:
+    return float(hits.double().mean())

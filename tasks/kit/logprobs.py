@@ -1,0 +1,78 @@
+"""Log-probabilities of completions under whatever the model is at the moment: policy or, inside reference(), base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tasks.kit.attention import NO_MASK
+from tasks.kit.encode import end_token
+from tasks.kit.pack import Fork, Packed, Tokens, graft, pack, padded
+
+if TYPE_CHECKING:  # model.py tries both paths of this file when it loads a base
+    from tasks.kit.model import Base
+
+
+def completion_logps(base: Base, forks: Sequence[Fork]) -> Tensor:
+    """Summed over each completion's tokens: (C,) float32, in order of forks and completions."""
+    features, targets, counts = predictions(base, forks)
+    return _sums(base.head.logps(features, targets), counts)
+
+
+def with_strangers(base: Base, forks: Sequence[Fork], strangers: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+    """completion_logps, and those of one more completion for each fork (() for none), without gradient.
+
+    The strangers read the keys and values their prompts have just made: their cost is one forward pass of
+    their own tokens.
+    """
+    if not any(strangers):
+        return completion_logps(base, forks), torch.zeros(0)
+    if not base.packed:
+        own = completion_logps(base, forks)
+        added = [(prompt, (s,)) for (prompt, _), s in zip(forks, strangers, strict=True) if s]
+        with torch.no_grad():
+            return own, completion_logps(base, added)
+    trunk = pack(forks)
+    trunk.layout.kept = {}
+    hidden = _hidden(base, trunk)
+    own = _sums(base.head.logps(hidden[trunk.rows.to(hidden.device)], trunk.targets), trunk.counts)
+    with torch.no_grad():
+        branch = graft(trunk, strangers)
+        states = torch.cat([hidden.detach(), _hidden(base, branch)]) if len(branch.ids) else hidden.detach()
+        theirs = base.head.logps(states[branch.rows.to(states.device)], branch.targets)
+    trunk.layout.kept = None  # the graph may still hold the layout
+    return own, _sums(theirs, branch.counts)
+
+
+def predictions(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """What base.head turns into log-probabilities: features (R, F), targets (R,), tokens of each completion."""
+    if base.packed:
+        packed = pack(forks)
+        hidden = _hidden(base, packed)
+        return hidden[packed.rows.to(hidden.device)], packed.targets, packed.counts
+    ids, mask, spans = padded(forks, filler=end_token(base.tokenizer))
+    out = base.model(input_ids=ids.to(base.device), attention_mask=mask.to(base.device), use_cache=False)
+    features = torch.cat([logits[span].float() for logits, span in zip(out.logits, spans, strict=True)])
+    completions = [c for _, cs in forks for c in cs]
+    targets = torch.tensor([token for c in completions for token in c])
+    return features, targets, tuple(map(len, completions))
+
+
+def _hidden(base: Base, packed: Packed) -> Tensor:
+    """(T, channels): the last hidden states of a packed row."""
+    device = base.device
+    out = base.causal.base_model(
+        input_ids=packed.ids[None].to(device),
+        position_ids=packed.positions[None].to(device),
+        attention_mask=NO_MASK.to(device),
+        use_cache=False,
+        accord_layout=packed.layout,
+    )
+    return out.last_hidden_state[0]
+
+
+def _sums(logps: Tensor, counts: Sequence[int]) -> Tensor:
+    return torch.stack([part.sum() for part in logps.split(list(counts))])

@@ -1,0 +1,167 @@
+"""The one training loop: draw, pack, forward, loss, backward, correct, clip, step."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from core.config import TrainConfig
+from core.errors import DataError
+from core.seeds import rng_for, seed_for
+from core.types import Metrics, Scalar
+from tasks.base import Batch, Example, Task
+from tasks.kit.batches import draw
+from tasks.kit.cache import Cache
+from tasks.kit.encode import key_of
+from tasks.kit.evaluate import evaluate
+from tasks.kit.logprobs import completion_logps, with_strangers
+from tasks.kit.model import Base, is_untouched, training
+from tasks.kit.reference import fork_of, reference_logps
+
+__all__ = ["Correct", "TrainReport", "evaluate", "local_batches", "train"]
+
+Correct = Callable[[str, Tensor, Tensor], Tensor]  # (name, parameter, gradient) -> gradient
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    steps: int  # optimiser steps
+    rows: int  # rows seen, with repetition
+    metrics: Metrics  # means over batches, under TRL's names; a metric without data is absent
+    sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.brief
+    seconds: float = 0.0
+
+
+def train(
+    base: Base,
+    task: Task,
+    examples: Sequence[Example],
+    cfg: TrainConfig,
+    *,
+    seed: int,
+    data_seed: int = 0,
+    knobs: Mapping[str, Scalar] | None = None,
+    cache: Cache | None = None,
+    correct: Correct | None = None,
+    steps: int | None = None,
+) -> TrainReport:
+    """Train the base's current adapter in place with a fresh AdamW at a constant rate.
+
+    seed: of the batches and of dropout (run, round, client). data_seed: of what stays fixed for a client over
+    all rounds (KTO's mismatched pairs). knobs: what Task.brief said. correct: changes each gradient before
+    clipping. steps: instead of cfg.local_steps. The same arguments give the same bytes on the same machine.
+    Raises DataError without examples.
+    """
+    started = time.perf_counter()
+    if not examples:
+        raise DataError("a client without usable rows cannot train")
+    steps = steps or cfg.local_steps
+    examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
+    batches = local_batches(len(examples), cfg, steps=steps, seed=seed)
+    refs: Mapping[str, tuple[float, ...]] = {}
+    if task.needs_reference:
+        drawn = sorted({row for micro in batches for batch in micro for row in batch})
+        refs = reference_logps(base, [examples[row] for row in drawn], cache or Cache(None))
+    look = _Look(base, task, refs, dict(knobs or {}))
+    optimizers = [
+        torch.optim.AdamW([weight], lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+        for weight in base.flat.weights.values()
+    ]
+    history: list[Metrics] = []
+    with training(base, dropout=not task.needs_reference, seed=seed_for(seed, "dropout")):
+        for micro in batches:
+            base.flat.zero_grad()
+            chosen = [[examples[row] for row in batch] for batch in micro]
+            whole = sum(_weight(task, batch) for batch in chosen)
+            for batch in chosen:
+                loss, metrics = look.loss(batch)
+                (loss * (_weight(task, batch) / whole)).backward()
+                history.append({"loss": float(loss.detach()), **metrics})
+            if correct:
+                _apply(correct, base)
+            history.append({"grad_norm": base.flat.clip(cfg.max_grad_norm)})
+            for optimizer in optimizers:
+                optimizer.step()
+            look.untouched = False
+    rows = sum(len(batch) for micro in batches for batch in micro)
+    return TrainReport(steps, rows, _means(history), look.sums, time.perf_counter() - started)
+
+
+def local_batches(rows: int, cfg: TrainConfig, *, steps: int, seed: int) -> list[list[list[int]]]:
+    """Row numbers of every micro-batch of every step."""
+    accumulate = cfg.gradient_accumulation_steps
+    flat = draw(rows, cfg.per_device_batch_size, steps * accumulate, rng_for(seed, "rows"))
+    return [flat[i : i + accumulate] for i in range(0, len(flat), accumulate)]
+
+
+class _Look:
+    """What a batch looks like to the task's loss, at the model's current weights."""
+
+    def __init__(
+        self, base: Base, task: Task, refs: Mapping[str, tuple[float, ...]], knobs: Mapping[str, Scalar]
+    ) -> None:
+        self.base, self.task, self.refs, self.knobs = base, task, refs, knobs
+        self.running: dict[str, float] = {}
+        self.sums: dict[str, float] = {}
+        self.untouched = is_untouched(base)
+
+    def loss(self, examples: Sequence[Example]) -> tuple[Tensor, Metrics]:
+        forks = [fork_of(example) for example in examples]
+        strangers = [example.mismatched for example in examples]
+        if any(strangers):
+            logps, kl_logps = with_strangers(self.base, forks, strangers)
+        else:
+            logps, kl_logps = completion_logps(self.base, forks), None
+        ref_logps, kl_ref_logps = self._references(examples, logps, kl_logps)
+        sizes = [len(completions) for _, completions in forks]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        batch = Batch(
+            examples=tuple(examples),
+            logps=logps,
+            ref_logps=ref_logps,
+            tokens=torch.tensor([len(c) for _, cs in forks for c in cs], device=logps.device),
+            index=tuple(tuple(range(at, at + n)) for at, n in zip(starts, sizes, strict=True)),
+            kl_logps=kl_logps,
+            kl_ref_logps=kl_ref_logps,
+            knobs=self.knobs,
+            running=self.running,
+            sums=self.sums,
+        )
+        return self.task.loss(batch)
+
+    def _references(
+        self, examples: Sequence[Example], logps: Tensor, kl_logps: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if not self.task.needs_reference:
+            return None, None
+        if self.untouched:  # policy and reference are one function: equal to the last bit, not to rounding
+            return logps.detach(), kl_logps
+        own: list[float] = []
+        theirs: list[float] = []
+        for example in examples:
+            values = self.refs[key_of(example)]
+            own += values[: len(example.completions)]
+            theirs += values[len(example.completions) :]
+        return torch.tensor(own, device=logps.device), torch.tensor(theirs, device=logps.device)
+
+
+def _weight(task: Task, batch: Sequence[Example]) -> int:
+    """A micro-batch's share of its step: rows, or completion tokens where the loss is a mean over tokens."""
+    if task.averages == "examples":
+        return len(batch)
+    return sum(len(c) for example in batch for c in example.completions)
+
+
+@torch.no_grad()
+def _apply(correct: Correct, base: Base) -> None:
+    for name, parameter in base.flat.parameters.items():
+        assert parameter.grad is not None, name
+        parameter.grad.copy_(correct(name, parameter.detach(), parameter.grad))
+
+
+def _means(history: Sequence[Metrics]) -> Metrics:
+    names = dict.fromkeys(name for metrics in history for name in metrics)
+    values = {name: [metrics[name] for metrics in history if name in metrics] for name in names}
+    return {name: sum(v) / len(v) for name, v in values.items()}

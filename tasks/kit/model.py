@@ -1,0 +1,332 @@
+"""The base model with one LoRA adapter: loaded once per process, adapters in and out as trees. The only peft file."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as AUTO_TARGETS
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_bitsandbytes_available
+
+from core.config import LoraConfig, ModelConfig
+from core.errors import ConfigError
+from core.seeds import torch_rng_for
+from core.tree import Tree, same_layout
+from tasks.kit import attention
+from tasks.kit.fingerprint import fingerprint
+from tasks.kit.flat import Flat
+from tasks.kit.head import Head
+from tasks.kit.logprobs import completion_logps
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Base:
+    """A frozen base model with one LoRA adapter, and how it is run. Kept for the life of the process.
+
+    The model is in evaluation mode: preference tasks train without dropout, as in TRL; `training()` turns the
+    adapter's own dropout on for sft.
+    """
+
+    model: peft.PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    numerics: str  # dtype and quantization: what cached numbers depend on besides the weights
+    flat: Flat  # the adapter's weights, float32
+    head: Head
+    packed: bool  # packed forks; else padded batches and full logits
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The Hugging Face model inside, adapters included."""
+        return self.model.get_base_model()  # type: ignore[return-value]  # typed as nn.Module
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.causal.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+
+@cache
+def load_base(model: ModelConfig, lora: LoraConfig) -> Base:
+    """The base for these settings, loaded once per process and kept; loads() counts.
+
+    Raises ConfigError for a model that is not there, a placement or quantization that cannot run here, and a
+    tokenizer without an end-of-text token.
+    """
+    if model.cpu_threads:
+        torch.set_num_threads(model.cpu_threads)
+    folder = resolve(model)
+    placement = _placement(model)
+    quantization = _quantization(model, placement)
+    tokenizer = load_tokenizer(folder)
+    causal = _load(folder, model, placement, quantization)
+    if quantization is not None:
+        causal = peft.prepare_model_for_kbit_training(causal, use_gradient_checkpointing=False)
+    if model.gradient_checkpointing:
+        causal.gradient_checkpointing_enable({"use_reentrant": False})
+    adapted = _attach(causal, lora)
+    flat = Flat({_name(n): p for n, p in adapted.named_parameters() if p.requires_grad})
+    numerics = f"{model.dtype}-{model.quantization}"
+    base = Base(adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, Head(None), packed=False)
+    _choose_path(base)
+    parameters = sum(p.numel() for p in causal.parameters())
+    log.info(
+        "base model=%s fingerprint=%s parameters=%d lora=%d path=%s device=%s",
+        model.name, base.fingerprint[:12], parameters - flat.size, flat.size,
+        "packed" if base.packed else "padded", base.device,
+    )  # fmt: skip
+    return base
+
+
+def loads() -> int:
+    """How many bases this process has loaded."""
+    return load_base.cache_info().misses
+
+
+def resolve(model: ModelConfig) -> Path:
+    """The folder of a model: Accord's own toy, a local folder, or the local snapshot of a hub id."""
+    if model.name == "toy":
+        from tasks.kit import toy_base
+
+        return toy_base.folder()
+    try:
+        return Path(str(cached_file(model.name, "config.json", revision=model.revision))).parent
+    except OSError as error:
+        raise ConfigError(
+            f"model.name = {model.name!r} (revision {model.revision!r}) is neither 'toy', nor a folder with a "
+            f"config.json, nor a hub model that can be reached: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Raises ConfigError without an end-of-text token; without a padding token that one is used."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"the tokenizer in {folder} has no eos_token: a model cannot learn where an answer ends; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def initial_adapter(base: Base, seed: int) -> Tree:
+    """LoRA's start: A uniform within 1/sqrt(inputs) (kaiming with a = sqrt 5, as in peft), B zero."""
+    out: Tree = {}
+    for name, like in get_adapter(base).items():
+        out[name] = torch.zeros_like(like)
+        if ".lora_A." in name:
+            bound = 1 / math.sqrt(like[0].numel())
+            out[name].uniform_(-bound, bound, generator=torch_rng_for(seed, "lora", name))
+    return out
+
+
+def get_adapter(base: Base) -> Tree:
+    """A float32 copy on the CPU, under peft's state-dict names."""
+    return {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in base.flat.parameters.items()}
+
+
+def set_adapter(base: Base, tree: Mapping[str, Tensor]) -> None:
+    """Copy `tree` into the adapter; TreeMismatch on other names or shapes."""
+    same_layout(base.flat.parameters, tree, where="adapter")
+    with torch.no_grad():
+        for name, parameter in base.flat.parameters.items():
+            parameter.copy_(tree[name])
+
+
+def is_untouched(base: Base) -> bool:
+    """Whether the adapter changes nothing: every B is zero, so policy and reference are one function."""
+    return not any(p.any() for name, p in base.flat.parameters.items() if ".lora_B." in name)
+
+
+@contextmanager
+def reference(base: Base) -> Iterator[None]:
+    """Inside, the model is the frozen base: adapters off, no gradient."""
+    with torch.no_grad(), base.model.disable_adapter():
+        yield
+
+
+@contextmanager
+def training(base: Base, *, dropout: bool, seed: int) -> Iterator[None]:
+    """Inside, the base is set up for local steps: LoRA dropout if asked for, checkpointing if configured.
+
+    The global generators, from which dropout draws, are seeded inside and restored after.
+    """
+    base.model.eval()
+    base.flat.bind()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in base.model.modules():
+            if isinstance(module, LoraLayer) and dropout:
+                module.lora_dropout.train()  # type: ignore[operator]  # a ModuleDict
+            elif isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # its own flag only: the layers inside stay without dropout
+        try:
+            yield
+        finally:
+            base.model.eval()
+
+
+def save_adapter(base: Base, tree: Mapping[str, Tensor], folder: Path, *, base_name: str) -> None:
+    """A folder that PeftModel.from_pretrained loads on top of the model called `base_name`."""
+    same_layout(base.flat.parameters, tree, where="adapter")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = base.model.peft_config["default"].to_dict()
+    kept = {**config, "base_model_name_or_path": base_name, "inference_mode": True}
+    peft.LoraConfig(**kept).save_pretrained(str(folder))
+    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tree.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _placement(model: ModelConfig) -> str | dict[str, str]:
+    wants_cuda = model.device.startswith("cuda") or model.device == "balanced"
+    if wants_cuda and not torch.cuda.is_available():
+        raise ConfigError(
+            f"model.device = {model.device!r}, but torch sees no CUDA device here; use 'auto' or 'cpu'"
+        )
+    if model.device == "balanced":
+        return "balanced"
+    if model.device == "auto":
+        return {"": "cuda" if torch.cuda.is_available() else "cpu"}
+    if model.device != "cpu" and not wants_cuda:
+        raise ConfigError(f"model.device must be auto | cpu | cuda | cuda:N | balanced, got {model.device!r}")
+    return {"": model.device}
+
+
+def _quantization(model: ModelConfig, placement: str | dict[str, str]) -> BitsAndBytesConfig | None:
+    if model.quantization == "none":
+        return None
+    key = f"model.quantization = {model.quantization!r}"
+    if placement == {"": "cpu"}:
+        raise ConfigError(f"{key} needs a CUDA device, and torch sees none here; use 'none'")
+    if not is_bitsandbytes_available():
+        raise ConfigError(f"{key} needs bitsandbytes; install it with: pip install bitsandbytes")
+    if model.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _load(
+    folder: Path, model: ModelConfig, placement: Any, quantization: BitsAndBytesConfig | None
+) -> PreTrainedModel:
+    # Any: transformers' own union of placements
+    options = {"quantization_config": quantization} if quantization else {}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, model.dtype), device_map=placement, **options
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.name = {model.name!r} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _attach(causal: PreTrainedModel, lora: LoraConfig) -> peft.PeftModel:
+    targets: str | list[str] | None = lora.target_modules
+    if targets == "auto":
+        targets = None if causal.config.model_type in AUTO_TARGETS else "all-linear"
+    elif targets != "all-linear":
+        targets = [name.strip() for name in lora.target_modules.split(",")]
+    config = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():  # peft draws its start from the global generator; ours is set later
+        try:
+            adapted = peft.get_peft_model(causal, config)
+        except ValueError as error:
+            raise ConfigError(f"lora.target-modules = {lora.target_modules!r}: {error}") from error
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+            if ".lora_A." not in name and ".lora_B." not in name:
+                raise ConfigError(
+                    f"lora.target-modules: {name!r} is not a linear layer; name linear layers only"
+                )
+    assert isinstance(adapted, peft.PeftModel)
+    adapted.eval()
+    return adapted
+
+
+def _name(parameter: str) -> str:
+    """peft's state-dict name: without the adapter's own name."""
+    for factor in ("lora_A", "lora_B"):
+        parameter = parameter.replace(f".{factor}.default.", f".{factor}.")
+    return parameter
+
+
+def _choose_path(base: Base) -> None:
+    """Packed forks where a trial shows that they compute what the model computes, else padded batches."""
+    causal = base.causal
+    usual = causal.config._attn_implementation or "eager"
+    reason = _obstacle(causal) or _trial(base)
+    if reason:
+        base.packed, base.head = False, Head(None)
+        causal.set_attn_implementation(usual)
+        log.warning("%s runs on padded batches with full logits: %s", type(causal).__name__, reason)
+
+
+def _obstacle(causal: PreTrainedModel) -> str:
+    """Why a model cannot be packed, as far as its parts say; "" for nothing."""
+    head = causal.get_output_embeddings()
+    if type(head) is not nn.Linear or any(p.requires_grad for p in head.parameters()):
+        return "its head is not a plain frozen linear layer"
+    chunk = causal.config.get_text_config().to_dict().get("attention_chunk_size")
+    return f"it attends in chunks of {chunk}" if chunk else ""
+
+
+@torch.no_grad()
+def _trial(base: Base) -> str:
+    """Set the base up for packed forks and compare with the padded path; why it failed, or ""."""
+    causal = base.causal
+    vocabulary = causal.config.get_text_config().vocab_size
+    tokens = iter((7 * i + i * i // 3) % vocabulary for i in range(1, 1000))  # arbitrary
+    shapes = [(5, (4, 6)), (3, (1, 7, 2))]
+    forks = [(_take(tokens, stem), tuple(_take(tokens, n) for n in branches)) for stem, branches in shapes]
+    want = completion_logps(base, forks)
+    base.packed, base.head = True, Head(causal.get_output_embeddings())
+    try:
+        causal.set_attn_implementation(attention.NAME)
+        got = completion_logps(base, forks)
+    except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError) as failure:
+        return f"a trial failed with {type(failure).__name__}"
+    error = float((got - want).abs().max() / want.abs().max())
+    return (
+        "" if error < (1e-3 if causal.dtype == torch.float32 else 3e-2) else f"a trial was off by {error:.0e}"
+    )
+
+
+def _take(tokens: Iterator[int], count: int) -> tuple[int, ...]:
+    return tuple(next(tokens) for _ in range(count))

@@ -1,0 +1,219 @@
+"""KTO: learn from thumbs up and down. Ethayarajh et al. 2024, Eq. 7 and 8 (arXiv:2402.01306).
+
+The reference point z is the mean log pi/pi_ref of mismatched pairs, never below 0 and without gradient.
+Deviations from TRL 1.16: a mismatched pair is fixed for a client instead of for a batch (`deranged`; TRL's own
+pairing is `rotated`), weights can come from the federation's pooled counts, and z can be carried by the server.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from core.errors import ConfigError
+from core.types import Metrics, Scalar
+from tasks.base import Batch, Example, Row
+from tasks.kit.encode import Encoder
+
+BAND = (1.0, 4 / 3)  # of w_D n_D : w_U n_U, Eq. 8
+WINDOW = 32  # mismatched rows after which a running reference point has forgotten two thirds of an older one
+
+
+def kto_loss(
+    ratios: Tensor,
+    labels: Tensor,
+    z: float | Tensor,
+    *,
+    beta: float,
+    desirable: float = 1.0,
+    undesirable: float = 1.0,
+) -> Tensor:
+    """Loss of each row, (B,): w_D (1 - sigmoid(beta (r - z))) or w_U (1 - sigmoid(beta (z - r))).
+
+    ratios: log pi/pi_ref, (B,); labels: True for desirable, (B,); z: the reference point.
+    """
+    gain = torch.where(labels, ratios - z, z - ratios)
+    weight = torch.where(labels, desirable, undesirable)
+    return weight * (1 - torch.sigmoid(beta * gain))
+
+
+def reference_point(kl_ratios: Tensor) -> Tensor:
+    """z of TRL: the mean over mismatched pairs (M > 0), not below 0."""
+    return kl_ratios.mean().clamp(min=0)
+
+
+@dataclass(frozen=True)
+class KTO:
+    """Kahneman-Tversky optimisation on unpaired completions; the reference is the frozen base, in every round."""
+
+    beta: float = 0.1
+    desirable_weight: str = "auto"
+    undesirable_weight: str = "auto"
+    reference_point: str = "batch"
+
+    columns: ClassVar[tuple[str, ...]] = ("prompt", "completion", "label")
+    needs_reference: ClassVar[bool] = True
+    averages: ClassVar[Literal["examples", "tokens"]] = "examples"
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ConfigError(f"task.beta must be above 0, got {self.beta}")
+        if self.reference_point not in ("batch", "pooled"):
+            raise ConfigError(f"task.reference-point must be batch | pooled, got {self.reference_point!r}")
+        for key, text in (("desirable", self.desirable_weight), ("undesirable", self.undesirable_weight)):
+            if text != "auto" and not _positive(text):
+                raise ConfigError(f"task.{key}-weight must be 'auto' or a number above 0, got {text!r}")
+
+    @property
+    def reward_scale(self) -> float:
+        return self.beta
+
+    def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
+        made = (
+            encode.example(r["prompt"], (r["completion"],), bool(r["label"]), row=i)
+            for i, r in enumerate(rows)
+        )
+        return [example for example in made if example]
+
+    def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
+        """Every row joined by its mismatched completion, unless the rows bring their own."""
+        if any(example.mismatched for example in examples):
+            return list(examples)
+        return deranged(examples, seed=seed, max_length=max_length)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        assert batch.ref_logps is not None
+        labels = torch.tensor([bool(e.label) for e in batch.examples], device=batch.logps.device)
+        ratios = batch.logps - batch.ref_logps
+        z = self._reference_point(batch)
+        losses = kto_loss(
+            ratios,
+            labels,
+            0.0 if z is None else z,
+            beta=self.beta,
+            desirable=_weight(self.desirable_weight, batch.knobs, "desirable-weight"),
+            undesirable=_weight(self.undesirable_weight, batch.knobs, "undesirable-weight"),
+        )
+        metrics: Metrics = {} if z is None else {"kl": z}
+        for name, rows in (("chosen", labels), ("rejected", ~labels)):
+            if rows.any():
+                metrics[f"rewards/{name}"] = float(self.beta * ratios.detach()[rows].mean())
+                metrics[f"logps/{name}"] = float(batch.logps.detach()[rows].mean())
+        if labels.any() and not labels.all():
+            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        return losses.mean(), metrics
+
+    def _reference_point(self, batch: Batch) -> float | None:
+        """z of this batch; None where there is nothing to estimate it from."""
+        z0 = batch.knobs.get("z0")
+        if batch.kl_logps is None or batch.kl_ref_logps is None or not len(batch.kl_logps):
+            return None if z0 is None else max(0.0, float(z0))
+        ratios = batch.kl_logps - batch.kl_ref_logps
+        count, total = len(ratios), float(ratios.sum())
+        batch.sums["kl_sum"] = batch.sums.get("kl_sum", 0.0) + total
+        batch.sums["kl_count"] = batch.sums.get("kl_count", 0.0) + count
+        if self.reference_point == "batch":
+            return float(reference_point(ratios))
+        if not batch.running:  # start from the server's value, as if it were WINDOW rows
+            batch.running.update(
+                weight=0.0 if z0 is None else WINDOW, total=0.0 if z0 is None else WINDOW * float(z0)
+            )
+        fade = (1 - 1 / WINDOW) ** count
+        batch.running["weight"] = batch.running["weight"] * fade + count
+        batch.running["total"] = batch.running["total"] * fade + total
+        return max(0.0, batch.running["total"] / batch.running["weight"])
+
+    def census(self, examples: Sequence[Example]) -> Metrics:
+        desirable = sum(bool(example.label) for example in examples)
+        return {"n_desirable": float(desirable), "n_undesirable": float(len(examples) - desirable)}
+
+    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+        """Class weights from the federation's counts; z0 once clients have reported their mismatched pairs."""
+        desirable, undesirable = pooled.get("n_desirable", 0.0), pooled.get("n_undesirable", 0.0)
+        fixed = [None if t == "auto" else float(t) for t in (self.desirable_weight, self.undesirable_weight)]
+        weights = class_weights(desirable, undesirable, *fixed)
+        out: dict[str, Scalar] = {"desirable-weight": weights[0], "undesirable-weight": weights[1]}
+        if pooled.get("kl_count", 0.0) > 0:
+            out["z0"] = pooled["kl_sum"] / pooled["kl_count"]
+        return out
+
+
+def class_weights(
+    desirable: float,
+    undesirable: float,
+    fixed_desirable: float | None = None,
+    fixed_undesirable: float | None = None,
+) -> tuple[float, float]:
+    """(w_D, w_U) with w_D n_D : w_U n_U inside BAND, at its nearest bound if 1 : 1 weights are outside.
+
+    A fixed weight stays; if both are free the rarer class is raised. Without one of the classes free weights
+    are 1: there is nothing to balance.
+    """
+    w_d, w_u = fixed_desirable or 1.0, fixed_undesirable or 1.0
+    if not desirable or not undesirable or (fixed_desirable and fixed_undesirable):
+        return w_d, w_u
+    ratio = w_d * desirable / (w_u * undesirable)
+    factor = min(max(ratio, BAND[0]), BAND[1]) / ratio
+    raise_desirable = factor > 1 if fixed_desirable is fixed_undesirable else fixed_desirable is None
+    return (w_d * factor, w_u) if raise_desirable else (w_d, w_u / factor)
+
+
+def deranged(examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
+    """Each example joined by another's completion: no fixed points, and another prompt's wherever there is one.
+
+    Rows are shuffled by seed, grouped by prompt and turned by the size of the largest group, which leaves a
+    partner of the same prompt only to what that group has beyond half of all rows.
+    """
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    for row in order:
+        groups[examples[row].prompt].append(row)
+    line = [row for group in groups.values() for row in group]
+    shift = max((len(group) for group in groups.values()), default=0)
+    if shift == len(line):  # one prompt: the next row will do
+        shift = 1
+    partner = dict(zip(line, line[shift:] + line[:shift], strict=True))
+    return _joined(examples, partner, max_length)
+
+
+def rotated(examples: Sequence[Example], group: int, *, max_length: int) -> list[Example]:
+    """TRL 1.16's pairing: in groups of per-device batch size, row i gets the completion of row i - 1.
+
+    A last group of one joins the group before it; TRL would pair that row with itself.
+    """
+    partner: dict[int, int] = {}
+    starts = list(range(0, len(examples), group))
+    if len(starts) > 1 and len(examples) - starts[-1] == 1:
+        starts.pop()
+    for start, stop in zip(starts, [*starts[1:], len(examples)], strict=True):
+        rows = list(range(start, stop))
+        partner |= dict(zip(rows, rows[-1:] + rows[:-1], strict=True))
+    return _joined(examples, partner, max_length)
+
+
+def _joined(examples: Sequence[Example], partner: Mapping[int, int], max_length: int) -> list[Example]:
+    out = []
+    for row, example in enumerate(examples):
+        room = max_length - len(example.prompt)
+        stranger = examples[partner[row]].completions[0][:room] if partner[row] != row else ()
+        out.append(replace(example, mismatched=stranger))
+    return out
+
+
+def _weight(text: str, knobs: Mapping[str, Scalar], key: str) -> float:
+    return float(knobs.get(key, 1.0)) if text == "auto" else float(text)
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
+PLUGIN = KTO

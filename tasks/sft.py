@@ -1,0 +1,48 @@
+"""SFT: make the completion likely. The mean over the completion tokens of a step, as in TRL's completion-only loss."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from core.types import Metrics, Scalar
+from tasks.base import Batch, Example, Row
+from tasks.kit.encode import Encoder
+
+
+def sft_loss(logps: Tensor, tokens: Tensor) -> Tensor:
+    """Mean negative log-likelihood of a token. logps: summed over each completion, (B,); tokens: their counts."""
+    return -logps.sum() / tokens.sum()
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Supervised fine-tuning on prompts with completions."""
+
+    columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
+    needs_reference: ClassVar[bool] = False
+    averages: ClassVar[Literal["examples", "tokens"]] = "tokens"
+
+    @property
+    def reward_scale(self) -> float:
+        return 1.0
+
+    def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
+        made = (encode.example(r["prompt"], (r["completion"],), row=i) for i, r in enumerate(rows))
+        return [example for example in made if example]
+
+    def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
+        return list(examples)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        return sft_loss(batch.logps, batch.tokens), {}
+
+    def census(self, examples: Sequence[Example]) -> Metrics:
+        return {}
+
+    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+        return {}
+
+
+PLUGIN = SFT

@@ -1,0 +1,113 @@
+"""Real processes for these tests: `flwr run`, SuperLink, SuperNodes, Ray; each test has its own homes and ports."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SMALL = [
+    "run.num-server-rounds=3",
+    "train.local-steps=3",
+    "data.rows-per-client=16",
+    "data.eval-rows-per-client=8",
+    "federation.num-supernodes=3",
+]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Place:
+    """A scratch place to run federations in: its environment, its runs, the processes it started."""
+
+    path: Path
+    env: dict[str, str]
+    started: list[subprocess.Popen] = field(default_factory=list)
+
+    def start(self, *command: str, log: str = "out.log", **env: str) -> subprocess.Popen:
+        with (self.path / log).open("ab") as out:
+            process = subprocess.Popen(
+                command, cwd=self.path, env={**self.env, **env}, stdout=out, stderr=out, start_new_session=True
+            )
+        self.started.append(process)
+        return process
+
+    def accord(self, *words: str, timeout: float = 240, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "accord.py"), *words]
+        done = subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=timeout)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def runs(self) -> list[Path]:
+        return sorted((self.path / "runs").iterdir())
+
+    def end(self) -> None:
+        for process in self.started:
+            kill_tree(process.pid)
+
+
+def kill_tree(pid: int) -> None:
+    """kill -9 a process and everything below it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in [*parent.children(recursive=True), parent]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def wait_until(what, timeout_s: float = 60.0) -> None:
+    """Poll until what() is true; fails loudly when it never is."""
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s} s"
+        time.sleep(0.05)
+
+
+def healthy(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200
+    return False
+
+
+def timeless(record):
+    """A metrics record without what depends on the clock."""
+    if isinstance(record, dict):
+        return {k: timeless(v) for k, v in record.items() if not k.startswith("seconds")}
+    return record
+
+
+def metrics_of(run: Path) -> list:
+    return [timeless(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def place(tmp_path):
+    env = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "ACCORD_HOME": str(tmp_path / "accord"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
+    here = Place(tmp_path, env)
+    yield here
+    here.end()

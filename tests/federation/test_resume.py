@@ -1,0 +1,47 @@
+"""kill -9 in the middle of a round, then resume: the same adapter and the same metrics, byte for byte."""
+
+import sys
+
+import pytest
+
+from core import store
+from tests.federation.conftest import ROOT, SMALL, kill_tree, metrics_of, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("words", [["strategy.name=fedavg"], ["strategy.name=local", "task.name=kto"]])
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(place, words):
+    words = [*SMALL, *words, "run.num-server-rounds=4"]
+    place.accord("run", *words)
+    (whole,) = place.runs()
+
+    process = place.start(sys.executable, str(ROOT / "accord.py"), "run", *words, "run.dir=killed", log="killed.log")
+    checkpoints = lambda: [p for p in (place.path / "killed").glob("*/checkpoints/00002/facts.json")]  # noqa: E731
+    wait_until(checkpoints, 200)
+    kill_tree(process.pid)  # SuperLink, ServerApp and Ray's actors with it, somewhere in round 3
+    (killed,) = (place.path / "killed").iterdir()
+    assert store.rounds(killed / "checkpoints")[-1] in (2, 3)
+    assert not (killed / "adapter").exists()
+
+    place.accord("resume", str(killed))
+    for file in ("adapter/adapter_model.safetensors", "checkpoints/00004/tensors.safetensors"):
+        assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
+    assert metrics_of(killed) == metrics_of(whole)
+
+
+def test_another_configuration_is_refused_by_name(place):
+    place.accord("run", *SMALL, "run.num-server-rounds=1")
+    (run,) = place.runs()
+    done = place.accord("resume", str(run), "train.learning-rate=0.5", check=False)
+    assert done.returncode == 1
+    assert "train.learning-rate was 0.002 and is 0.5" in done.stdout
+
+
+def test_a_finished_run_can_be_extended(place):
+    place.accord("run", *SMALL, "run.num-server-rounds=1")
+    place.accord("run", *SMALL, "run.num-server-rounds=2", "run.dir=two")
+    (run,), (two,) = place.runs(), list((place.path / "two").iterdir())
+    place.accord("resume", str(run), "run.num-server-rounds=2")
+    name = "adapter/adapter_model.safetensors"
+    assert (run / name).read_bytes() == (two / name).read_bytes()

@@ -1,0 +1,142 @@
+"""One run, by `flwr run` itself and by `accord run`, and what it leaves."""
+
+import json
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+
+from core.config import defaults
+from tests.federation.conftest import BIN, ROOT, SMALL, free_port, kill_tree, metrics_of
+
+pytestmark = pytest.mark.slow
+
+
+def test_flwr_run_works_without_a_wrapper(place):
+    """From the root, with a fresh FLWR_HOME and nothing installed at run time; Flower starts the SuperLink."""
+    ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()), "FLWR_LOCAL_CONTROL_API_PORT": str(free_port())}
+    short = f'run.num-server-rounds=1 train.local-steps=1 run.dir="{place.path / "runs"}"'
+    try:
+        done = subprocess.run(
+            [str(BIN / "flwr"), "run", ".", "--stream", "--run-config", short],
+            cwd=ROOT,
+            env={**place.env, **ports},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    finally:
+        for process in psutil.process_iter(["cmdline"]):
+            if ports["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] in (process.info["cmdline"] or []):
+                kill_tree(process.pid)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = place.runs()
+    assert json.loads((run / "manifest.json").read_text())["status"] == "finished", done.stdout
+    assert len(metrics_of(run)) == 2
+
+
+def test_what_a_run_leaves(place):
+    done = place.accord("run", *SMALL)
+    (run,) = place.runs()
+    assert {p.name for p in run.iterdir()} >= {
+        "config.toml", "manifest.json", "metrics.jsonl", "adapter", "report.md", "report.html", "README.md",
+        "answers.json", "checkpoints",
+    }  # fmt: skip
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["participation"] == {"1": [0, 1, 2], "2": [0, 1, 2], "3": [0, 1, 2]}
+    assert manifest["base"]["fingerprint"][:8] in done.stdout
+    assert manifest["bytes"]["up"] > 3 * 3 * 4 * 1000
+    assert set(manifest["data"]) == {"0", "1", "2"}
+    records = metrics_of(run)
+    assert [r["round"] for r in records] == [0, 1, 2, 3]
+    assert all(0 <= r["eval"]["mean"]["logps/accuracies"] <= 1 for r in records)
+    assert "rewards/accuracies" not in records[0]["eval"]["mean"], "the start is the reference: no reward yet"
+    for mode in ("reader", "server"):
+        load = [sys.executable, "-c", LOAD[mode], str(run), str(place.path / f"{mode}.pt")]
+        subprocess.run(load, cwd=ROOT, env=place.env, check=True)
+    reader, server = (torch.load(place.path / f"{m}.pt") for m in ("reader", "server"))
+    torch.testing.assert_close(reader, server, rtol=1e-5, atol=1e-5)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(place.path) in " ".join(p.info["cmdline"] or [])]
+
+
+LOAD = {
+    "reader": """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from tasks.kit import toy_base
+base = AutoModelForCausalLM.from_pretrained(toy_base.folder(), dtype=torch.float32)
+model = PeftModel.from_pretrained(base, sys.argv[1] + "/adapter").eval()
+torch.save(model(torch.arange(3, 13)[None]).logits.detach(), sys.argv[2])
+""",
+    "server": """
+import sys, torch
+from pathlib import Path
+from core import store
+from core.config import LoraConfig, ModelConfig
+from tasks.kit.model import load_base, set_adapter
+base = load_base(ModelConfig(), LoraConfig())
+trees, _ = store.load(store.round_folder(Path(sys.argv[1]) / "checkpoints", 3))
+set_adapter(base, trees["adapters/global"])
+torch.save(base.model(torch.arange(3, 13)[None]).logits.detach(), sys.argv[2])
+""",
+}
+
+
+@pytest.mark.parametrize("strategy", ["local", "centralized"])
+def test_the_baselines_run(place, strategy):
+    place.accord("run", *SMALL, "run.num-server-rounds=2", f"strategy.name={strategy}")
+    (run,) = place.runs()
+    records = metrics_of(run)
+    assert records[-1]["participants"] == ([0, 1, 2] if strategy == "local" else [0])
+    accuracies = [r["eval"]["clients"]["0"]["logps/chosen"] for r in records]
+    assert accuracies[1] != accuracies[0], "the first round changed nothing"
+
+
+@pytest.mark.parametrize("task", ["kto", "sft"])
+def test_the_other_tasks_run(place, task):
+    extra = ["data.allocation=ktor", "task.reference-point=pooled"] if task == "kto" else []
+    place.accord("run", *SMALL, "run.num-server-rounds=2", f"task.name={task}", *extra)
+    assert "loss" in metrics_of(place.runs()[0])[-1]["train"]["mean"]
+
+
+def test_a_run_that_fails_exits_non_zero_with_one_clear_line(place):
+    (place.path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": \n')
+    done = place.accord("run", *SMALL, "data.source=jsonl", f"data.path={place.path / 'bad.jsonl'}", check=False)
+    assert done.returncode == 1
+    assert "bad.jsonl" in done.stdout
+    assert "line 2" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.lerning-rate=1"], "did you mean 'train.learning-rate'? (command line)"),
+        (["train.local-steps=many"], "train.local-steps must be int, got 'many'"),
+        (["nothing.toml"], "no preset nothing.toml"),
+        (["fault.min-replies=9", "federation.num-supernodes=3"], "fault.min-replies = 9 is above"),
+        (["task.name=sft", "task.desirable-weight=1.5"], "has no effect with task.name = 'sft'"),
+        (["federation.size=3"], "unknown key 'federation.size'"),
+    ],
+)
+def test_bad_words_are_refused_before_anything_starts(place, words, message):
+    done = place.accord("run", *words, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (place.path / "runs").exists()
+
+
+def test_a_preset_is_merged_with_overrides(place):
+    preset = place.path / "mine.toml"
+    preset.write_text('[task]\nname = "kto"\n[train]\nlearning-rate = 1e-3\nlocal-steps = 2\n')
+    done = place.accord("run", "mine.toml", *SMALL, "run.num-server-rounds=1", "train.local-steps=1")
+    config = (place.runs()[0] / "config.toml").read_text()
+    assert 'name = "kto"' in config
+    assert "learning-rate = 0.001" in config
+    assert "local-steps = 1" in config
+    assert len(defaults()) < config.count(" = ") + 5, done.stdout

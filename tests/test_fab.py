@@ -1,0 +1,50 @@
+"""What Flower ships to every client: the app, all of it, and nothing private."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+
+from core.plugins import names
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"core", "strategies", "tasks", "evals", "client_app", "server_app"}
+
+
+@pytest.fixture(scope="module")
+def bundle() -> zipfile.ZipFile:
+    return zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT)))
+
+
+def test_the_bundle_holds_every_source_file(bundle):
+    wanted = {str(p.relative_to(ROOT)) for package in PACKAGES for p in (ROOT / package).rglob("*.py")}
+    assert wanted <= set(bundle.namelist())
+    assert "tasks/kit/toy_base/base.json" in bundle.namelist()
+    for package in ("strategies", "tasks", "tasks.data"):
+        assert all(f"{package.replace('.', '/')}/{n}.py" in bundle.namelist() for n in names(package))
+
+
+def test_the_bundle_holds_nothing_else(bundle):
+    extra = {n for n in bundle.namelist() if n.split("/")[0] not in PACKAGES}
+    assert extra <= {"pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
+    assert {n.rsplit(".", 1)[-1] for n in bundle.namelist() if n.split("/")[0] in PACKAGES} <= {"py", "json"}
+
+
+def test_the_bundle_is_small(bundle):
+    assert sum(i.compress_size for i in bundle.infolist()) < 5_000_000
+
+
+def test_a_private_file_in_the_project_stays_at_home(tmp_path):
+    """JSON under a project's folder is what Flower ships when nobody says what to include."""
+    import shutil
+
+    copy = tmp_path / "accord"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__"))
+    (copy / "data.jsonl").write_text('{"prompt": "private"}\n')
+    (copy / "tasks" / "data" / "mine.jsonl").write_text('{"prompt": "private"}\n')
+    (copy / "runs").mkdir()
+    (copy / "runs" / "metrics.json").write_text("{}")
+    names_inside = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(copy))).namelist()
+    assert not [n for n in names_inside if "mine.jsonl" in n or n.startswith("runs") or n == "data.jsonl"]

@@ -1,0 +1,95 @@
+"""Tiny models built on the spot: random weights and a character tokenizer, nothing downloaded."""
+
+import string
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers.models.gemma2 import Gemma2Config
+from transformers.models.gpt2 import GPT2Config
+from transformers.models.llama import LlamaConfig
+from transformers.models.mistral import MistralConfig
+
+from core.tree import Tree
+from tasks.kit.model import Base, get_adapter
+
+SPECIAL = ("<unk>", "<s>", "</s>")
+CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
+VOCABULARY = len(SPECIAL) + len(CHARACTERS)
+CHAT = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def tokenizer(*, bos: bool = True, eos: bool = True, chat: bool = False) -> PreTrainedTokenizerFast:
+    """One token a character; adds BOS by itself where it has one."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    if bos:
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    out = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="<unk>",
+        bos_token="<s>" if bos else None,
+        eos_token="</s>" if eos else None,
+    )
+    if chat:
+        out.chat_template = CHAT
+    return out
+
+
+def config(architecture: str = "llama") -> PreTrainedConfig:
+    """Two layers of 32 channels; 4 heads, 2 of keys and values where the architecture can share them."""
+    shared = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
+    if architecture == "llama":
+        return LlamaConfig(**shared, tie_word_embeddings=False)
+    if architecture == "mistral":  # a sliding window far below the lengths of the tests
+        return MistralConfig(**shared, sliding_window=8)
+    if architecture == "gemma2":  # soft-capped logits and attention: the padded path
+        return Gemma2Config(**shared, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=0.5)
+    assert architecture == "gpt2", architecture
+    return GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=512,
+        resid_pdrop=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def folder(path: Path, architecture: str = "llama", *, seed: int = 0, bos: bool = True, eos: bool = True,
+           chat: bool = False, shard_size: str = "1GB") -> Path:  # fmt: skip
+    """A Hugging Face model folder at `path`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config(architecture))
+        for parameter in model.parameters():  # larger than the usual start, so that differences show
+            parameter.data.normal_(0.0, 0.15 if parameter.dim() > 1 else 0.5).add_(
+                float(parameter.dim() == 1)
+            )
+    model.save_pretrained(path, max_shard_size=shard_size)
+    tokenizer(bos=bos, eos=eos, chat=chat).save_pretrained(path)
+    return path
+
+
+def random_adapter(base: Base, seed: int = 0, size: float = 0.1) -> Tree:
+    """An adapter that has moved: neither A nor B is zero."""
+    rng = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(t.shape, generator=rng) * size for name, t in get_adapter(base).items()}
