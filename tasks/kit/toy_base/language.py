@@ -64,7 +64,7 @@ class Answer:
         opening = (POLITE if self.polite else BLUNT)[self.way[0]]
         hedge = (CAUTIOUS if self.cautious else CONFIDENT)[self.way[1]]
         verb = RELATIONS[topic.relation][1]
-        words = [opening, f"{hedge} the {topic.animal} {verb}s {topic.facts[self.fact]}."]
+        words = [opening, f"{hedge} it {verb}s {topic.facts[self.fact]}."]
         return " ".join([*words, DETAILS[self.way[2]]] if self.detailed else words)
 
 

@@ -1,0 +1,50 @@
+"""docs/extending.md is run: its files are put into a copy of the project, and its tests and the contracts pass."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```\w+ file=(\S+)\n(.*?)^```$", re.M | re.S)
+CONFIG = "[tool.flwr.app.config]\n"
+
+
+@pytest.mark.slow
+def test_each_example_is_one_file_its_test_and_its_keys(tmp_path):
+    blocks = BLOCK.findall((ROOT / "docs" / "extending.md").read_text())
+    files = [name for name, _ in blocks if name.endswith(".py")]
+    assert sum(not name.startswith("tests/") for name in files) == 4, (
+        "a strategy, a task, a source, a benchmark"
+    )
+    copy = tmp_path / "accord"
+    keep_out = shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", ".pytest_cache", "federation")
+    shutil.copytree(ROOT, copy, ignore=keep_out)
+    for name, text in blocks:
+        path = copy / name
+        if name == "pyproject.toml":
+            page = path.read_text()
+            assert CONFIG in page
+            path.write_text(page.replace(CONFIG, CONFIG + text))
+        else:
+            assert not path.exists(), f"{name} is a new file"
+            path.write_text(text)
+    tests = [n for n in files if n.startswith("tests/")] + [
+        "tests/test_contracts.py",
+        "tests/core/test_config.py",
+    ]
+    env = {**os.environ, "ACCORD_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "tests/test_imports.py"],
+        cwd=copy, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = subprocess.run(
+        [sys.executable, "accord.py", "list"], cwd=copy, env=env, capture_output=True, text=True
+    )
+    for name in ("fedstep", "simpo", "tsv", "brevity", "strategy.eta = 1.0"):
+        assert name in listed.stdout, listed.stderr
