@@ -13,6 +13,7 @@ WORDS = [
     "train.local-steps=3",
     "train.per-device-batch-size=4",
     "strategy.min-available-nodes=3",
+    "eval.every=0",
 ]
 ANSWERS = [("the sun is warm .", "no ."), ("please add water .", "i do not know ."), ("thank you .", "go away .")]
 
@@ -53,7 +54,7 @@ def test_three_supernodes_give_the_simulations_adapter(place):
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "deployment"\n[superlink.deployment]\naddress = "127.0.0.1:{control}"\ninsecure = true\n'
     )
-    place.accord("run", *WORDS, "federation.superlink=deployment", "run.dir=deployed", timeout=280)
+    place.accord("run", *WORDS, "federation.superlink=deployment", "run.dir=deployed", timeout=290)
     (deployed,) = (place.path / "deployed").iterdir()
 
     name = "adapter/adapter_model.safetensors"

@@ -1,0 +1,272 @@
+"""The sides of benchmarks/local_training.py: the same rows from the same adapter through TRL and through Accord."""
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    TrainerCallback,
+)
+from trl.trainer import utils as trl_utils
+
+from core.config import LoraConfig, ModelConfig, TrainConfig
+from core.plugins import build
+from tasks.base import Example, Task
+from tasks.kit import loop, trl_engine
+from tasks.kit.cache import Cache
+from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, set_adapter
+from tasks.kit.reference import reference_logps
+from tasks.kto import rotated
+
+ROWS = {"dpo": 8, "kto": 16, "sft": 16}  # rows (pairs for dpo) of one optimiser step
+# hidden, intermediate, layers, heads, key-value heads, vocabulary; the head is tied to the embedding
+SHAPES = {
+    "tiny": (128, 352, 4, 4, 4, 8_192),
+    "15m": (288, 768, 6, 6, 6, 32_000),
+    "135m": (576, 1536, 30, 9, 3, 49_152),
+}
+PAD, EOS = 0, 1
+LIMIT = 512  # tokens of a prompt and its response: no row is cut
+SEED = 20
+
+Step = tuple[float, dict[str, Tensor]]  # mean loss over the steps; gradients of the first, if asked for
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every side of one task trains on."""
+
+    name: str
+    task: Task
+    folder: Path  # of the model
+    threads: int
+    cfg: TrainConfig
+    text: list[dict[str, Any]]  # Any: texts and labels; in the order of training
+    examples: list[Example]  # the same rows, in the order from which Accord's draw makes that of training
+
+
+@dataclass(frozen=True)
+class Side:
+    """reset: back to the starting adapter. run(steps, keep): a client-round; keep the first step's gradients?"""
+
+    reset: Callable[[], None]
+    run: Callable[[int, bool], Step]
+
+
+def build_model(folder: Path, model: str, vocabulary: int) -> None:
+    """A Llama with random weights and a tokenizer whose words are its token ids, saved under `folder`."""
+    hidden, intermediate, layers, heads, kv_heads, own = SHAPES[model]
+    vocabulary = vocabulary or own
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=EOS,
+    )
+    torch.manual_seed(SEED)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words = {"<pad>": PAD, "<eos>": EOS, **{f"w{i}": i for i in range(2, vocabulary)}}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>").save_pretrained(
+        folder
+    )
+
+
+def make_case(name: str, folder: Path, *, steps: int, threads: int) -> Case:
+    """Prompts and responses of 64-256 words, uniformly, every row once; a response's last token is EOS."""
+    vocabulary = LlamaConfig.from_pretrained(folder).vocab_size
+    cfg = TrainConfig(
+        learning_rate=1e-3, local_steps=steps, per_device_batch_size=ROWS[name], max_length=LIMIT
+    )
+    draw = random.Random(SEED)
+
+    def words(least: int, most: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(2, vocabulary) for _ in range(draw.randint(least, most)))
+
+    count, width = steps * ROWS[name], 2 if name == "dpo" else 1
+    rows = [
+        Example(
+            words(64, 256), tuple((*words(63, 255), EOS) for _ in range(width)), name == "kto" and bool(i % 2)
+        )
+        for i in range(count)
+    ]
+    if name == "kto":
+        rows = rotated(rows, ROWS[name], max_length=LIMIT)  # TRL's pairing, on every side
+    batches = loop.local_batches(count, cfg, steps=steps, seed=SEED)
+    order = [row for micro in batches for batch in micro for row in batch]
+    examples = [rows[order.index(row)] for row in range(count)]
+    return Case(
+        name, build("tasks", name, {}), folder, threads, cfg, [as_text(name, e) for e in rows], examples
+    )
+
+
+def as_text(name: str, example: Example) -> dict[str, Any]:
+    """The row from which TRL's tokenisation makes these tokens; TRL adds EOS itself."""
+    prompt, *responses = (
+        "".join(f" w{i}" for i in ids if i != EOS) for ids in (example.prompt, *example.completions)
+    )
+    if name == "dpo":
+        return {"prompt": prompt, "chosen": responses[0], "rejected": responses[1]}
+    return {"prompt": prompt, "completion": responses[0]} | (
+        {"label": example.label} if name == "kto" else {}
+    )
+
+
+def trl_default(case: Case) -> Side:
+    """TRL as the reference implementations use it: text in, a new trainer every round, TRL's defaults."""
+    base = load(case)
+    base.causal.set_attn_implementation("sdpa")
+    return Side(_reset(base), lambda steps, keep: _default_round(case, base, steps, keep))
+
+
+def trl_tuned(case: Case) -> Side:
+    """TRL without gradient checkpointing, its head on completion rows only, tokens and reference ready.
+
+    Padding-free batches (sft only, in TRL 1.16) are slower here: on the CPU they attend over the whole row.
+    """
+    base = load(case)
+    cache = filled(case, base)
+    base.causal.set_attn_implementation("sdpa")
+
+    def run(steps: int, keep: bool) -> Step:
+        with compact_head():
+            return _engine_round(trl_engine.train, case, base, cache, steps, keep)
+
+    return Side(_reset(base), run)
+
+
+def accord_first(case: Case) -> Side:
+    """Accord's engine in a client's first round: the reference scores every row."""
+    base = load(case)
+    return Side(
+        _reset(base), lambda steps, keep: _engine_round(loop.train, case, base, Cache(None), steps, keep)
+    )
+
+
+def accord(case: Case) -> Side:
+    """Accord's engine in every later round, through the call that the client uses."""
+    base = load(case)
+    cache = filled(case, base)
+    return Side(_reset(base), lambda steps, keep: _engine_round(loop.train, case, base, cache, steps, keep))
+
+
+SIDES = {"trl-default": trl_default, "trl-tuned": trl_tuned, "accord-first": accord_first, "accord": accord}
+
+
+def load(case: Case) -> Base:
+    """A base of this side's own, with an adapter that is not the reference."""
+    model = ModelConfig(name=str(case.folder), device="cpu", cpu_threads=case.threads)
+    base = load_base.__wrapped__(model, LoraConfig(target_modules="q_proj,v_proj"))
+    draw = torch.Generator().manual_seed(SEED)
+    tree = initial_adapter(base, SEED)
+    for name in sorted(tree):
+        if ".lora_B." in name:
+            tree[name].normal_(0, 0.02, generator=draw)
+    set_adapter(base, tree)
+    return base
+
+
+def filled(case: Case, base: Base) -> Cache:
+    """What an earlier round has left behind."""
+    cache = Cache(None)
+    if case.task.needs_reference:
+        reference_logps(base, case.examples, cache)
+    return cache
+
+
+def _reset(base: Base) -> Callable[[], None]:
+    start = get_adapter(base)
+    return lambda: set_adapter(base, start)
+
+
+def _engine_round(train: Callable[..., loop.TrainReport], case: Case, base: Base, cache: Cache, steps: int,
+                  keep: bool) -> Step:  # fmt: skip
+    gradients: dict[str, Tensor] = {}
+
+    def correct(name: str, _: Tensor, gradient: Tensor) -> Tensor:
+        gradients.setdefault(name, gradient.clone())
+        return gradient
+
+    report = train(
+        base,
+        case.task,
+        case.examples,
+        case.cfg,
+        seed=SEED,
+        steps=steps,
+        cache=cache,
+        correct=correct if keep else None,
+    )
+    return report.metrics["loss"], gradients
+
+
+def _default_round(case: Case, base: Base, steps: int, keep: bool) -> Step:
+    """Set besides batch size, steps and rate: float32 instead of autocast, the order of rows, a constant rate, and
+    the "ref" adapter deleted, so that all sides compute the same thing; and nothing written or reported."""
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:  # Any: the trainer's state
+            for name, parameter in base.flat.parameters.items():
+                assert parameter.grad is not None
+                gradients.setdefault(name, parameter.grad.clone())
+
+    gradients: dict[str, Tensor] = {}
+    kind = case.name.upper()
+    with tempfile.TemporaryDirectory() as folder:
+        args = getattr(trl, f"{kind}Config")(
+            output_dir=folder,
+            per_device_train_batch_size=case.cfg.per_device_batch_size,
+            max_steps=steps,
+            learning_rate=case.cfg.learning_rate,
+            lr_scheduler_type="constant",
+            train_sampling_strategy="sequential",
+            max_grad_norm=0.0 if keep else 1.0,  # the callback comes after clipping
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = getattr(trl, f"{kind}Trainer")(
+            model=base.model,
+            args=args,
+            train_dataset=Dataset.from_list(case.text),
+            processing_class=base.tokenizer,
+            callbacks=[Keep()] if keep else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        if "ref" in base.model.peft_config:
+            base.model.delete_adapter("ref")
+        loss = trainer.train().training_loss
+    return loss, gradients
+
+
+@contextmanager
+def compact_head() -> Iterator[None]:
+    """TRL's vocabulary head on completion rows only, which it does on CUDA and leaves out on the CPU."""
+    usual = vars(trl_utils)["_use_triton"]
+    vars(trl_utils)["_use_triton"] = lambda device: True  # asked in this module only for the choice of rows
+    try:
+        yield
+    finally:
+        vars(trl_utils)["_use_triton"] = usual
