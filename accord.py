@@ -89,24 +89,22 @@ def demo() -> None:
 
 @app.command()
 def resume(
-    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name under run.dir.")],
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name in runs/.")],
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
 ) -> None:
     """Continue a run from its last committed round."""
-    path = next((p for p in (Path(folder), ROOT / "runs" / folder) if (p / "config.toml").is_file()), None)
+    path = next((p for p in (Path(folder), Path("runs") / folder) if (p / "config.toml").is_file()), None)
     if path is None:
         raise ConfigError(
             f"{folder!r} is no run folder: expected a folder with a config.toml, here or in runs/"
         )
-    keys = flatten(tomllib.loads((path / "config.toml").read_text()))
-    federation = _recorded_federation(path)
-    asked = request(words or [])
-    changed = {k: v for k, v in asked.keys.items() if k != "run.resume"}
-    merged = {**keys, **changed, "run.resume": str(path.resolve()), "run.dir": str(path.resolve().parent)}
-    raise SystemExit(
-        launch(Request(merged, {**federation, **_given_federation(words or [])}), verbose=verbose)
-    )
+    then = flatten(tomllib.loads((path / "config.toml").read_text()))
+    keys, federation = given(words or [])
+    here = {"run.resume": str(path.resolve()), "run.dir": str(path.resolve().parent)}
+    asked = Request({**then, **keys, **here}, {**_recorded_federation(path, then), **federation})
+    parse(asked.keys)
+    raise SystemExit(launch(asked, verbose=verbose))
 
 
 @app.command("list")
@@ -138,10 +136,20 @@ def main() -> None:
 
 def request(words: list[str]) -> Request:
     """A preset file (first, optional) merged with key=value words; every key and value is checked."""
+    keys, chosen = given(words)
+    federation = {**FEDERATION, **chosen}
+    if not federation["superlink"]:
+        keys.setdefault("strategy.min-available-nodes", federation["num-supernodes"])
+    parse(keys)
+    return Request(keys, federation)
+
+
+def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+    """The keys of the app and those of the federation that the words name, checked one by one."""
     keys: dict[str, Scalar] = {}
-    federation = dict(FEDERATION)
-    for source, given in _sources(words):
-        for key, value in given.items():
+    federation: dict[str, Scalar] = {}
+    for source, found in _sources(words):
+        for key, value in found.items():
             if key.startswith("federation."):
                 federation[key.removeprefix("federation.")] = _federation_value(key, value)
                 continue
@@ -149,10 +157,7 @@ def request(words: list[str]) -> Request:
                 keys[key] = checked(key, value)
             except ConfigError as error:
                 raise ConfigError(f"{error} ({source})") from error
-    if not federation["superlink"] and "strategy.min-available-nodes" not in keys:
-        keys["strategy.min-available-nodes"] = federation["num-supernodes"]
-    parse(keys)
-    return Request(keys, federation)
+    return keys, federation
 
 
 def _sources(words: list[str]) -> Iterator[tuple[str, Mapping[str, Scalar]]]:
@@ -204,20 +209,11 @@ def _federation_value(key: str, value: Scalar) -> Scalar:
     return value
 
 
-def _given_federation(words: list[str]) -> dict[str, Scalar]:
-    return {
-        k.removeprefix("federation."): _federation_value(k, v)
-        for _, given in _sources(words)
-        for k, v in given.items()
-        if k.startswith("federation.")
-    }
-
-
-def _recorded_federation(path: Path) -> dict[str, Scalar]:
-    """The federation a run was started with: as many clients as it had."""
+def _recorded_federation(path: Path, then: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """A simulation with as many clients as the run had; a deployment is named again by the user."""
     manifest = json.loads((path / "manifest.json").read_text()) if (path / "manifest.json").is_file() else {}
-    clients = len(manifest.get("clients", {}))
-    return {**FEDERATION, **({"num-supernodes": clients} if clients else {})}
+    clients = len(manifest.get("clients", {})) or int(then["strategy.min-available-nodes"])
+    return {**FEDERATION, "num-supernodes": clients}
 
 
 # --- running it ---------------------------------------------------------------------
