@@ -14,7 +14,7 @@ from core.errors import ConfigError, DataError
 from tasks.base import Example
 from tasks.dpo import DPO
 from tasks.kit import loop, trl_engine
-from tasks.kit.cache import Cache
+from tasks.kit.cache import Cache, reference_key
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.model import Base, get_adapter, load_base, reference, set_adapter
 from tasks.kto import KTO, rotated
@@ -135,14 +135,21 @@ def test_the_reference_is_the_frozen_base_in_every_round(base):
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])
 def test_cached_references_change_nothing(base, name):
-    cached, fresh = (
-        after(trl_engine, base, TASKS[name], cache=Cache(None)),
-        after(trl_engine, base, TASKS[name]),
-    )
+    cached = after(trl_engine, base, TASKS[name], cache=Cache(None))
+    fresh = after(trl_engine, base, TASKS[name])
     assert distance(cached[1], fresh[1]) < 1e-3
-    assert cached[0].metrics["rewards/margins"] == pytest.approx(
-        fresh[0].metrics["rewards/margins"], rel=1e-3
-    )
+    margins = [report.metrics["rewards/margins"] for report, _ in (cached, fresh)]
+    assert margins[0] == pytest.approx(margins[1], rel=1e-3)
+
+
+def test_cached_references_are_read(base):
+    """One nat more for every chosen completion under the reference: beta less of reward."""
+    cache = Cache(None)
+    before = after(trl_engine, base, DPO(), cache=cache, steps=1)[0].metrics
+    known = cache.references(reference_key(base.fingerprint, base.numerics))
+    known |= {key: (values[0] + 1, values[1]) for key, values in known.items()}
+    moved = after(trl_engine, base, DPO(), cache=cache, steps=1)[0].metrics
+    assert moved["rewards/chosen"] - before["rewards/chosen"] == pytest.approx(-0.1, abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gpt2"])
@@ -190,27 +197,31 @@ def test_knobs_weigh_the_classes(base):
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto"])
-def test_nothing_but_the_weights_is_left_behind(base, name, tmp_path, monkeypatch, capfd):
+def test_nothing_but_the_weights_is_left_behind(name, tmp_path_factory, tmp_path, monkeypatch, capfd):
     """No file, no line, no adapter; configuration, forward, flags and global generators as before."""
+    folder = tiny.folder(tmp_path_factory.mktemp("fresh"))
+    fresh = load_base(ModelConfig(name=str(folder), device="cpu"), LoraConfig(r=2, alpha=4))
+    causal = fresh.causal
     monkeypatch.chdir(tmp_path)
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    causal = base.causal
-    before = causal.config.to_dict(), causal.generation_config.to_dict()
-    trainable = [n for n, p in base.model.named_parameters() if p.requires_grad]
-    draws = random.getstate(), torch.random.get_rng_state(), np.random.get_state()[1]
-    after(trl_engine, base, TASKS[name], steps=1)
-    assert (causal.config.to_dict(), causal.generation_config.to_dict()) == before
-    assert "forward" not in vars(causal)
-    assert [n for n, p in base.model.named_parameters() if p.requires_grad] == trainable
-    assert list(base.model.peft_config) == ["default"]
-    assert not any(module.training for module in base.model.modules())
-    assert random.getstate() == draws[0]
-    assert torch.equal(torch.random.get_rng_state(), draws[1])
-    assert np.array_equal(np.random.get_state()[1], draws[2])
-    assert list(tmp_path.rglob("*")) == [temporary]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    draws = random.getstate(), np.random.get_state()[1], torch.random.get_rng_state()
+    configs = causal.config.to_dict(), causal.generation_config.to_dict()
+    trainable = [n for n, p in fresh.model.named_parameters() if p.requires_grad]
+    capfd.readouterr()
+    trl_engine.train(fresh, TASKS[name], rows(TASKS[name]), CFG, seed=11, steps=1)
     assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.rglob("*"))
+    assert random.getstate() == draws[0]
+    assert np.array_equal(np.random.get_state()[1], draws[1])
+    assert torch.equal(torch.random.get_rng_state(), draws[2])
+    assert (causal.config.to_dict(), causal.generation_config.to_dict()) == configs
+    assert "forward" not in vars(causal)
+    assert list(fresh.model.peft_config) == ["default"]
+    assert [n for n, p in fresh.model.named_parameters() if p.requires_grad] == trainable
+    assert not any(module.training for module in fresh.model.modules())
 
 
 def test_our_engine_goes_on_after_trl(base):

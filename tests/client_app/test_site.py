@@ -1,0 +1,142 @@
+"""A site on the real toy model: what it answers, what it keeps, what it refuses."""
+
+import math
+
+import pytest
+import torch
+
+from client_app.site import Node, Site
+from core.config import parse
+from core.errors import BaseMismatch, ConfigError, DataError, MemoryMissing
+from core.tree import add, scale
+from core.types import Order
+from tasks.kit.model import initial_adapter, loads
+
+SMALL = {"data.rows-per-client": 12, "data.eval-rows-per-client": 6, "train.local-steps": 2}
+
+
+@pytest.fixture
+def site(tmp_path):
+    def make(client: int = 0, clients: int = 3, **keys):
+        flat = {k.replace("__", ".").replace("_", "-"): v for k, v in keys.items()}
+        return Site(
+            parse({**SMALL, **flat}), Node(client, clients, state_dir=str(tmp_path / f"home-{client}"))
+        )
+
+    return make
+
+
+def order(site: Site, tree=None, *, rnd: int = 1, recall: int = 0, **knobs) -> Order:
+    base = site.base()
+    tree = tree or initial_adapter(base, 42)
+    known = {"run": "r", "base": base.fingerprint, "rnd": rnd}
+    return Order(site.node.client, {"global": tree}, recall=recall, knobs={**known, **knobs})
+
+
+def test_hello_tells_counts_and_fingerprints_and_no_row(site):
+    said = site(1).hello({})
+    assert said["client"] == 1
+    assert said["examples"] == 12
+    texts = [v for row in site(1).rows().train for v in row.values() if isinstance(v, str)]
+    assert texts
+    assert not [t for t in texts if t in str(said)]
+
+
+def test_another_base_is_refused(site):
+    with pytest.raises(BaseMismatch, match="client 0 holds another base model than the server"):
+        site().hello({"base": "0" * 32})
+
+
+def test_training_is_a_function_of_its_order(site, tmp_path):
+    """Same order, same bytes: with a cold cache, with a warm one, and from another folder."""
+    one, two = site(), Site(site().config, Node(0, 3, state_dir=str(tmp_path / "elsewhere")))
+    deltas = [s.train(order(s)).trees["delta"] for s in (one, one, two)]
+    assert any(t.any() for t in deltas[0].values())
+    assert all(deltas[0][n].equal(d[n]) for d in deltas[1:] for n in d)
+
+
+def test_the_seed_the_round_and_the_client_change_the_training(site):
+    one = site()
+    deltas = [
+        one.train(order(one)).trees["delta"],
+        one.train(order(one, rnd=2)).trees["delta"],
+        site(1).train(order(site(1))).trees["delta"],
+        site(run__seed=7).train(order(site(run__seed=7), initial_adapter(one.base(), 42))).trees["delta"],
+    ]
+    first = [torch.cat([t.flatten() for t in d.values()]) for d in deltas]
+    assert len({tuple(d.tolist()) for d in first}) == 4
+
+
+def test_the_reference_stays_the_frozen_base_in_a_later_round(site):
+    """TRL's trap: with the round's start as reference, every round would begin at a loss of ln 2."""
+    one = site(train__local_steps=1, train__learning_rate=1e-9)
+    first = one.train(order(one))
+    assert first.metrics["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    start = initial_adapter(one.base(), 42)
+    moved = add(start, scale({n: torch.ones_like(t) for n, t in start.items()}, 0.05))
+    later = one.train(order(one, moved, rnd=1))
+    assert abs(later.metrics["loss"] - math.log(2)) > 1e-3
+    assert later.metrics["rewards/chosen"] != 0
+
+
+def test_evaluation_scores_heldout_rows_and_sends_no_tree(site):
+    update = site().evaluate(order(site()))
+    assert update.examples == 6
+    assert update.trees == {}
+    assert 0 <= update.metrics["logps/accuracies"] <= 1
+    assert "rewards/accuracies" not in update.metrics, "the start is the reference"
+
+
+def test_a_capped_evaluation_scores_fewer_rows(site):
+    capped = site(eval__max_rows=2)
+    assert capped.evaluate(order(capped)).examples == 2
+
+
+def test_what_local_learns_stays_at_the_site_and_is_recalled(site):
+    alone = site(strategy__name="local")
+    first = alone.train(order(alone))
+    assert first.kept
+    assert first.trees["delta"] == {}
+    second = alone.train(order(alone, rnd=2, recall=1))
+    assert second.metrics["rewards/margins"] != first.metrics["rewards/margins"]
+    with pytest.raises(MemoryMissing, match="client 0 has no memory of round 9"):
+        alone.train(order(alone, rnd=3, recall=9))
+
+
+def test_centralized_training_sees_every_row(site):
+    one = site(strategy__name="centralized")
+    update = one.train(order(one, rows="all", **{"steps-factor": 3}))
+    assert update.examples == 36
+
+
+def test_ten_rounds_load_the_base_once(site):
+    before = loads()
+    for rnd in range(1, 4):
+        for client in range(2):
+            here = site(client)
+            here.train(order(here, rnd=rnd))
+    assert loads() - before <= 1
+
+
+def test_a_file_without_rows_is_refused(site, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    config = parse({"data.source": "jsonl"})
+    empty = Site(config, Node(0, 1, data_path=str(tmp_path / "empty.jsonl"), state_dir=str(tmp_path)))
+    with pytest.raises(DataError, match="client 0 has no training rows"):
+        empty.hello({})
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({}, "a SuperNode needs --node-config"),
+        (
+            {"partition-id": 3, "num-partitions": 3},
+            r"partition-id must be in 0..num-partitions - 1 = 0..2, got 3",
+        ),
+        ({"partition-id": "x", "num-partitions": 3}, "a SuperNode needs --node-config"),
+    ],
+)
+def test_a_node_must_say_who_it_is(node, message):
+    with pytest.raises(ConfigError, match=message):
+        Node.read(node)
