@@ -41,6 +41,7 @@ SHAPES = {
 PAD, EOS = 0, 1
 LIMIT = 512  # tokens of a prompt and its response: no row is cut
 SEED = 20
+SWITCH = "_use_triton"  # TRL's own
 
 Step = tuple[float, dict[str, Tensor]]  # mean loss over the steps; gradients of the first, if asked for
 
@@ -264,9 +265,9 @@ def _default_round(case: Case, base: Base, steps: int, keep: bool) -> Step:
 @contextmanager
 def compact_head() -> Iterator[None]:
     """TRL's vocabulary head on completion rows only, which it does on CUDA and leaves out on the CPU."""
-    usual = vars(trl_utils)["_use_triton"]
-    vars(trl_utils)["_use_triton"] = lambda device: True  # asked in this module only for the choice of rows
+    usual = getattr(trl_utils, SWITCH)
+    setattr(trl_utils, SWITCH, lambda device: True)  # asked in this module only for the choice of rows
     try:
         yield
     finally:
-        vars(trl_utils)["_use_triton"] = usual
+        setattr(trl_utils, SWITCH, usual)

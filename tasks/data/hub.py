@@ -38,7 +38,11 @@ class Hub:
             raise ConfigError("data.source = 'hub' needs data.dataset: a hub id or a local folder")
         try:
             loaded = datasets.load_dataset(self.dataset, split=self.split)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # not found, not reachable, no such split, no such format
+        except (
+            OSError,
+            ValueError,
+            datasets.exceptions.DatasetsError,
+        ) as error:  # not found, not reachable, no such split, no such format
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"data.dataset = {self.dataset!r}, data.split = {self.split!r}: {reason}"

@@ -1,11 +1,12 @@
 """The toy preference world: pairs of answers in the toy language, with a planted truth to be found.
 
-An answer's utility has a part that everybody shares, the right fact (3) and politeness (1.5), and a part
-of the client's planted type (2): types 0 and 1 want the answer brief and detailed, types 2 and 3 want it
-cautious and confident. So a federation can find out together what no client holds enough rows for,
-and what pleases one client may not please another. Which of a topic's two facts is right is drawn from the
-run's seed; the base knows both alike. Training labels are flipped with probability `label_noise`; held-out
-labels are clean, and held-out pairs ask every topic in a form that no training pair asks it in.
+The second answer of a pair is a rewrite of the first: another fact in 75 % of the pairs, each other feature
+that anybody cares for in 33 %. An answer's utility has a part that everybody shares, the right fact (3) and
+politeness (1.5), and a part of the client's planted type (2): types 0 and 1 want it brief and detailed,
+types 2 and 3 cautious and confident. So a federation can find out together what no client holds enough rows
+for, and what pleases one client may not please another. Which of a topic's two facts is right is drawn from
+the run's seed; the base knows both alike. Training labels are flipped with probability `label_noise`;
+held-out labels are clean, and held-out pairs ask every topic in a form in which no training pair asks it.
 """
 
 import random
@@ -17,7 +18,7 @@ from core.seeds import rng_for
 from core.types import Json
 from tasks.base import Row
 from tasks.data.base import Found
-from tasks.kit.toy_base.language import QUESTIONS, Answer, Topic, topics, ways
+from tasks.kit.toy_base.language import QUESTIONS, Answer, topics, ways
 
 FACT, TYPE, POLITE = 3.0, 2.0, 1.5  # no two different sets of features have the same utility
 FACT_DIFFERS = 0.75
@@ -71,7 +72,7 @@ class Toy:
     def prompts(self) -> list[str]:
         """The first forms of question about some topics, the same under every seed."""
         every = topics()
-        return [every[place].question(0) for place in range(0, len(every), len(every) // PROMPTS + 1)]
+        return [topic.question(0) for topic in every[:: len(every) // PROMPTS]]
 
     def truth(self, client: int) -> int | None:
         return client % self.types
@@ -82,13 +83,6 @@ class Toy:
         liked = getattr(answer, feature) == wanted
         return FACT * (answer.fact == right) + TYPE * liked + POLITE * answer.polite
 
-    def _rewrite(self, one: Answer, rng: random.Random) -> Answer:
-        tastes = {feature for feature, _ in TASTES[: self.types]}
-        flips = {
-            name: getattr(one, name) ^ (rng.random() < OTHER_DIFFERS) for name in ("polite", *sorted(tastes))
-        }
-        return replace(one, fact=one.fact ^ (rng.random() < FACT_DIFFERS), **flips)
-
     def _pair(self, rng: random.Random, world: World, client: int, *, heldout: bool) -> Row:
         place = rng.randrange(len(world.right))
         topic, kept = topics()[place], world.unseen[place]
@@ -96,25 +90,28 @@ class Toy:
         while True:
             one = _answer(rng)
             two = self._rewrite(one, rng)
-            gain = self.utility(one, client, right=world.right[place]) - self.utility(
-                two, client, right=world.right[place]
-            )
-            if gain:
+            gain = self.utility(one, client, right=world.right[place])
+            gain -= self.utility(two, client, right=world.right[place])
+            if gain:  # a rewrite that changes nothing the client cares for says nothing
                 break
         flipped = not heldout and rng.random() < self.label_noise
-        if (gain > 0) == flipped:
-            one, two = two, one
-        return _row(topic, form, one, two)
+        chosen, rejected = (one, two) if (gain > 0) != flipped else (two, one)
+        return {
+            "prompt": topic.question(form),
+            "chosen": chosen.text(topic),
+            "rejected": rejected.text(topic),
+        }
+
+    def _rewrite(self, answer: Answer, rng: random.Random) -> Answer:
+        names = ["polite", *sorted({feature for feature, _ in TASTES[: self.types]})]
+        flips = {name: getattr(answer, name) ^ (rng.random() < OTHER_DIFFERS) for name in names}
+        return replace(answer, fact=answer.fact ^ (rng.random() < FACT_DIFFERS), **flips)
 
 
 def _answer(rng: random.Random) -> Answer:
     """An answer with every feature and every way equally likely."""
     polite, detailed, cautious = (rng.random() < 0.5 for _ in range(3))
-    return Answer(rng.randrange(2), polite, detailed, cautious, rng.choice(ways(detailed)))
-
-
-def _row(topic: Topic, form: int, chosen: Answer, rejected: Answer) -> Row:
-    return {"prompt": topic.question(form), "chosen": chosen.text(topic), "rejected": rejected.text(topic)}
+    return Answer(rng.randrange(2), polite, detailed, cautious, rng.choice(ways(detailed=True)))
 
 
 PLUGIN = Toy

@@ -1,11 +1,12 @@
 """Attention over packed forks, registered with transformers as "accord_tree".
 
 Without a layout (padded batches, generation) it is transformers' own scaled-dot-product attention. With one,
-each prompt attends to itself and each branch to its prompt and itself: one call of torch's kernel for a prompt
-with its first branch, one for every further branch. Exact: a causal prompt does not see its continuation.
+each prompt attends to itself and each branch to its prompt and itself. Exact: a causal prompt does not see its
+continuation.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,14 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 NAME = "accord_tree"
 NO_MASK = torch.zeros(1, 1, 1, 1)  # four dimensions: transformers passes it on as it is, and builds none
 NOT_COVERED = ("softcap", "s_aux", "position_bias", "head_mask")  # what a model may ask for beyond this
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of the packed row that see `stem`, earlier rows of it, if there is one, and causally themselves."""
+
+    rows: slice
+    stem: slice | None = None
 
 
 @dataclass(eq=False)
@@ -33,20 +42,22 @@ class Layout:
     grafts: tuple[tuple[int, int, int], ...] = ()
     trunk: "Layout | None" = None
     kept: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
-    masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
-    def mask(self, stem: int, branch: int, window: int | None, like: Tensor) -> Tensor:
-        """(branch, stem + branch) additive: row i sees up to column stem + i, at most `window` columns."""
-        key = (stem, branch, window, like.dtype, like.device)
-        if key not in self.masks:
-            reach = torch.arange(stem + branch, device=like.device)
-            here = reach[stem:, None]
-            seen = reach <= here
-            if window is not None:
-                seen &= reach > here - window
-            blank = torch.zeros(branch, stem + branch, dtype=like.dtype, device=like.device)
-            self.masks[key] = blank.masked_fill(~seen, float("-inf"))
-        return self.masks[key]
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Rows and what they see; a prompt and its first branch are one causal sequence."""
+        out: list[Piece] = []
+        start = 0
+        for stem, branches in self.forks:
+            stop = start + stem + sum(branches[:1])
+            out.append(Piece(slice(start, stop)))
+            prompt = slice(start, start + stem)
+            for branch in branches[1:]:
+                if branch:
+                    out.append(Piece(slice(stop, stop + branch), prompt))
+                stop += branch
+            start = stop
+        return tuple(out)
 
 
 def tree_attention(
@@ -57,78 +68,89 @@ def tree_attention(
     attention_mask: Tensor | None,
     *,
     accord_layout: Layout | None = None,
-    **kwargs: Any,  # whatever the architecture hands to its attention
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,  # whatever else the architecture hands to its attention
 ) -> tuple[Tensor, None]:
     """(1, T, heads, channels). Raises NotImplementedError for what packed attention does not cover."""
     if accord_layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        extra = {"scaling": scaling, "sliding_window": sliding_window, **kwargs}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **extra)
     if asked := [name for name in NOT_COVERED if kwargs.get(name) is not None]:
         raise NotImplementedError(f"packed attention does not cover {', '.join(asked)}")
-    groups = query.shape[1] // key.shape[1]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if accord_layout.trunk:
+        return _grafted(accord_layout, module, query, key, value, scale, sliding_window), None
     if accord_layout.kept is not None:
         accord_layout.kept[module] = key.detach(), value.detach()
-    attend = _Attend(accord_layout, kwargs.get("scaling"), kwargs.get("sliding_window"), groups)
-    parts = (
-        attend.grafts(module, query, key, value) if accord_layout.trunk else attend.forks(query, key, value)
-    )
-    return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
+    return _forked(accord_layout, query, key, value, scale, sliding_window), None
 
 
-@dataclass(frozen=True)
-class _Attend:
-    layout: Layout
-    scale: float | None
-    window: int | None
-    groups: int  # query heads to a key head
+def _forked(
+    layout: Layout, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+) -> Tensor:
+    # split, not slices: its backward joins the pieces once instead of filling a whole row for each
+    sizes = [piece.rows.stop - piece.rows.start for piece in layout.pieces]
+    parts = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    out: list[Tensor] = []
+    prompt = key, value  # of the fork at hand: its first piece begins with it
+    for piece, (q, k, v) in zip(layout.pieces, parts, strict=True):
+        if piece.stem is None:
+            prompt = k, v
+        else:
+            stem = piece.stem.stop - piece.stem.start
+            k, v = torch.cat([prompt[0][:, :, :stem], k], 2), torch.cat([prompt[1][:, :, :stem], v], 2)
+        out.append(_sequence(q, k, v, scale, window))
+    return torch.cat(out, dim=1)
 
-    def forks(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        sizes = [
-            size for stem, branches in self.layout.forks for size in (stem + sum(branches[:1]), *branches[1:])
-        ]  # a prompt and its first branch are one causal sequence
-        # split, not slices: its backward joins the pieces once instead of filling a whole row for each
-        pieces = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
-        parts: list[Tensor] = []
-        for stem, branches in self.layout.forks:
-            q, k, v = next(pieces)
-            parts.append(self._causal(q, k, v))
-            prompt = k[:, :, :stem], v[:, :, :stem]
-            for branch in branches[1:]:
-                parts.append(self._branch(*next(pieces), *prompt) if branch else next(pieces)[0])
-        return parts
 
-    def grafts(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        trunk = self.layout.trunk
-        assert trunk, "a graft needs a trunk"
-        assert trunk.kept, "its trunk must keep its keys and values"
-        keys, values = trunk.kept[module]
-        sizes = [branch for _, _, branch in self.layout.grafts]
-        pieces = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
-        return [
-            self._branch(q, k, v, keys[:, :, start : start + stem], values[:, :, start : start + stem])
-            for (start, stem, _), (q, k, v) in zip(self.layout.grafts, pieces, strict=True)
-            if q.shape[2]
-        ]
+def _grafted(
+    layout: Layout,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Branches whose prompts' keys and values the trunk has kept; without gradient."""
+    assert layout.trunk, "a graft needs a trunk"
+    assert layout.trunk.kept, "its trunk must keep its keys and values"
+    keys, values = layout.trunk.kept[module]
+    out: list[Tensor] = []
+    start = 0
+    for at, stem, branch in layout.grafts:
+        rows = slice(start, start + branch)
+        if branch:
+            k = torch.cat([keys[:, :, at : at + stem], key[:, :, rows]], 2)
+            v = torch.cat([values[:, :, at : at + stem], value[:, :, rows]], 2)
+            out.append(_sequence(query[:, :, rows], k, v, scale, window))
+        start += branch
+    return torch.cat(out, dim=1)
 
-    def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        length = query.shape[2]
-        if self.window is not None and length > self.window:
-            return self._masked(query, key, value, self.layout.mask(0, length, self.window, query))
-        key, value = self._repeat(key), self._repeat(value)
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale)
 
-    def _branch(
-        self, query: Tensor, key: Tensor, value: Tensor, stem_key: Tensor, stem_value: Tensor
-    ) -> Tensor:
-        mask = self.layout.mask(stem_key.shape[2], query.shape[2], self.window, query)
-        key, value = torch.cat([stem_key, key], 2), torch.cat([stem_value, value], 2)
-        return self._masked(query, key, value, mask)
+def _sequence(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    """One sequence, of which the queries are the last positions: (1, T, heads, channels)."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if query.shape[2] == key.shape[2] and (window is None or window >= key.shape[2]):
+        out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    else:
+        mask = _band(query.shape[2], key.shape[2], window, query)
+        out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2)
 
-    def _masked(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        key, value = self._repeat(key), self._repeat(value)
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
 
-    def _repeat(self, heads: Tensor) -> Tensor:
-        return heads if self.groups == 1 else heads.repeat_interleave(self.groups, dim=1)
+def _band(height: int, width: int, window: int | None, like: Tensor) -> Tensor:
+    """(height, width) additive mask: row i ends at column width - height + i and sees `window` columns."""
+    ends = torch.arange(width - height, width, device=like.device)[:, None]
+    columns = torch.arange(width, device=like.device)
+    seen = columns <= ends
+    if window is not None:
+        seen &= columns > ends - window
+    blank = torch.zeros(height, width, dtype=like.dtype, device=like.device)
+    return blank.masked_fill(~seen, float("-inf"))
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -113,7 +113,6 @@ def exact_kl(base: Base, examples: Sequence[Example]) -> float:
         with reference(base):
             frozen, _, _ = predictions(base, forks)
         for rows, log_p in base.head.log_softmax(policy):
-            log_p = log_p.clone()  # both share the head's buffer
             (_, log_q) = next(base.head.log_softmax(frozen[rows]))
             total += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
         count += len(policy)

@@ -5,24 +5,24 @@ The gradient with respect to the hidden states is made in the same pass as the l
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 CHUNK_ROWS = 256
-CHUNK_ENTRIES = 4 << 20  # of one buffer of logits: 16 MB
+CHUNK_ENTRIES = 6 << 20  # of the buffer of logits: 24 MB
 
 
 @dataclass(eq=False)
 class Head:
     """A frozen linear head, or none: then `features` are logits already.
 
-    Its two buffers of logits are kept between calls: fresh memory costs a page fault for every 4 KB.
+    Its buffer of logits is kept between calls: fresh memory costs a page fault for every 4 KB.
     """
 
     linear: nn.Linear | None
-    buffers: dict[int, Tensor] = field(default_factory=dict)
+    buffer: Tensor | None = None
 
     def logps(self, features: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of each target: features (R, F), targets (R,) -> (R,) float32, with gradient."""
@@ -35,39 +35,28 @@ class Head:
         return torch.cat([p.gather(1, targets[rows, None])[:, 0] for rows, p in self.log_softmax(features)])
 
     def log_softmax(self, features: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of rows with their (rows, V) float32 log-probabilities, in a buffer that the next one reuses."""
-        size = self._chunk(features.shape[1] if self.linear is None else self.linear.out_features)
+        """Slices of rows with their (rows, V) float32 log-probabilities, without gradient."""
+        for rows, logits in self.chunks(features):
+            yield rows, torch.log_softmax(logits, 1)
+
+    def chunks(self, features: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of rows with their (rows, V) float32 logits, without gradient, in a buffer that the next reuses."""
+        vocabulary = features.shape[1] if self.linear is None else self.linear.out_features
+        size = max(1, min(CHUNK_ROWS, CHUNK_ENTRIES // vocabulary))
         for start in range(0, len(features), size):
             rows = slice(start, min(start + size, len(features)))
-            if self.linear is None:
-                yield rows, features[rows].detach().log_softmax(1)
-            else:
-                yield rows, self._project(features[rows].detach())
+            part = features[rows].detach()
+            yield rows, part if self.linear is None else self._project(part, size)
 
-    def _project(self, features: Tensor) -> Tensor:
+    def _project(self, features: Tensor, size: int) -> Tensor:
         assert self.linear is not None
         weight, bias = self.linear.weight.detach(), self.linear.bias
-        rows = len(features)
         if weight.dtype != torch.float32:
-            logits = features @ weight.T if bias is None else torch.addmm(bias.detach(), features, weight.T)
-            return torch.log_softmax(logits, 1, dtype=torch.float32)
-        logits = self._buffer(0)[:rows]
-        if bias is None:
-            torch.mm(features, weight.T, out=logits)
-        else:
-            torch.addmm(bias.detach(), features, weight.T, out=logits)
-        return torch.log_softmax(logits, 1, out=self._buffer(1)[:rows])
-
-    def _buffer(self, which: int) -> Tensor:
-        assert self.linear is not None
-        if which not in self.buffers:
-            vocabulary = self.linear.out_features
-            self.buffers[which] = self.linear.weight.new_empty(self._chunk(vocabulary), vocabulary)
-        return self.buffers[which]
-
-    @staticmethod
-    def _chunk(vocabulary: int) -> int:
-        return max(1, min(CHUNK_ROWS, CHUNK_ENTRIES // vocabulary))
+            return nn.functional.linear(features.to(weight.dtype), weight, bias).float()
+        if self.buffer is None:
+            self.buffer = weight.new_empty(size, len(weight))
+        logits = torch.mm(features, weight.T, out=self.buffer[: len(features)])
+        return logits if bias is None else logits.add_(bias.detach())
 
 
 class _EagerGradient(torch.autograd.Function):
@@ -76,11 +65,14 @@ class _EagerGradient(torch.autograd.Function):
         assert head.linear is not None
         weight = head.linear.weight.detach()
         out = torch.empty(len(features), dtype=torch.float32, device=features.device)
-        gradient = torch.empty_like(features)
-        for rows, logp in head.log_softmax(features):
+        gradient = torch.empty_like(features, dtype=weight.dtype)
+        for rows, logits in head.chunks(features):
             target = targets[rows, None]
-            out[rows] = logp.gather(1, target)[:, 0]
-            p = logp.exp_()
+            most, wanted = logits.amax(1), logits.gather(1, target)[:, 0]
+            p = torch.softmax(logits, 1, out=logits)
+            out[rows] = (
+                wanted - most + p.amax(1).log()
+            )  # log sum exp = most - log p(most), and p(most) >= 1/V
             p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand(len(p), 1))
             torch.mm(p.to(weight.dtype), weight, out=gradient[rows])
         ctx.save_for_backward(gradient)

@@ -102,9 +102,7 @@ class _OnTokens(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:  # Any: Trainer's own arguments
         loss = super().training_step(*args, **kwargs)
-        if (
-            self.correct and self.accelerator.sync_gradients
-        ):  # the last micro-batch of a step; clipping follows
+        if self.correct and self.accelerator.sync_gradients:  # a step's last micro-batch; clipping follows
             for name, parameter in self.base.flat.parameters.items():
                 assert parameter.grad is not None, name
                 parameter.grad = self.correct(name, parameter.detach(), parameter.grad)

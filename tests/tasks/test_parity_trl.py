@@ -27,7 +27,11 @@ from tests import tiny
 
 WORDS = ("tea", "a long walk", "rain", "the old bridge at noon", "no", "maybe 42!")
 PAIRS = [
-    {"prompt": f"About {WORDS[i]}: ", "chosen": f"I like {WORDS[-i]} and {i}.", "rejected": f"{WORDS[i - 2]}?"}
+    {
+        "prompt": f"About {WORDS[i]}: ",
+        "chosen": f"I like {WORDS[-i]} and {i}.",
+        "rejected": f"{WORDS[i - 2]}?",
+    }
     for i in range(4)
 ]
 THUMBS = [
@@ -63,14 +67,18 @@ def trl_side(base: Base, adapter: Tree, tmp_path: Path):
             output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True, bf16=False, max_length=LENGTH, seed=0,
             per_device_train_batch_size=len(rows), gradient_checkpointing=False, disable_tqdm=True, **options,
         )  # fmt: skip
-        trainer = cls(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=base.tokenizer)
+        trainer = cls(
+            model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=base.tokenizer
+        )
         if frozen and "ref" in model.peft_config:
             model.delete_adapter("ref")
         model.train()
         trainer.current_gradient_accumulation_steps = 1
         loss = trainer.compute_loss(model, next(iter(trainer.get_train_dataloader())))
         loss.backward()
-        gradients = {n.replace(".default.", "."): p.grad for n, p in model.named_parameters() if p.requires_grad}
+        gradients = {
+            n.replace(".default.", "."): p.grad for n, p in model.named_parameters() if p.requires_grad
+        }
         return float(loss), {name: g for name, g in gradients.items() if g is not None}
 
     return measure

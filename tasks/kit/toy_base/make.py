@@ -11,6 +11,8 @@ import json
 import random
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from safetensors.torch import save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from core.seeds import rng_for, seed_for
+from core.seeds import rng_for, seed_for, torch_rng_for
 from tasks.kit.toy_base import BASE
 from tasks.kit.toy_base.language import QUESTIONS, Answer, topics, ways, words
 
@@ -26,6 +28,7 @@ SEED = 1
 STEPS = 1500
 BATCH = 64  # sequences
 LEARNING_RATE = 4e-3
+SHAKE = 0.3  # noise on each weight matrix, in units of its standard deviation
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
 UNK, BOS, EOS, PAD = range(4)
 TEMPLATE = (
@@ -85,6 +88,21 @@ def sentence(tok: Tokenizer, rng: random.Random) -> tuple[list[int], int]:
     return head + tok.encode(answer.text(topic), add_special_tokens=False).ids + [EOS], len(head)
 
 
+@contextmanager
+def shaken(model: LlamaForCausalLM, rng: torch.Generator, strength: float) -> Iterator[None]:
+    """Noise on the weight matrices for the length of a step, so that the base ends where its grammar is robust:
+    without it the small changes of an adapter break sentences long before they change an opinion."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    before = [matrix.detach().clone() for matrix in matrices]
+    with torch.no_grad():
+        for matrix in matrices:
+            matrix += strength * matrix.std() * torch.randn(matrix.shape, generator=rng)
+    yield
+    with torch.no_grad():
+        for matrix, kept in zip(matrices, before, strict=True):
+            matrix.copy_(kept)
+
+
 def train() -> LlamaForCausalLM:
     """The trained base, float32."""
     torch.set_num_threads(1)
@@ -100,8 +118,9 @@ def train() -> LlamaForCausalLM:
         longest = max(len(ids) for ids, _ in made)
         ids = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids, _ in made])
         labels = ids.masked_fill(ids == PAD, -100)
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
+        with shaken(model, torch_rng_for(SEED, "shake", step), SHAKE * min(1.0, step / 300)):
+            loss = model(input_ids=ids, labels=labels).loss
+            loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -1,0 +1,174 @@
+"""The training loop: deterministic, equal to a plain loop, and nothing left behind."""
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.config import LoraConfig, ModelConfig, TrainConfig
+from core.errors import DataError
+from core.tree import Tree
+from tasks.base import Example
+from tasks.dpo import DPO, dpo_loss
+from tasks.kit.cache import Cache
+from tasks.kit.logprobs import completion_logps
+from tasks.kit.loop import local_batches, train
+from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, reference, set_adapter
+from tasks.kto import KTO
+from tasks.sft import SFT
+from tests import tiny
+
+CFG = TrainConfig(learning_rate=1e-2, local_steps=3, per_device_batch_size=4)
+PAIRS = [
+    Example((1, *range(5, 8 + i)), (tuple(range(20, 25 + i)), tuple(range(60 - i, 63 + i % 3))))
+    for i in range(6)
+]
+THUMBS = [Example(e.prompt, e.completions[:1], i % 2 == 0) for i, e in enumerate(PAIRS)]
+DEMOS = [Example(e.prompt, e.completions[:1]) for e in PAIRS]
+TASKS = [(DPO(), PAIRS), (KTO(), THUMBS), (KTO(reference_point="pooled"), THUMBS), (SFT(), DEMOS)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    folder = tiny.folder(tmp_path_factory.mktemp("loop") / "model")
+    return load_base(ModelConfig(name=str(folder)), LoraConfig(r=4))
+
+
+def trained(base: Base, task, examples, cfg: TrainConfig = CFG, start: Tree | None = None, **options):
+    set_adapter(base, start or initial_adapter(base, 0))
+    report = train(base, task, examples, cfg, seed=1, **options)
+    return get_adapter(base), report
+
+
+def same(a: Tree, b: Tree) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("task", "examples"), TASKS, ids=["dpo", "kto", "kto-pooled", "sft"])
+def test_the_same_inputs_give_the_same_bytes(base: Base, task, examples, tmp_path: Path) -> None:
+    """Whatever was cached, and whatever ran before; another seed gives other bytes."""
+    first, report = trained(base, task, examples, cache=Cache(tmp_path))
+    trained(base, DPO(beta=0.5), PAIRS)
+    for cache in (Cache(tmp_path), None):
+        again, other = trained(base, task, examples, cache=cache)
+        assert same(first, again)
+        assert replace(other, seconds=0.0) == replace(report, seconds=0.0)
+    set_adapter(base, initial_adapter(base, 0))
+    train(base, task, examples, CFG, seed=2)
+    assert not same(first, get_adapter(base))
+
+
+def test_the_loop_is_a_plain_adamw_loop(base: Base) -> None:
+    """The same batches through separate parameters, torch's clipping and torch's AdamW; float32 rounding."""
+    cfg = replace(CFG, max_grad_norm=0.1, weight_decay=0.01)
+    start = tiny.random_adapter(base)
+    got, report = trained(base, DPO(), PAIRS, cfg, start)
+    set_adapter(base, start)
+    own = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in start.items()}
+    optimizer = torch.optim.AdamW(list(own.values()), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+    with reference(base):
+        refs = [completion_logps(base, [(e.prompt, e.completions)]) for e in PAIRS]
+    losses = []
+    for (batch,) in local_batches(len(PAIRS), cfg, steps=3, seed=1):
+        base.flat.zero_grad()
+        set_adapter(base, {name: p.detach() for name, p in own.items()})
+        logps = completion_logps(base, [(PAIRS[row].prompt, PAIRS[row].completions) for row in batch]).view(
+            -1, 2
+        )
+        ratios = logps - torch.stack([refs[row] for row in batch])
+        loss = dpo_loss(ratios[:, 0] - ratios[:, 1], beta=0.1).mean()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        for name, p in own.items():
+            gradient = base.flat.parameters[name].grad
+            assert gradient is not None
+            p.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_(list(own.values()), cfg.max_grad_norm)
+        optimizer.step()
+    for name, p in own.items():
+        torch.testing.assert_close(got[name], p.detach(), rtol=1e-5, atol=1e-6)
+    assert report.metrics["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert (report.steps, report.rows) == (3, 12)
+
+
+@pytest.mark.parametrize(("task", "examples"), [TASKS[0], TASKS[3]], ids=["dpo", "sft"])
+def test_accumulated_micro_batches_are_one_batch(base: Base, task, examples) -> None:
+    """SFT weighs them by tokens: its loss is a mean over the tokens of the step. Adam divides the gradient by its
+    own size, so entries near zero move by rounding alone: compared where the gradient is not tiny."""
+    seen: list[Tree] = []
+
+    def keep(cfg: TrainConfig) -> Tree:
+        tree: Tree = {}
+        options = {"correct": lambda name, p, g: tree.setdefault(name, g.clone())}
+        trained(base, task, examples, cfg, tiny.random_adapter(base), steps=1, **options)
+        seen.append(tree)
+        return tree
+
+    whole = keep(replace(CFG, per_device_batch_size=6))
+    parts = keep(replace(CFG, per_device_batch_size=2, gradient_accumulation_steps=3))
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_correct_sees_every_tensor_before_clipping(base: Base) -> None:
+    """A correction that returns zero leaves the adapter where it was; names and shapes are the tree's."""
+    start = tiny.random_adapter(base)
+    seen = {}
+
+    def nothing(name, parameter, gradient):
+        seen[name] = parameter.shape
+        return torch.zeros_like(gradient)
+
+    got, report = trained(base, DPO(), PAIRS, start=start, correct=nothing)
+    assert same(got, start)
+    assert seen == {name: t.shape for name, t in start.items()}
+    assert report.metrics["grad_norm"] == 0.0
+
+
+def test_an_untouched_adapter_starts_at_exactly_the_reference(base: Base) -> None:
+    """ln 2 to the last bit and no accuracy out of rounding, in a packed batch as well."""
+    _, report = trained(base, DPO(), PAIRS, steps=1)
+    assert report.metrics["loss"] == pytest.approx(0.6931471805599453, abs=1e-7)
+    assert report.metrics["rewards/margins"] == 0.0
+    assert report.metrics["rewards/accuracies"] == 0.0
+
+
+def test_references_are_made_once(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(base, DPO(), PAIRS, replace(CFG, per_device_batch_size=6), cache=Cache(tmp_path))
+    monkeypatch.setattr("tasks.kit.reference.completion_logps", None)  # calling it would fail
+    trained(base, DPO(), PAIRS, replace(CFG, per_device_batch_size=6), cache=Cache(tmp_path))
+
+
+def test_dropout_is_for_sft_alone_and_leaves_the_global_generator(tmp_path: Path) -> None:
+    name = str(tiny.folder(tmp_path))
+    dropping = load_base(ModelConfig(name=name), LoraConfig(r=4, dropout=0.5))
+    plain = load_base(ModelConfig(name=name), LoraConfig(r=4))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for task, examples, equal in ((DPO(), PAIRS, True), (SFT(), DEMOS, False)):
+        assert same(trained(dropping, task, examples)[0], trained(plain, task, examples)[0]) == equal
+    assert same(trained(dropping, SFT(), DEMOS)[0], trained(dropping, SFT(), DEMOS)[0])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_no_rows_is_an_error(base: Base) -> None:
+    with pytest.raises(DataError, match="without usable rows"):
+        train(base, DPO(), [], CFG, seed=0)
+
+
+def test_a_client_with_fewer_rows_than_a_batch_repeats_them(base: Base) -> None:
+    _, report = trained(base, DPO(), PAIRS[:1])
+    assert (report.steps, report.rows) == (3, 3)
+
+
+def test_rounds_leave_no_tensors_behind(base: Base) -> None:
+    """The number of live tensors after each round is the same."""
+    counts = []
+    for _ in range(4):
+        for task, examples in TASKS:
+            trained(base, task, examples)
+        gc.collect()
+        counts.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+    assert len(set(counts[1:])) == 1

@@ -1,0 +1,126 @@
+import json
+import threading
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks.data.base import read
+from tasks.data.toy import Toy
+from tasks.kit import toy_base
+from tasks.kit.toy_base.language import QUESTIONS, topics, words
+from tasks.kit.toy_base.make import tokenizer
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def base(home, monkeypatch):
+    monkeypatch.setenv("ACCORD_HOME", str(home))
+    return toy_base.folder()
+
+
+@pytest.fixture
+def tok(base):
+    return AutoTokenizer.from_pretrained(base)
+
+
+def test_it_fits_the_bundle():
+    """Flower's bundle takes files of at most 10 MB; the base promises at most about 1 MB of weights."""
+    page = json.loads(toy_base.BASE.read_text())
+    assert toy_base.BASE.stat().st_size < 1_000_000
+    assert sum(map(len, page["model.safetensors"])) * 3 / 4 < 500_000
+
+
+def test_it_is_a_small_llama_that_loads_offline(base):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert sum(p.numel() for p in model.parameters()) < 480_000
+    assert {f.name for f in base.iterdir()} == {
+        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"
+    }  # fmt: skip
+
+
+def test_unpacking_is_done_once_and_by_one_of_many(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCORD_HOME", str(tmp_path))
+    places = []
+    threads = [threading.Thread(target=lambda: places.append(toy_base.folder())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(places) == 8
+    assert [p for p in (tmp_path / "models").iterdir()] == [places[0]]
+    stamp = (places[0] / "model.safetensors").stat().st_mtime_ns
+    assert (toy_base.folder() / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_the_tokenizer_in_the_file_is_the_one_the_script_makes():
+    page = json.loads(toy_base.BASE.read_text())
+    assert page["files"]["tokenizer.json"] == json.loads(tokenizer().to_str())
+
+
+def test_every_word_of_the_language_is_one_token(tok):
+    for word in words():
+        assert len(tok.tokenize(word.lstrip("\N{LOWER ONE EIGHTH BLOCK}"))) == 1, word
+    assert tok.tokenize("What does the fox eat?")[-1] == "?"
+
+
+@pytest.mark.parametrize(
+    "text", ["What does the fox eat?", "Zebras, naïvely: 日本語 🦊", "two\nlines\n\n### End:", "x" * 300, "  indented"]
+)
+def test_any_text_can_be_read_and_written_back(tok, text):
+    ids = tok(text, add_special_tokens=False).input_ids
+    assert tok.unk_token_id not in ids
+    assert tok.decode(ids) == text
+
+
+def test_special_tokens(tok):
+    specials = {tok.bos_token_id, tok.eos_token_id, tok.pad_token_id, tok.unk_token_id}
+    assert len(specials) == 4
+    assert None not in specials
+    assert tok("fox").input_ids[0] == tok.bos_token_id
+
+
+def test_the_chat_template_is_compact_and_a_prefix(tok):
+    """TRL and Accord need the prompt's tokens to be a prefix of the whole conversation's."""
+    talk = [{"role": "user", "content": "What does the fox eat?"}, {"role": "assistant", "content": "Look it up."}]
+    prompt = tok.apply_chat_template(talk[:1], add_generation_prompt=True, return_dict=False)
+    whole = tok.apply_chat_template(talk, return_dict=False)
+    assert whole[: len(prompt)] == prompt
+    assert prompt[0] == tok.bos_token_id
+    assert prompt.count(tok.bos_token_id) == 1
+    assert whole[-1] == tok.eos_token_id
+    assert len(prompt) == 3 + 6  # bos, user, assistant; five words and a question mark
+
+
+@torch.no_grad()
+def test_the_base_speaks_the_language_and_takes_no_side(base, tok):
+    """Its greedy answers name one of the topic's two facts, and over 384 held-out pairs its likelihood ranks
+    chosen above rejected about half of the time (one sigma: 2.6 points)."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    for topic in topics()[::5]:
+        talk = [{"role": "user", "content": topic.question(0)}]
+        ids = tok.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)
+        assert made[0, -1] == tok.eos_token_id
+        assert any(fact in tok.decode(made[0, ids.shape[1] :]) for fact in topic.facts)
+    pairs = [e.row for e in read(Toy().find(3, 8), "error").entries if e.heldout]
+    wins = [_logp(model, tok, p["prompt"], p["chosen"]) > _logp(model, tok, p["prompt"], p["rejected"]) for p in pairs]
+    assert 0.40 < sum(wins) / len(wins) < 0.60
+
+
+def _logp(model, tok, prompt: str, answer: str) -> float:
+    talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    ids = tok.apply_chat_template(talk, return_tensors="pt", return_dict=False)
+    logps = model(ids).logits[0, :-1].log_softmax(-1)
+    return float(logps.gather(1, ids[0, 1:, None]).sum())  # the prompt's part is the same for both answers
+
+
+def test_topics_have_two_different_facts_and_four_forms():
+    assert len({(t.animal, t.relation) for t in topics()}) == len(topics()) == 24
+    assert all(t.facts[0] != t.facts[1] for t in topics())
+    assert len({topics()[0].question(form) for form in range(len(QUESTIONS))}) == 4

@@ -1,0 +1,105 @@
+"""DPO's losses: the published vectors, hand numbers, signs."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.errors import ConfigError
+from tasks.base import Batch, Example
+from tasks.dpo import DPO, dpo_loss
+from tasks.kit.encode import Encoder
+from tests import tiny
+
+VECTORS = Path(__file__).parents[2] / "../shared/spec/vectors/openfedllm.json"
+
+
+def batch(chosen, rejected, ref_chosen, ref_rejected, tokens=None) -> Batch:
+    """Pairs of summed log-probabilities, float64, with gradient."""
+    logps = torch.tensor(
+        [[c, r] for c, r in zip(chosen, rejected, strict=True)], dtype=torch.float64
+    ).flatten()
+    refs = torch.tensor(
+        [[c, r] for c, r in zip(ref_chosen, ref_rejected, strict=True)], dtype=torch.float64
+    ).flatten()
+    examples = tuple(Example((1,), ((2,), (3,))) for _ in chosen)
+    counts = torch.tensor(tokens or [1] * len(logps))
+    return Batch(
+        examples, logps.requires_grad_(), refs, counts, tuple((2 * i, 2 * i + 1) for i in range(len(chosen)))
+    )
+
+
+@pytest.mark.skipif(not VECTORS.is_file(), reason="the reference vectors are not part of the repository")
+def test_the_published_vectors() -> None:
+    """Values, rewards and gradients of `dpo_loss`, to 1e-12; the tie of the last row counts as wrong."""
+    vector = json.loads(VECTORS.read_text())["dpo_loss"]
+    given, want = vector["inputs"], vector["outputs"]
+    seen = batch(given["pc"], given["pr"], given["rc"], given["rr"])
+    loss, metrics = DPO(beta=given["beta"]).loss(seen)
+    loss.backward()
+    assert loss.item() == pytest.approx(want["mean"], abs=1e-12)
+    assert seen.logps.grad is not None
+    gradient = seen.logps.grad.view(-1, 2)
+    assert gradient[:, 0].tolist() == pytest.approx(want["grad_chosen_logps"], abs=1e-12)
+    assert gradient[:, 1].tolist() == pytest.approx(want["grad_rejected_logps"], abs=1e-12)
+    assert metrics["rewards/chosen"] == pytest.approx(sum(want["chosen_rewards"]) / 3, abs=1e-12)
+    assert metrics["rewards/rejected"] == pytest.approx(sum(want["rejected_rewards"]) / 3, abs=1e-12)
+    assert metrics["rewards/accuracies"] == pytest.approx(want["reward_accuracy"])
+    margins = [
+        (a - b) - (c - d) for a, b, c, d in zip(*(given[k] for k in ("pc", "rc", "pr", "rr")), strict=True)
+    ]
+    losses = dpo_loss(torch.tensor(margins, dtype=torch.float64), beta=given["beta"])
+    assert losses.tolist() == pytest.approx(want["losses"], abs=1e-12)
+
+
+def test_losses_by_hand() -> None:
+    """m = 4, -2 with beta 0.25: beta m = 1, -0.5."""
+    m = torch.tensor([4.0, -2.0], dtype=torch.float64)
+    assert dpo_loss(m, beta=0.25).tolist() == pytest.approx(
+        [math.log(1 + math.exp(-1)), math.log(1 + math.exp(0.5))]
+    )
+    assert dpo_loss(m, beta=0.25, loss_type="hinge").tolist() == [0.0, 1.5]
+    assert dpo_loss(m, beta=0.25, loss_type="ipo").tolist() == [4.0, 16.0]  # (4 - 2)^2, (-2 - 2)^2
+    smooth = dpo_loss(m, beta=0.25, label_smoothing=0.1).tolist()
+    assert smooth[0] == pytest.approx(0.9 * math.log(1 + math.exp(-1)) + 0.1 * math.log(1 + math.exp(1)))
+    assert dpo_loss(m, beta=0.25, label_smoothing=0.0).tolist() == dpo_loss(m, beta=0.25).tolist()
+
+
+def test_ipo_takes_ratios_per_token() -> None:
+    """Ratios 6 over 3 tokens and 2 over 4: margin 2 - 0.5 = 1.5; beta 0.5: (1.5 - 1)^2. Rewards stay sums."""
+    loss, metrics = DPO(beta=0.5, loss_type="ipo").loss(batch([-4], [-8], [-10], [-10], tokens=[3, 4]))
+    assert loss.item() == pytest.approx(0.25)
+    assert metrics["rewards/margins"] == pytest.approx(0.5 * (6 - 2))
+
+
+def test_smoothing_is_least_at_its_own_confidence() -> None:
+    """d/dm = 0 where sigmoid(beta m) = 1 - s."""
+    m = torch.tensor([math.log(0.8 / 0.2) / 0.5], dtype=torch.float64, requires_grad=True)
+    dpo_loss(m, beta=0.5, label_smoothing=0.2).sum().backward()
+    assert m.grad is not None
+    assert m.grad.item() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta": 0.0},
+        {"loss_type": "apo"},
+        {"label_smoothing": 0.5},
+        {"label_smoothing": 0.1, "loss_type": "ipo"},
+    ],
+)
+def test_impossible_settings_are_refused(options: dict) -> None:
+    with pytest.raises(ConfigError, match=r"task\."):
+        DPO(**options)
+
+
+def test_rows_become_pairs() -> None:
+    encode = Encoder(tiny.tokenizer(), "none", 6, "skip")
+    rows = [{"prompt": p, "chosen": "b", "rejected": "cc"} for p in ("a", "too long")]
+    (example,) = DPO().examples(rows, encode)
+    assert [len(c) for c in example.completions] == [2, 3]
+    assert encode.skipped == {"too long": 1}
+    assert DPO().census([example]) == DPO().brief({}) == {}

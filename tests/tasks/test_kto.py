@@ -1,0 +1,273 @@
+"""KTO: the published vectors, pairings without fixed points, pooled weights, and a reference point at batch size 1."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config import LoraConfig, ModelConfig, TrainConfig
+from core.errors import ConfigError
+from tasks.base import Batch, Example
+from tasks.kit.cache import Cache
+from tasks.kit.logprobs import completion_logps
+from tasks.kit.loop import train
+from tasks.kit.model import Base, load_base, reference, set_adapter
+from tasks.kto import KTO, class_weights, deranged, kto_loss, rotated
+from tests import tiny
+
+VECTORS = Path(__file__).parents[2] / "../shared/spec/vectors/openfedllm.json"
+needs_vectors = pytest.mark.skipif(
+    not VECTORS.is_file(), reason="the reference vectors are not part of the repository"
+)
+
+
+def vectors(key: str):
+    return json.loads(VECTORS.read_text())[key]
+
+
+def batch(ratios, labels, kl_ratios=(), **options) -> Batch:
+    """Rows with these log pi/pi_ref, float64 with gradient; references are 0."""
+    logps = torch.tensor(ratios, dtype=torch.float64, requires_grad=True)
+    kl = torch.tensor(kl_ratios, dtype=torch.float64)
+    examples = tuple(Example((1,), ((2,),), label) for label in labels)
+    index = tuple((i,) for i in range(len(labels)))
+    counts = torch.ones(len(labels), dtype=torch.int64)
+    zeros = torch.zeros_like
+    return Batch(examples, logps, zeros(logps), counts, index, kl, zeros(kl), **options)
+
+
+@needs_vectors
+@pytest.mark.parametrize(
+    "case", ["positive_kl", "negative_kl_clamped_to_0", "weighted_desirable_3", "only_undesirable_in_batch"]
+)
+def test_the_published_vectors(case: str) -> None:
+    """Losses, z, rewards and gradients, to 1e-12; one class alone is no NaN, and z gets no gradient."""
+    vector = vectors("kto_loss")
+    given_, want = vector["inputs"]["cases"][case], vector["outputs"][case]
+    ratios = [p - r for p, r in zip(given_["pc"] + given_["pr"], given_["rc"] + given_["rr"], strict=True)]
+    labels = [True] * len(given_["pc"]) + [False] * len(given_["pr"])
+    kl = [p - r for p, r in zip(given_["pk"], given_["rk"], strict=True)]
+    seen = batch(ratios, labels, kl)
+    task = KTO(beta=0.1, desirable_weight=str(given_.get("dw", 1.0)), undesirable_weight="1")
+    loss, metrics = task.loss(seen)
+    loss.backward()
+    assert metrics["kl"] == pytest.approx(want["kl"], abs=1e-12)
+    assert loss.item() == pytest.approx(want["mean"], abs=1e-12)
+    assert seen.logps.grad is not None
+    gradients = (want["grad_chosen_logps"] or []) + want["grad_rejected_logps"]
+    assert seen.logps.grad.tolist() == pytest.approx(gradients, abs=1e-12)
+    losses = kto_loss(
+        torch.tensor(ratios, dtype=torch.float64),
+        torch.tensor(labels),
+        want["kl"],
+        beta=0.1,
+        desirable=given_.get("dw", 1.0),
+    )
+    assert losses.tolist() == pytest.approx(want["losses"], abs=1e-12)
+    for name in ("chosen", "rejected"):
+        rewards = want[f"{name}_rewards"]
+        if rewards:
+            assert metrics[f"rewards/{name}"] == pytest.approx(sum(rewards) / len(rewards), abs=1e-12)
+        else:
+            assert f"rewards/{name}" not in metrics
+
+
+def row(prompt: int, completion: int, label: bool = True) -> Example:
+    return Example((1, prompt), ((completion, 2),), label)
+
+
+@needs_vectors
+def test_rotation_is_trls() -> None:
+    vector = vectors("kto_kl_pairing_trl116")
+    rows = [row(10 + i, 20 + i) for i in range(4)]
+    joined = rotated(rows, vector["inputs"]["per_device_train_batch_size"], max_length=9)
+    want = vector["outputs"]["kl_completion_index"]
+    assert [e.mismatched for e in joined] == [rows[i].completions[0] for i in want]
+
+
+def test_rotation_works_in_groups_and_never_pairs_a_row_with_itself() -> None:
+    """Groups 0 1 2 | 3 4 5 6: a last group of one would be its own partner."""
+    rows = [row(10 + i, 20 + i) for i in range(7)]
+    joined = rotated(rows, 3, max_length=9)
+    assert [e.mismatched[0] - 20 for e in joined] == [2, 0, 1, 6, 3, 4, 5]
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=30), st.integers(0, 9))
+def test_a_derangement_has_no_fixed_point_and_prefers_other_prompts(prompts: list[int], seed: int) -> None:
+    """Every completion is used once. Pairs of the same prompt remain only for the part of the largest group
+    that exceeds half of the rows: each of the others can serve one of its rows."""
+    rows = [row(prompt, 100 + i) for i, prompt in enumerate(prompts)]
+    joined = deranged(rows, seed=seed, max_length=9)
+    partners = [e.mismatched[0] - 100 for e in joined]
+    assert sorted(partners) == list(range(len(rows)))
+    assert all(partner != i for i, partner in enumerate(partners))
+    largest = max(Counter(prompts).values())
+    same_prompt = sum(prompts[i] == prompts[partner] for i, partner in enumerate(partners))
+    assert same_prompt == max(0, 2 * largest - len(rows))
+
+
+def test_a_derangement_is_seeded() -> None:
+    rows = [row(i, 100 + i) for i in range(12)]
+    assert deranged(rows, seed=3, max_length=9) == deranged(rows, seed=3, max_length=9)
+    assert deranged(rows, seed=3, max_length=9) != deranged(rows, seed=4, max_length=9)
+
+
+def test_a_stranger_is_cut_to_what_fits_behind_the_prompt() -> None:
+    rows = [Example((1, 5, 6, 7), ((8,),), True), Example((1,), ((20, 21, 22, 23),), False)]
+    first, second = deranged(rows, seed=0, max_length=5)
+    assert (first.mismatched, second.mismatched) == ((20,), (8,))
+    assert deranged(rows[:1], seed=0, max_length=5)[0].mismatched == ()
+
+
+def test_prepare_keeps_pairs_that_were_made_before() -> None:
+    rows = rotated([row(i, 100 + i) for i in range(4)], 4, max_length=9)
+    assert KTO().prepare(rows, seed=0, max_length=9) == rows
+
+
+@pytest.mark.parametrize(
+    ("n_d", "n_u", "want"),
+    [
+        (10, 10, (1.0, 1.0)),
+        (12, 10, (1.0, 1.0)),  # 1.2 is inside [1, 4/3]
+        (10, 30, (3.0, 1.0)),  # raised to 1 : 1
+        (30, 10, (1.0, 2.25)),  # 30 : 22.5 = 4 : 3
+        (10, 0, (1.0, 1.0)),
+        (0, 10, (1.0, 1.0)),
+        (0, 0, (1.0, 1.0)),
+    ],
+)
+def test_auto_weights_end_in_the_papers_band(n_d: int, n_u: int, want: tuple[float, float]) -> None:
+    knobs = KTO().brief({"n_desirable": n_d, "n_undesirable": n_u})
+    assert (knobs["desirable-weight"], knobs["undesirable-weight"]) == pytest.approx(want)
+    assert "z0" not in knobs
+
+
+@given(
+    st.integers(1, 500),
+    st.integers(1, 500),
+    st.sampled_from([None, 0.5, 3.0]),
+    st.sampled_from([None, 0.5, 3.0]),
+)
+def test_only_free_weights_move_and_they_reach_the_band(n_d: int, n_u: int, w_d, w_u) -> None:
+    got = class_weights(n_d, n_u, w_d, w_u)
+    assert got[0] == w_d or w_d is None
+    assert got[1] == w_u or w_u is None
+    if w_d is None or w_u is None:
+        assert 1 - 1e-9 <= got[0] * n_d / (got[1] * n_u) <= 4 / 3 + 1e-9
+
+
+def test_weights_reach_the_loss() -> None:
+    """r = z = 0: each loss is w / 2."""
+    knobs = KTO().brief({"n_desirable": 10, "n_undesirable": 30})
+    loss, _ = KTO().loss(batch([0.0, 0.0], [True, False], knobs=knobs))
+    assert loss.item() == pytest.approx((3.0 + 1.0) / 4)
+    loss, _ = KTO(desirable_weight="2", undesirable_weight="4").loss(
+        batch([0.0, 0.0], [True, False], knobs=knobs)
+    )
+    assert loss.item() == pytest.approx((2.0 + 4.0) / 4)
+
+
+def test_without_mismatched_pairs_z_is_the_servers_or_zero() -> None:
+    """A single row has nothing to be paired with: no kl is reported unless the server gave one."""
+    alone = batch([1.0], [True])
+    _, metrics = KTO().loss(alone)
+    assert "kl" not in metrics
+    assert alone.sums == {}
+    _, metrics = KTO().loss(batch([1.0], [True], knobs={"z0": 0.4}))
+    assert metrics["kl"] == 0.4
+    _, metrics = KTO().loss(batch([1.0], [True], knobs={"z0": -0.4}))
+    assert metrics["kl"] == 0.0
+
+
+def test_the_pooled_point_runs_from_the_servers_value() -> None:
+    """z0 = 1 stands for 32 rows; a row of 3 fades it by 31/32: (31 * 1 + 3) / (31 + 1). Then one of -1."""
+    running: dict[str, float] = {}
+    sums: dict[str, float] = {}
+    task = KTO(reference_point="pooled")
+    options = {"knobs": {"z0": 1.0}, "running": running, "sums": sums}
+    _, first = task.loss(batch([0.0], [True], [3.0], **options))
+    assert first["kl"] == pytest.approx(34 / 32)
+    _, second = task.loss(batch([0.0], [True], [-1.0], **options))
+    assert second["kl"] == pytest.approx((34 * 31 / 32 - 1) / 32)
+    assert sums == {"kl_sum": 2.0, "kl_count": 2.0}
+    assert task.brief({"n_desirable": 1, "n_undesirable": 1, **sums})["z0"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"beta": -1.0}, {"reference_point": "none"}, {"desirable_weight": "much"}, {"undesirable_weight": "0"}],
+)
+def test_impossible_settings_are_refused(options: dict) -> None:
+    with pytest.raises(ConfigError, match=r"task\."):
+        KTO(**options)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    folder = tiny.folder(tmp_path_factory.mktemp("kto") / "model")
+    return load_base(ModelConfig(name=str(folder)), LoraConfig(r=4))
+
+
+def thumbs(count: int) -> list[Example]:
+    rng = torch.Generator().manual_seed(4)
+
+    def tokens(most: int) -> tuple[int, ...]:
+        return tuple(
+            torch.randint(
+                3, tiny.VOCABULARY, (int(torch.randint(2, most, (1,), generator=rng)),), generator=rng
+            ).tolist()
+        )
+
+    return [Example((1, *tokens(6)), (tokens(9),), bool(i % 2)) for i in range(count)]
+
+
+def test_the_pooled_point_is_nearly_unbiased_at_batch_size_1(base: Base) -> None:
+    """Against z of one batch of all 64 rows, with an adapter that has moved and no learning. A batch of one takes
+    max(0, r) of a single ratio, whose mean is far above max(0, mean r); the pooled point averages before it clips.
+    Two rounds: the first reports the sums that the server turns into the z0 of the second."""
+    set_adapter(base, tiny.random_adapter(base, seed=2, size=0.25))
+    rows = deranged(thumbs(64), seed=0, max_length=32)
+    forks = [(e.prompt, (e.mismatched,)) for e in rows]
+    with torch.no_grad():
+        ratios = completion_logps(base, forks)
+    with reference(base):
+        ratios = ratios - completion_logps(base, forks)
+    oracle = max(0.0, float(ratios.mean()))
+    cfg = TrainConfig(learning_rate=1e-12, local_steps=64, per_device_batch_size=1, max_length=32)
+    by_batch = train(base, KTO(), rows, cfg, seed=0).metrics["kl"]
+    pooled = KTO(reference_point="pooled")
+    first = train(base, pooled, rows, cfg, seed=1)
+    assert first.sums["kl_sum"] / first.sums["kl_count"] == pytest.approx(float(ratios.mean()), abs=1e-4)
+    knobs = pooled.brief({**pooled.census(rows), **first.sums})
+    second = train(base, pooled, rows, cfg, seed=2, knobs=knobs).metrics["kl"]
+    assert abs(by_batch - oracle) > 0.5
+    assert abs(second - oracle) < abs(by_batch - oracle) / 5
+
+
+@pytest.mark.parametrize("labels", [[True] * 5, [False] * 5, [True]])
+@pytest.mark.parametrize("reference_point", ["batch", "pooled"])
+def test_clients_of_one_class_or_one_row_train(base: Base, labels: list[bool], reference_point: str) -> None:
+    rows = [replace(e, label=label) for e, label in zip(thumbs(5), labels, strict=False)]
+    task = KTO(reference_point=reference_point)
+    set_adapter(base, tiny.random_adapter(base))
+    cfg = TrainConfig(learning_rate=1e-3, local_steps=2, per_device_batch_size=2, max_length=32)
+    report = train(base, task, rows, cfg, seed=0, knobs=task.brief(task.census(rows)))
+    assert report.metrics["loss"] == report.metrics["loss"] > 0  # a number, not NaN
+    assert ("kl" in report.metrics) == (len(rows) > 1)
+    assert ("kl_count" in report.sums) == (len(rows) > 1)
+
+
+def test_pairs_stay_fixed_over_rounds(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same data_seed in another round meets cached references only."""
+    rows = thumbs(6)
+    cfg = TrainConfig(local_steps=1, per_device_batch_size=6, max_length=32)
+    train(base, KTO(), rows, cfg, seed=1, data_seed=5, cache=Cache(tmp_path))
+    monkeypatch.setattr("tasks.kit.reference.completion_logps", None)  # calling it would fail
+    train(base, KTO(), rows, cfg, seed=2, data_seed=5, cache=Cache(tmp_path))
+    with pytest.raises(TypeError):
+        train(base, KTO(), rows, cfg, seed=2, data_seed=6, cache=Cache(tmp_path))
