@@ -147,7 +147,12 @@ def times(run: Run) -> Plot | None:
             bottom = [a + b for a, b in zip(bottom, height, strict=True)]
         ax.set_ylabel("seconds")
 
-    return _plot("time", "Where the time goes", "Seconds of a round by stage.", draw)
+    return _plot(
+        "time",
+        "Where the time goes",
+        "Seconds of a round by stage; wire is also waiting for a free client process.",
+        draw,
+    )
 
 
 def themed(svg: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import datasets
+from datasets.exceptions import DatasetsError
 
 from core.errors import ConfigError
 from core.types import Json
@@ -41,7 +42,7 @@ class Hub:
         except (
             OSError,
             ValueError,
-            datasets.exceptions.DatasetsError,
+            DatasetsError,
         ) as error:  # not found, not reachable, no such split, no such format
             reason = str(error).splitlines()[0]
             raise ConfigError(

@@ -42,14 +42,23 @@ class Place:
     def start(self, *command: str, log: str = "out.log", **env: str) -> subprocess.Popen:
         with (self.path / log).open("ab") as out:
             process = subprocess.Popen(
-                command, cwd=self.path, env={**self.env, **env}, stdout=out, stderr=out, start_new_session=True
+                command,
+                cwd=self.path,
+                env={**self.env, **env},
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         self.started.append(process)
         return process
 
-    def accord(self, *words: str, timeout: float = 240, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def accord(
+        self, *words: str, timeout: float = 240, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "accord.py"), *words]
-        done = subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=timeout
+        )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 

@@ -15,7 +15,11 @@ WORDS = [
     "strategy.min-available-nodes=3",
     "eval.every=0",
 ]
-ANSWERS = [("the sun is warm .", "no ."), ("please add water .", "i do not know ."), ("thank you .", "go away .")]
+ANSWERS = [
+    ("the sun is warm .", "no ."),
+    ("please add water .", "i do not know ."),
+    ("thank you .", "go away ."),
+]
 
 
 def rows(site: int) -> str:
@@ -23,7 +27,9 @@ def rows(site: int) -> str:
     out = []
     for i in range(12):
         chosen, rejected = ANSWERS[(site + i) % 3]
-        out.append({"prompt": f"question {i} of site {site} marker-7f3a ?", "chosen": chosen, "rejected": rejected})
+        out.append(
+            {"prompt": f"question {i} of site {site} marker-7f3a ?", "chosen": chosen, "rejected": rejected}
+        )
     return "".join(json.dumps(row) + "\n" for row in out)
 
 

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+import tomllib
 
 import psutil
 import pytest
 import torch
 
-from core.config import defaults
+from core.config import defaults, flatten
 from tests.federation.conftest import BIN, ROOT, SMALL, free_port, kill_tree, metrics_of
 
 pytestmark = pytest.mark.slow
@@ -16,7 +17,10 @@ pytestmark = pytest.mark.slow
 
 def test_flwr_run_works_without_a_wrapper(place):
     """From the root, with a fresh FLWR_HOME and nothing installed at run time; Flower starts the SuperLink."""
-    ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()), "FLWR_LOCAL_CONTROL_API_PORT": str(free_port())}
+    ports = {
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
+    }
     short = f'run.num-server-rounds=1 train.local-steps=1 run.dir="{place.path / "runs"}"'
     try:
         done = subprocess.run(
@@ -59,7 +63,9 @@ def test_what_a_run_leaves(place):
         subprocess.run(load, cwd=ROOT, env=place.env, check=True)
     reader, server = (torch.load(place.path / f"{m}.pt") for m in ("reader", "server"))
     torch.testing.assert_close(reader, server, rtol=1e-5, atol=1e-5)
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(place.path) in " ".join(p.info["cmdline"] or [])]
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if str(place.path) in " ".join(p.info["cmdline"] or [])
+    ]
 
 
 LOAD = {
@@ -86,26 +92,25 @@ torch.save(base.model(torch.arange(3, 13)[None]).logits.detach(), sys.argv[2])
 }
 
 
-@pytest.mark.parametrize("strategy", ["local", "centralized"])
-def test_the_baselines_run(place, strategy):
-    place.accord("run", *SMALL, "run.num-server-rounds=2", f"strategy.name={strategy}")
+@pytest.mark.parametrize(
+    ("strategy", "task", "who"), [("local", "sft", [0, 1, 2]), ("centralized", "kto", [0])]
+)
+def test_the_baselines_and_the_other_tasks_run(place, strategy, task, who):
+    words = ["run.num-server-rounds=2", f"strategy.name={strategy}", f"task.name={task}"]
+    place.accord("run", *SMALL, *words, *(["task.reference-point=pooled"] if task == "kto" else []))
     (run,) = place.runs()
     records = metrics_of(run)
-    assert records[-1]["participants"] == ([0, 1, 2] if strategy == "local" else [0])
-    accuracies = [r["eval"]["clients"]["0"]["logps/chosen"] for r in records]
-    assert accuracies[1] != accuracies[0], "the first round changed nothing"
-
-
-@pytest.mark.parametrize("task", ["kto", "sft"])
-def test_the_other_tasks_run(place, task):
-    extra = ["data.allocation=ktor", "task.reference-point=pooled"] if task == "kto" else []
-    place.accord("run", *SMALL, "run.num-server-rounds=2", f"task.name={task}", *extra)
-    assert "loss" in metrics_of(place.runs()[0])[-1]["train"]["mean"]
+    assert records[-1]["participants"] == who
+    assert "loss" in records[-1]["train"]["mean"]
+    logps = [r["eval"]["clients"]["1"]["logps/chosen"] for r in records]
+    assert len(set(logps)) == 3, "a round changed nothing"
 
 
 def test_a_run_that_fails_exits_non_zero_with_one_clear_line(place):
     (place.path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": \n')
-    done = place.accord("run", *SMALL, "data.source=jsonl", f"data.path={place.path / 'bad.jsonl'}", check=False)
+    done = place.accord(
+        "run", *SMALL, "data.source=jsonl", f"data.path={place.path / 'bad.jsonl'}", check=False
+    )
     assert done.returncode == 1
     assert "bad.jsonl" in done.stdout
     assert "line 2" in done.stdout
@@ -134,9 +139,11 @@ def test_bad_words_are_refused_before_anything_starts(place, words, message):
 def test_a_preset_is_merged_with_overrides(place):
     preset = place.path / "mine.toml"
     preset.write_text('[task]\nname = "kto"\n[train]\nlearning-rate = 1e-3\nlocal-steps = 2\n')
-    done = place.accord("run", "mine.toml", *SMALL, "run.num-server-rounds=1", "train.local-steps=1")
-    config = (place.runs()[0] / "config.toml").read_text()
-    assert 'name = "kto"' in config
-    assert "learning-rate = 0.001" in config
-    assert "local-steps = 1" in config
-    assert len(defaults()) < config.count(" = ") + 5, done.stdout
+    place.accord(
+        "run", "mine.toml", *SMALL, "run.num-server-rounds=1", "train.local-steps=1", "data.allocation=ktor"
+    )
+    config = flatten(tomllib.loads((place.runs()[0] / "config.toml").read_text()))
+    assert config["task.name"] == "kto"
+    assert config["train.learning-rate"] == 0.001
+    assert config["train.local-steps"] == 1
+    assert set(config) == set(defaults()), "config.toml holds every key that ran"

@@ -15,8 +15,7 @@ def entries(toy: Toy, seed: int = 1, clients: int = 8):
 
 def parsed(prompt: str, text: str) -> tuple[int, Answer]:
     """The topic's place and the answer's features, read back from the words alone."""
-    place = next(n for n, t in enumerate(topics()) if prompt.rstrip(".?").split()[-2] == t.animal or
-                 f" {t.animal} " in prompt)  # fmt: skip
+    place = next(n for n, topic in enumerate(topics()) if f" {topic.animal} " in prompt)
     fact = next(n for n, words in enumerate(topics()[place].facts) if words in text)
     polite = text.startswith(POLITE)
     cautious = "Perhaps" in text or "Probably" in text
@@ -56,7 +55,7 @@ def test_utility_by_hand():
 
 
 def test_noise_flips_training_labels_only():
-    """400 000 draws are not needed: 8 x 400 pairs at p = 0.25 flip 800 +- 25 (one sigma); four sigma allowed."""
+    """8 x 400 pairs at p = 0.25 flip 800 +- 25 (one sigma); four sigma allowed."""
     clean, noisy = (Toy(rows_per_client=400, label_noise=p) for p in (0.0, 0.25))
     right = World.draw(1).right
     flips: Counter[bool] = Counter()
@@ -72,10 +71,8 @@ def test_noise_flips_training_labels_only():
 def test_held_out_questions_are_never_asked_in_training():
     found = entries(Toy())
     trained, held = ({e.row["prompt"] for e in found if e.heldout == heldout} for heldout in (False, True))
-    assert held
+    assert len(held) > 20  # most of the 24 topics come up
     assert not trained & held
-    asked = [{parsed(prompt, f" {topics()[0].facts[0]}")[0] if False else prompt.rstrip(".?") for prompt in held}]
-    assert len(asked[0]) > 20  # most of the 24 topics come up
 
 
 def test_the_longer_answer_wins_about_half_of_the_time():

@@ -39,6 +39,10 @@ def test_clipping_and_stepping_are_torchs(most: float) -> None:
             (((ps["a"] ** 2).sum() + (ps["b"] * step).sum()) * 3).backward()
         want = torch.nn.utils.clip_grad_norm_(list(apart.values()), most or float("inf"))
         assert flat.clip(most) == pytest.approx(float(want), rel=1e-6)
+        clipped = torch.cat([p.grad.flatten() for p in apart.values() if p.grad is not None])
+        torch.testing.assert_close(
+            flat.gradients[0], clipped, rtol=1e-6, atol=1e-6
+        )  # Adam hides a wrong scale
         optimizer.step()
         reference.step()
     for name, p in apart.items():

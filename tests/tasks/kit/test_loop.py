@@ -12,10 +12,11 @@ from core.errors import DataError
 from core.tree import Tree
 from tasks.base import Example
 from tasks.dpo import DPO, dpo_loss
-from tasks.kit.cache import Cache
+from tasks.kit.cache import Cache, reference_key
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.loop import local_batches, train
 from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, reference, set_adapter
+from tasks.kit.reference import reference_logps
 from tasks.kto import KTO
 from tasks.sft import SFT
 from tests import tiny
@@ -128,11 +129,21 @@ def test_correct_sees_every_tensor_before_clipping(base: Base) -> None:
 
 
 def test_an_untouched_adapter_starts_at_exactly_the_reference(base: Base) -> None:
-    """ln 2 to the last bit and no accuracy out of rounding, in a packed batch as well."""
-    _, report = trained(base, DPO(), PAIRS, steps=1)
+    """ln 2 to the last bit and no accuracy out of rounding: the stored numbers, off by one here, are not asked."""
+    cache = Cache(None)
+    known = reference_logps(base, PAIRS, cache)
+    wrong = {key: (values[0] - 1.0, values[1]) for key, values in known.items()}
+    cache.add_references(reference_key(base.fingerprint, base.numerics), wrong)
+    _, report = trained(base, DPO(), PAIRS, steps=1, cache=cache)
     assert report.metrics["loss"] == pytest.approx(0.6931471805599453, abs=1e-7)
     assert report.metrics["rewards/margins"] == 0.0
     assert report.metrics["rewards/accuracies"] == 0.0
+
+
+def test_a_reference_does_not_depend_on_what_else_is_scored(base: Base) -> None:
+    together = reference_logps(base, PAIRS, Cache(None))
+    alone = [reference_logps(base, [example], Cache(None)) for example in reversed(PAIRS)]
+    assert together == {key: values for one in alone for key, values in one.items()}
 
 
 def test_references_are_made_once(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

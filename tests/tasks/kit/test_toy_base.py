@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tasks.data.base import read
+from tasks.data.base import PAIR, read
 from tasks.data.toy import Toy
 from tasks.kit import toy_base
 from tasks.kit.toy_base.language import QUESTIONS, topics, words
@@ -64,13 +64,15 @@ def test_the_tokenizer_in_the_file_is_the_one_the_script_makes():
 
 
 def test_every_word_of_the_language_is_one_token(tok):
+    space = "\N{LOWER ONE EIGHTH BLOCK}"
     for word in words():
-        assert len(tok.tokenize(word.lstrip("\N{LOWER ONE EIGHTH BLOCK}"))) == 1, word
+        if word.startswith(space):
+            assert tok.tokenize(word.removeprefix(space)) == [word]
     assert tok.tokenize("What does the fox eat?")[-1] == "?"
 
 
 @pytest.mark.parametrize(
-    "text", ["What does the fox eat?", "Zebras, naïvely: 日本語 🦊", "two\nlines\n\n### End:", "x" * 300, "  indented"]
+    "text", ["What does the fox eat?", "Zebras, naïvely: 日本語 🦊", "two\nlines\n\n### End:", "x" * 300, "a  gap"]
 )
 def test_any_text_can_be_read_and_written_back(tok, text):
     ids = tok(text, add_special_tokens=False).input_ids
@@ -109,15 +111,17 @@ def test_the_base_speaks_the_language_and_takes_no_side(base, tok):
         assert made[0, -1] == tok.eos_token_id
         assert any(fact in tok.decode(made[0, ids.shape[1] :]) for fact in topic.facts)
     pairs = [e.row for e in read(Toy().find(3, 8), "error").entries if e.heldout]
-    wins = [_logp(model, tok, p["prompt"], p["chosen"]) > _logp(model, tok, p["prompt"], p["rejected"]) for p in pairs]
-    assert 0.40 < sum(wins) / len(wins) < 0.60
+    chosen, rejected = (_logps(model, tok, [(p["prompt"], p[side]) for p in pairs]) for side in PAIR[1:])
+    assert 0.40 < (chosen > rejected).float().mean() < 0.60
 
 
-def _logp(model, tok, prompt: str, answer: str) -> float:
-    talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    ids = tok.apply_chat_template(talk, return_tensors="pt", return_dict=False)
-    logps = model(ids).logits[0, :-1].log_softmax(-1)
-    return float(logps.gather(1, ids[0, 1:, None]).sum())  # the prompt's part is the same for both answers
+def _logps(model, tok, talks: list[tuple[str, str]]) -> torch.Tensor:
+    """Log-probability of each conversation; the prompt's part is the same for both answers to it."""
+    roles = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in talks]
+    ids = tok.apply_chat_template(roles, return_tensors="pt", padding=True, return_dict=False)
+    mask = (ids != tok.pad_token_id).long()
+    logps = model(ids, attention_mask=mask).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
+    return (logps * mask[:, 1:]).sum(1)
 
 
 def test_topics_have_two_different_facts_and_four_forms():

@@ -1,0 +1,180 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from core.errors import ConfigError, DataError
+from tasks.data.base import (
+    DEMONSTRATION,
+    PAIR,
+    THUMB,
+    BadRow,
+    Found,
+    canonical,
+    demonstrations,
+    ktor,
+    read,
+    split_prompt,
+    thumbs,
+    view,
+)
+
+VECTORS = Path(__file__).parents[4] / "shared/spec/vectors/openfedllm.json"
+needs_vectors = pytest.mark.skipif(not VECTORS.exists(), reason="the shared vectors are not here")
+USER, GOOD, BAD = (
+    {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "good"), ("assistant", "bad"))
+)
+
+
+def pair(n: int) -> dict[str, str]:
+    return {"prompt": f"p{n}", "chosen": f"good{n}", "rejected": f"bad{n}"}
+
+
+def tuples(rows):
+    return [(row["prompt"], row["completion"], row["label"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("raw", "row"),
+    [
+        ({**pair(1), "margin": 2}, pair(1)),
+        ({"prompt": "p", "completion": "c", "label": False}, {"prompt": "p", "completion": "c", "label": False}),
+        ({"prompt": "p", "completion": "c", "id": 1}, {"prompt": "p", "completion": "c"}),
+        ({"instruction": "Add", "input": "", "output": "x"}, {"prompt": "Add", "completion": "x"}),
+        ({"instruction": "Add", "input": "1 2", "output": "3"}, {"prompt": "Add 1 2", "completion": "3"}),
+        ({"instruction": "Add", "response": "x"}, {"prompt": "Add", "completion": "x"}),
+        ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}),
+    ],
+)  # fmt: skip
+def test_known_columns_become_canonical_ones(raw, row):
+    made = canonical(Found("here", raw))
+    assert made == row
+    assert tuple(made) in (PAIR, THUMB, DEMONSTRATION)
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ([1, 2], "is no JSON object"),
+        ({"prompt": "p", "chosen": "c"}, r"misses columns: .*got chosen\+prompt"),
+        ({**pair(1), "prompt": " \n"}, "prompt is empty"),
+        ({**pair(1), "chosen": ""}, "chosen is empty"),
+        ({**pair(1), "rejected": None}, "rejected must be a string or a list of messages, got NoneType"),
+        ({**pair(1), "rejected": "good1"}, "chosen equals rejected"),
+        ({"prompt": "p", "completion": "c", "label": 1}, "label must be true or false, got int"),
+        ({"prompt": "p", "completion": "c", "label": "yes"}, "label must be true or false, got str"),
+        ({"prompt": [], "completion": [GOOD]}, "prompt is empty"),
+        ({"prompt": [USER], "completion": "c"}, "mixes strings and lists of messages"),
+        ({"prompt": [{"role": "user"}], "completion": [GOOD]}, "prompt holds a message without role and content"),
+        ({"prompt": [USER], "completion": [{"role": "assistant", "content": ""}]}, "completion holds a message whose"),
+        ({"chosen": "a b", "rejected": 3}, "has no prompt"),
+        ({"chosen": "same", "rejected": "same"}, "chosen equals rejected"),
+        ({"chosen": "Yes", "rejected": "Yes sir"}, "prompt is empty"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_reason(raw, reason):
+    with pytest.raises(BadRow, match=reason):
+        canonical(Found("here", raw))
+
+
+@pytest.mark.parametrize("said", ["I can help you today.", "Yes", "It depends"])
+def test_a_transcript_is_cut_at_its_last_shared_turn(said):
+    """OpenFedLLM cuts at the first character that differs and so drops what the answers have in common."""
+    talk = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Can you help?\n\nAssistant:"
+    prompt, chosen, rejected = split_prompt(f"{talk} {said}", f"{talk} {said[:1]}no.")
+    assert (prompt, chosen, rejected) == (talk, f" {said}", f" {said[:1]}no.")
+
+
+def test_other_strings_are_cut_before_the_first_word_that_differs():
+    assert split_prompt("The sky is blue.", "The sky is black.") == ("The sky is", " blue.", " black.")
+
+
+def test_a_conversation_that_goes_on_keeps_its_answer():
+    """One list is the start of the other: the last shared message is an answer, not a prompt."""
+    more = [USER, GOOD, USER, BAD]
+    assert split_prompt(more[:2], more) == ([USER], [GOOD], [GOOD, USER, BAD])
+
+
+@needs_vectors
+def test_no_answer_of_the_recorded_transcripts_loses_a_character():
+    """The inputs of the vector hh_rlhf_split, whose outputs record the fault; here prompt + answer = transcript."""
+    rows = json.loads(VECTORS.read_text())["hh_rlhf_split"]["inputs"]["rows"]
+    for row in rows:
+        if row["chosen"] == row["rejected"]:
+            continue
+        prompt, chosen, rejected = split_prompt(row["chosen"], row["rejected"])
+        assert prompt.endswith("\n\nAssistant:")
+        assert (prompt + chosen, prompt + rejected) == (row["chosen"], row["rejected"])
+        assert "\n\n" not in chosen + rejected
+
+
+def test_ktoo_by_hand():
+    """Two pairs: the chosen ones in order, then the rejected ones."""
+    assert tuples(thumbs([pair(1), pair(2)])) == [
+        ("p1", "good1", True), ("p2", "good2", True), ("p1", "bad1", False), ("p2", "bad2", False)
+    ]  # fmt: skip
+
+
+@needs_vectors
+def test_ktoo_and_ktor_equal_the_recorded_vectors():
+    vectors = json.loads(VECTORS.read_text())
+    given = [
+        [dict(zip(PAIR, row, strict=True)) for row in client]
+        for client in vectors["ktoo_transform"]["inputs"]["client_pairs"]
+    ]
+    own = [thumbs(client) for client in given]
+    assert [[list(row) for row in tuples(c)] for c in own] == vectors["ktoo_transform"]["outputs"]["clients"]
+    dealt = vectors["ktor_intended_seed2023"]["outputs"]["clients"]
+    assert [[list(row) for row in tuples(c)] for c in ktor(own, 2023)] == dealt
+    assert dealt != vectors["ktor_as_implemented"]["outputs"]["clients"]
+
+
+def test_ktor_keeps_counts_and_rows_and_moves_them():
+    """Sizes 6, 4, 8 and the first slots of the vector ktor_intended_seed2023: rows (2,2), (2,5), (2,3), (0,5)."""
+    own = [thumbs([pair(10 * client + n) for n in range(size)]) for client, size in enumerate((3, 2, 4))]
+    dealt = ktor(own)
+    assert [len(rows) for rows in dealt] == [6, 4, 8]
+    everything = [Counter(row for rows in clients for row in tuples(rows)) for clients in (own, dealt)]
+    assert everything[0] == everything[1]
+    assert dealt[0][:4] == [own[2][2], own[2][5], own[2][3], own[0][5]]
+    assert all(before != after for before, after in zip(own, dealt, strict=True))
+    assert ktor(own, 1) != dealt
+
+
+def test_views():
+    rows = [pair(1), pair(2)]
+    assert view(rows, PAIR) == rows
+    assert view(rows, THUMB) == thumbs(rows)
+    assert view(rows, DEMONSTRATION) == [{"prompt": f"p{n}", "completion": f"good{n}"} for n in (1, 2)]
+    assert demonstrations(thumbs(rows)) == view(rows, DEMONSTRATION)
+    with pytest.raises(ConfigError, match="trains on pairs .* but the data are thumbs"):
+        view(thumbs(rows), PAIR)
+
+
+def found(*raws):
+    return [Found(f"a.jsonl line {number}", raw) for number, raw in enumerate(raws, start=1)]
+
+
+SECRET = "a private sentence"
+
+
+def test_the_first_bad_row_stops_and_the_others_are_counted():
+    rows = found(pair(1), {"prompt": SECRET}, pair(2), {**pair(3), "chosen": ""}, {"prompt": SECRET})
+    with pytest.raises(DataError) as error:
+        read(rows, "error")
+    assert str(error.value).startswith("a.jsonl line 2: misses columns: ")
+    assert "; 2 more bad rows (" in str(error.value)
+    assert SECRET not in str(error.value)
+
+
+def test_bad_rows_can_be_left_out_and_are_counted_by_reason():
+    rows = found(pair(1), {**pair(2), "chosen": ""}, {**pair(3), "chosen": ""}, {**pair(4), "rejected": "good4"})
+    table = read(rows, "skip")
+    assert [entry.row for entry in table.entries] == [pair(1)]
+    assert table.skipped == {"chosen is empty": 2, "chosen equals rejected": 1}
+
+
+def test_all_rows_must_be_of_one_kind():
+    with pytest.raises(DataError, match=r"line 2: is one of demonstrations, but the first good row is one of pairs"):
+        read(found(pair(1), {"prompt": "p", "completion": "c"}), "error")
