@@ -290,8 +290,14 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError(
             f"lora.dropout = {config.lora.dropout} is for task.name = 'sft'; {task} trains without dropout"
         )
-    if config.train.engine == "trl" and task not in ("sft", "dpo", "kto"):
-        raise ConfigError(f"train.engine = 'trl' runs sft, dpo and kto, not {task!r}")
+    if config.train.engine == "trl":
+        options = dict(config.task_choice.options)
+        if task not in ("sft", "dpo", "kto"):
+            raise ConfigError(f"train.engine = 'trl' runs sft, dpo and kto, not {task!r}")
+        if options.get("label-smoothing") or options.get("reference-point", "batch") != "batch":
+            raise ConfigError(
+                "task.label-smoothing and task.reference-point = 'pooled' need train.engine = 'accord'"
+            )
     if config.model.quantization != "none" and config.model.device == "cpu":
         raise ConfigError(
             f"model.quantization = {config.model.quantization!r} cannot run with model.device = 'cpu'"

@@ -72,6 +72,10 @@ def test_an_override_arrives():
         ({"fault.min-replies": 9}, "fault.min-replies = 9 is above strategy.min-available-nodes = 2"),
         ({"data.allocation": "ktor"}, "data.allocation = 'ktor' is for task.name = 'kto', not 'dpo'"),
         ({"lora.dropout": 0.1}, "lora.dropout = 0.1 is for task.name = 'sft'"),
+        (
+            {"train.engine": "trl", "task.name": "kto", "task.reference-point": "pooled"},
+            "task.reference-point = 'pooled' need train.engine = 'accord'",
+        ),
         ({"model.quantization": "4bit", "model.device": "cpu"}, "cannot run with model.device = 'cpu'"),
     ],
 )

@@ -58,7 +58,8 @@ def test_three_supernodes_give_the_simulations_adapter(place):
     home = place.path / "flwr"
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "deployment"\n[superlink.deployment]\naddress = "127.0.0.1:{control}"\ninsecure = true\n'
+        '[superlink]\ndefault = "deployment"\n[superlink.deployment]\n'
+        f'address = "127.0.0.1:{control}"\ninsecure = true\n'
     )
     place.accord("run", *WORDS, "federation.superlink=deployment", "run.dir=deployed", timeout=290)
     (deployed,) = (place.path / "deployed").iterdir()
@@ -66,5 +67,5 @@ def test_three_supernodes_give_the_simulations_adapter(place):
     name = "adapter/adapter_model.safetensors"
     assert (deployed / name).read_bytes() == (simulated / name).read_bytes()
     assert metrics_of(deployed) == metrics_of(simulated)
-    logs = [p for p in place.path.glob("*.log")] + list(deployed.rglob("*.json*")) + [place.path / "state.db"]
+    logs = list(place.path.glob("*.log")) + list(deployed.rglob("*.json*")) + [place.path / "state.db"]
     assert not [p for p in logs if b"marker-7f3a" in p.read_bytes()], "a private row left its site"

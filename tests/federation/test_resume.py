@@ -19,7 +19,7 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(place, words):
     process = place.start(
         sys.executable, str(ROOT / "accord.py"), "run", *words, "run.dir=killed", log="killed.log"
     )
-    checkpoints = lambda: [p for p in (place.path / "killed").glob("*/checkpoints/00002/facts.json")]  # noqa: E731
+    checkpoints = lambda: list((place.path / "killed").glob("*/checkpoints/00002/facts.json"))  # noqa: E731
     wait_until(checkpoints, 200)
     kill_tree(process.pid)  # SuperLink, ServerApp and Ray's actors with it, somewhere in round 3
     (killed,) = (place.path / "killed").iterdir()

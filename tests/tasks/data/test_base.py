@@ -23,7 +23,8 @@ from tasks.data.base import (
 VECTORS = Path(__file__).parents[4] / "shared/spec/vectors/openfedllm.json"
 needs_vectors = pytest.mark.skipif(not VECTORS.exists(), reason="the shared vectors are not here")
 USER, GOOD, BAD = (
-    {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "good"), ("assistant", "bad"))
+    {"role": role, "content": text}
+    for role, text in (("user", "q"), ("assistant", "good"), ("assistant", "bad"))
 )
 
 
@@ -66,8 +67,14 @@ def test_known_columns_become_canonical_ones(raw, row):
         ({"prompt": "p", "completion": "c", "label": "yes"}, "label must be true or false, got str"),
         ({"prompt": [], "completion": [GOOD]}, "prompt is empty"),
         ({"prompt": [USER], "completion": "c"}, "mixes strings and lists of messages"),
-        ({"prompt": [{"role": "user"}], "completion": [GOOD]}, "prompt holds a message without role and content"),
-        ({"prompt": [USER], "completion": [{"role": "assistant", "content": ""}]}, "completion holds a message whose"),
+        (
+            {"prompt": [{"role": "user"}], "completion": [GOOD]},
+            "prompt holds a message without role and content",
+        ),
+        (
+            {"prompt": [USER], "completion": [{"role": "assistant", "content": ""}]},
+            "completion holds a message whose",
+        ),
         ({"chosen": "a b", "rejected": 3}, "has no prompt"),
         ({"chosen": "same", "rejected": "same"}, "chosen equals rejected"),
         ({"chosen": "Yes", "rejected": "Yes sir"}, "prompt is empty"),
@@ -148,7 +155,7 @@ def test_views():
     assert view(rows, THUMB) == thumbs(rows)
     assert view(rows, DEMONSTRATION) == [{"prompt": f"p{n}", "completion": f"good{n}"} for n in (1, 2)]
     assert demonstrations(thumbs(rows)) == view(rows, DEMONSTRATION)
-    with pytest.raises(ConfigError, match="trains on pairs .* but the data are thumbs"):
+    with pytest.raises(ConfigError, match=r"trains on pairs .* but the data are thumbs"):
         view(thumbs(rows), PAIR)
 
 
@@ -169,12 +176,16 @@ def test_the_first_bad_row_stops_and_the_others_are_counted():
 
 
 def test_bad_rows_can_be_left_out_and_are_counted_by_reason():
-    rows = found(pair(1), {**pair(2), "chosen": ""}, {**pair(3), "chosen": ""}, {**pair(4), "rejected": "good4"})
+    rows = found(
+        pair(1), {**pair(2), "chosen": ""}, {**pair(3), "chosen": ""}, {**pair(4), "rejected": "good4"}
+    )
     table = read(rows, "skip")
     assert [entry.row for entry in table.entries] == [pair(1)]
     assert table.skipped == {"chosen is empty": 2, "chosen equals rejected": 1}
 
 
 def test_all_rows_must_be_of_one_kind():
-    with pytest.raises(DataError, match=r"line 2: is one of demonstrations, but the first good row is one of pairs"):
+    with pytest.raises(
+        DataError, match=r"line 2: is one of demonstrations, but the first good row is one of pairs"
+    ):
         read(found(pair(1), {"prompt": "p", "completion": "c"}), "error")

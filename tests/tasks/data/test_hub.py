@@ -14,12 +14,17 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     place = tmp_path / "set"
     place.mkdir()
-    Dataset.from_list([{**PAIR, "client_id": "a"}, {**PAIR, "client_id": None}]).to_parquet(place / "train.parquet")
+    Dataset.from_list([{**PAIR, "client_id": "a"}, {**PAIR, "client_id": None}]).to_parquet(
+        place / "train.parquet"
+    )
     return place
 
 
 def test_conversations_are_read(folder):
-    talk = {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}
+    talk = {
+        "prompt": [{"role": "user", "content": "q"}],
+        "completion": [{"role": "assistant", "content": "a"}],
+    }
     Dataset.from_list([talk]).to_parquet(folder / "test.parquet")
     (folder / "train.parquet").unlink()
     assert read(Hub(str(folder), split="test").find(0, 1), "error").entries[0].row == talk
@@ -32,7 +37,11 @@ def test_a_local_data_set_is_read_with_its_clients(folder):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({}, r"needs data\.dataset"), ({"dataset": "SET", "split": "dev"}, "dev"), ({"dataset": "/no/such/set"}, "such")],
+    [
+        ({}, r"needs data\.dataset"),
+        ({"dataset": "SET", "split": "dev"}, "dev"),
+        ({"dataset": "/no/such/set"}, "such"),
+    ],
 )
 def test_what_cannot_be_loaded_is_refused_in_one_line(folder, options, message):
     options = {key: str(folder) if value == "SET" else value for key, value in options.items()}

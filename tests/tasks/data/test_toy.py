@@ -96,7 +96,9 @@ def test_types_disagree_about_the_same_pair():
 
 
 def test_the_world_is_a_function_of_seed_and_federation():
-    rows = [[e.row for e in entries(Toy(), seed, clients)] for seed, clients in ((1, 4), (1, 4), (2, 4), (1, 5))]
+    rows = [
+        [e.row for e in entries(Toy(), seed, clients)] for seed, clients in ((1, 4), (1, 4), (2, 4), (1, 5))
+    ]
     assert rows[0] == rows[1]
     assert rows[0] != rows[2]
     assert rows[0] != rows[3][: len(rows[0])]
@@ -109,7 +111,9 @@ def test_prompts_are_public_questions_and_the_same_for_everybody():
     assert prompts[0] == "What does the fox eat?"
 
 
-@pytest.mark.parametrize("bad", [{"types": 0}, {"types": 5}, {"rows_per_client": 0}, {"eval_rows_per_client": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"types": 0}, {"types": 5}, {"rows_per_client": 0}, {"eval_rows_per_client": -1}]
+)
 def test_impossible_worlds_are_refused(bad):
     with pytest.raises(ConfigError, match=r"data\."):
         Toy(**bad)

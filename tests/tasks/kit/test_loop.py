@@ -138,6 +138,8 @@ def test_an_untouched_adapter_starts_at_exactly_the_reference(base: Base) -> Non
     assert report.metrics["loss"] == pytest.approx(0.6931471805599453, abs=1e-7)
     assert report.metrics["rewards/margins"] == 0.0
     assert report.metrics["rewards/accuracies"] == 0.0
+    _, report = trained(base, DPO(), PAIRS)
+    assert report.metrics["rewards/margins"] > 0.0  # the second step does ask them
 
 
 def test_a_reference_does_not_depend_on_what_else_is_scored(base: Base) -> None:

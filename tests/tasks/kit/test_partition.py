@@ -28,8 +28,8 @@ def test_iid_shares_differ_by_at_most_one_row():
 
 
 def test_natural_takes_the_largest_owners_in_the_order_of_their_names():
-    """b has 3 rows, a-10 and a-2 have 2, c has 1: three clients are a-2, a-10, b."""
-    owners = ["b", "a-10", "c", "a-2", "b", "a-2", "a-10", "b"]
+    """b has 3 rows, a-10 and a-2 have 2, a-1 has 1: three clients are a-2, a-10, b."""
+    owners = ["b", "a-10", "a-1", "a-2", "b", "a-2", "a-10", "b"]
     assert natural(owners, 3) == [[3, 5], [1, 6], [0, 4, 7]]
 
 

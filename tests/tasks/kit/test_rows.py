@@ -109,7 +109,9 @@ def test_partitions_share_out_training_and_held_out_rows_apart(how):
 
 def test_what_needs_every_row_is_refused_where_sites_hold_their_own(tmp_path):
     path = str(write(tmp_path / "a.jsonl", None, range(9)))
-    with pytest.raises(ConfigError, match="'ktor' needs every row in one place, but client 1 reads its own file"):
+    with pytest.raises(
+        ConfigError, match="'ktor' needs every row in one place, but client 1 reads its own file"
+    ):
         rows_of(1, 2, path=path, task__name="kto", data__allocation="ktor")
     with pytest.raises(ConfigError, match="'centralized' needs every row"):
         rows_of(1, 2, path=path, everyone=True)

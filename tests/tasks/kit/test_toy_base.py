@@ -53,7 +53,7 @@ def test_unpacking_is_done_once_and_by_one_of_many(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(places) == 8
-    assert [p for p in (tmp_path / "models").iterdir()] == [places[0]]
+    assert list((tmp_path / "models").iterdir()) == [places[0]]
     stamp = (places[0] / "model.safetensors").stat().st_mtime_ns
     assert (toy_base.folder() / "model.safetensors").stat().st_mtime_ns == stamp
 
@@ -72,7 +72,8 @@ def test_every_word_of_the_language_is_one_token(tok):
 
 
 @pytest.mark.parametrize(
-    "text", ["What does the fox eat?", "Zebras, naïvely: 日本語 🦊", "two\nlines\n\n### End:", "x" * 300, "a  gap"]
+    "text",
+    ["What does the fox eat?", "Zebras, naïvely: 日本語 🦊", "two\nlines\n\n### End:", "x" * 300, "a  gap"],
 )
 def test_any_text_can_be_read_and_written_back(tok, text):
     ids = tok(text, add_special_tokens=False).input_ids
@@ -89,7 +90,10 @@ def test_special_tokens(tok):
 
 def test_the_chat_template_is_compact_and_a_prefix(tok):
     """TRL and Accord need the prompt's tokens to be a prefix of the whole conversation's."""
-    talk = [{"role": "user", "content": "What does the fox eat?"}, {"role": "assistant", "content": "Look it up."}]
+    talk = [
+        {"role": "user", "content": "What does the fox eat?"},
+        {"role": "assistant", "content": "Look it up."},
+    ]
     prompt = tok.apply_chat_template(talk[:1], add_generation_prompt=True, return_dict=False)
     whole = tok.apply_chat_template(talk, return_dict=False)
     assert whole[: len(prompt)] == prompt
@@ -106,7 +110,9 @@ def test_the_base_speaks_the_language_and_takes_no_side(base, tok):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     for topic in topics()[::5]:
         talk = [{"role": "user", "content": topic.question(0)}]
-        ids = tok.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+        ids = tok.apply_chat_template(
+            talk, add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)
         assert made[0, -1] == tok.eos_token_id
         assert any(fact in tok.decode(made[0, ids.shape[1] :]) for fact in topic.facts)
@@ -120,7 +126,9 @@ def _logps(model, tok, talks: list[tuple[str, str]]) -> torch.Tensor:
     roles = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in talks]
     ids = tok.apply_chat_template(roles, return_tensors="pt", padding=True, return_dict=False)
     mask = (ids != tok.pad_token_id).long()
-    logps = model(ids, attention_mask=mask).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
+    logps = (
+        model(ids, attention_mask=mask).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
+    )
     return (logps * mask[:, 1:]).sum(1)
 
 
