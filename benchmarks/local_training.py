@@ -22,10 +22,13 @@ TASKS = ("dpo", "kto", "sft")
 # Of a random model a response's log-probability is near -1500, which float32 holds to 6e-5; times beta, that is
 # 1e-5 of the gradient on every side alike (measured against float64), and two sides may be off in opposite ways.
 TOLERANCE = 3e-5
+# "keep": glibc keeps large tensors, which it otherwise gives back and faults in again at every step. Before 2.38
+# it then hardly reuses aligned memory (sourceware bug 14581), so that a process grows: there "system" is fairer.
+ALLOCATORS = {
+    "keep": {"MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_MMAP_THRESHOLD_": str(1 << 33)},
+    "system": {"MALLOC_TRIM_THRESHOLD_": "", "MALLOC_MMAP_THRESHOLD_": ""},
+}
 SETTINGS = {
-    # glibc gives large tensors back to the system and faults them in again at every step, unless told not to
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 33),
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -37,7 +40,7 @@ Figures = dict[str, Any]  # what json.dumps takes
 
 def main() -> None:
     args = arguments()
-    same_settings(args.threads)
+    same_settings(args)
     warnings.simplefilter("ignore", FutureWarning)
     from transformers.utils import logging
 
@@ -69,17 +72,20 @@ def arguments() -> argparse.Namespace:
     page.add_argument("--steps", type=int, default=10)
     page.add_argument("--repeats", type=int, default=3)
     page.add_argument("--threads", type=int, default=2)
+    page.add_argument("--allocator", choices=ALLOCATORS, default="keep")
     page.add_argument("--json", type=Path, help="write the figures here as well")
     page.add_argument("--peak-of", help=argparse.SUPPRESS)  # this script as a child of itself
     page.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return page.parse_args()
 
 
-def same_settings(threads: int) -> None:
+def same_settings(args: argparse.Namespace) -> None:
     """Start this process anew unless its environment is the one that every side shall have."""
-    wanted = {**SETTINGS, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    if any(os.environ.get(key) != value for key, value in wanted.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+    threads = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
+    wanted = {**SETTINGS, **ALLOCATORS[args.allocator], **threads}
+    if any(os.environ.get(key, "") != value for key, value in wanted.items()):
+        merged = {**os.environ, **wanted}
+        os.execve(sys.executable, [sys.executable, *sys.argv], {k: v for k, v in merged.items() if v})
 
 
 def measure(task: str, args: argparse.Namespace) -> Figures:
@@ -107,7 +113,9 @@ def measure(task: str, args: argparse.Namespace) -> Figures:
             wall[kind].append(time.perf_counter() - started[1])
     seconds = {kind: statistics.median(values) for kind, values in cpu.items()}
     table: Figures = {"task": task, "rows": ROWS[task], "sides": {}}
-    table |= {key: getattr(args, key) for key in ("model", "vocabulary", "steps", "repeats", "threads")}
+    table |= {
+        key: getattr(args, key) for key in ("model", "vocabulary", "steps", "repeats", "threads", "allocator")
+    }
     for kind in sides:
         table["sides"][kind] = {
             "cpu_s": seconds[kind],
@@ -135,7 +143,8 @@ def difference(a: tuple[float, dict], b: tuple[float, dict]) -> tuple[float, flo
 def peak_in_child(task: str, args: argparse.Namespace, kind: str) -> float:
     """A peak never falls, so every side gets a process of its own; three steps show it."""
     own = {"--task": task, "--folder": args.folder, "--steps": min(3, args.steps), "--threads": args.threads}
-    words = [str(word) for pair in {**own, "--peak-of": kind}.items() for word in pair]
+    own |= {"--allocator": args.allocator, "--peak-of": kind}
+    words = [str(word) for pair in own.items() for word in pair]
     out = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
     return float(out.stdout.splitlines()[-1])
 
@@ -161,7 +170,7 @@ def show(table: Figures) -> None:
     kind = "pairs" if table["task"] == "dpo" else "rows"
     print(
         f"\n{table['task']}: a client-round of {table['steps']} steps of {table['rows']} {kind}, {table['model']} "
-        f"Llama, {table['threads']} threads, medians of {table['repeats']}"
+        f"Llama, {table['threads']} threads, allocator {table['allocator']}, medians of {table['repeats']}"
     )
     print("side             CPU s   wall s  x default  x tuned  peak MB     loss  grad. error")
     for name, f in table["sides"].items():

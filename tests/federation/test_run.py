@@ -108,9 +108,8 @@ def test_the_baselines_and_the_other_tasks_run(place, strategy, task, who):
 
 def test_a_run_that_fails_exits_non_zero_with_one_clear_line(place):
     (place.path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": \n')
-    done = place.accord(
-        "run", *SMALL, "data.source=jsonl", f"data.path={place.path / 'bad.jsonl'}", check=False
-    )
+    words = ["data.source=jsonl", f"data.path={place.path / 'bad.jsonl'}", "federation.num-supernodes=2"]
+    done = place.accord("run", *words, check=False)
     assert done.returncode == 1
     assert "bad.jsonl" in done.stdout
     assert "line 2" in done.stdout
