@@ -39,7 +39,7 @@ class Batch:
     kl_logps: Tensor | None = None  # (M,) policy on mismatched completions, no grad (kto); M may be 0
     kl_ref_logps: Tensor | None = None  # (M,)
     knobs: Mapping[str, Scalar] = field(default_factory=dict)  # what Task.brief said for this round
-    running: dict[str, float] = field(default_factory=dict)  # the task's own, from step to step of one training
+    running: dict[str, float] = field(default_factory=dict)  # the task's own, from step to step
     sums: dict[str, float] = field(default_factory=dict)  # additive: reported to the server, for Task.brief
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from core.config import Config, TrainConfig
 from core.errors import DataError
@@ -10,7 +10,7 @@ from core.types import Metrics, Scalar
 from tasks.base import Example, Row, Task
 from tasks.kit import loop
 from tasks.kit.cache import Cache, rows_key
-from tasks.kit.encode import Encoder, Text
+from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import evaluate as score
 from tasks.kit.evaluate import heldout_examples
 from tasks.kit.loop import Correct, TrainReport
