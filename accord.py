@@ -43,7 +43,7 @@ START_S = 30.0
 FEDERATION: dict[str, Scalar] = {"num-supernodes": 8, "client-cpus": 1.0, "client-gpus": 0.0, "superlink": ""}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 NOISE = re.compile(
-    r"\s*$|\s*(INFO|DEBUG|WARNING)\s*:|\((ClientAppActor|raylet|pid=)|Using SuperLink|Loading project"
+    r"\s*(INFO|DEBUG|WARNING)\s*:|\((ClientAppActor|raylet|pid=)|Using SuperLink|Loading project"
     r"|Successfully (started|installed) "
 )
 SECTION_OF = {"tasks": "task", "strategies": "strategy", "tasks.data": "data", "evals": "eval"}
@@ -314,7 +314,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _stream(command: list[str], env: Mapping[str, str], connection: str, raw: Path, *, verbose: bool) -> int:
     """Show the run's own lines as they come, keep all of them in `raw`, and ask how it ended."""
-    run_id, told = "", False
+    run_id, planned, told = "", False, False
     with raw.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command,
@@ -330,8 +330,9 @@ def _stream(command: list[str], env: Mapping[str, str], connection: str, raw: Pa
                 log.write(line)
                 log.flush()
                 run_id = found[1] if (found := re.search(r"Successfully started run (\d+)", line)) else run_id
-                if verbose or not (told or NOISE.match(ANSI.sub("", line))):
+                if verbose or not (told or NOISE.match(ANSI.sub("", line)) or not (planned or line.strip())):
                     typer.echo(line, nl=False)
+                planned = planned or line.startswith("plan ")  # from here on, blank lines are ours
                 told = told or line.startswith("accord: ")  # after the reason, Flower prints a traceback
             process.wait()
         finally:
