@@ -19,7 +19,7 @@ from tasks.base import Task
 from tasks.kit import engine
 from tasks.kit.cache import Cache
 from tasks.kit.model import Base, get_adapter, load_base, set_adapter
-from tasks.kit.rows import ClientRows, client_rows
+from tasks.kit.rows import ClientRows, client_rows, stamp
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Site:
         return base
 
     def rows(self, *, everyone: bool = False) -> ClientRows:
-        return _rows(self.config, self.node, everyone)
+        return _rows(self.config, self.node, everyone, stamp(self.config, self.node.data_path))
 
     def hello(self, knobs: Mapping[str, Scalar]) -> Json:
         """Who this client is and what it holds, in counts and fingerprints; never a row."""
@@ -152,7 +152,7 @@ class Site:
         return self.config.strategy_choice.build()
 
 
-@lru_cache(maxsize=32)  # one actor of a simulation serves many clients; rows are a pure function of these
-def _rows(config: Config, node: Node, everyone: bool) -> ClientRows:
+@lru_cache(maxsize=32)  # one actor of a simulation serves many clients; rows are a function of these
+def _rows(config: Config, node: Node, everyone: bool, files: Json) -> ClientRows:
     task = config.task_choice.build()
     return client_rows(config, task, node.client, node.clients, path=node.data_path, everyone=everyone)

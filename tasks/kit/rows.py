@@ -69,6 +69,12 @@ def client_rows(
     )
 
 
+def stamp(config: Config, path: str) -> Json:
+    """A hashable value that changes when the rows of client_rows do."""
+    source: Source = Jsonl(path) if path else config.source_choice.build()
+    return source.stamp()
+
+
 @lru_cache(maxsize=2)  # one process of a simulation serves many clients; `stamp` changes when the rows do
 def _table(choice: Choice, stamp: Json, seed: int, clients: int, on_bad_row: str) -> Table:
     source: Source = choice.build()

@@ -126,6 +126,18 @@ def test_a_file_without_rows_is_refused(site, tmp_path):
         empty.hello({})
 
 
+def test_an_edited_file_is_read_again(site, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = '{"prompt": "question %d", "chosen": "yes", "rejected": "no"}\n'
+    path.write_text("".join(row % i for i in range(8)))
+    here = Site(parse({"data.source": "jsonl"}), Node(0, 1, data_path=str(path), state_dir=str(tmp_path)))
+    before = here.hello({})
+    path.write_text("".join(row % i for i in range(12)))
+    after = here.hello({})
+    assert (before["examples"], after["examples"]) == (6, 9)
+    assert before["data"] != after["data"]
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [
