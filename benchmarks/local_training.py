@@ -22,8 +22,8 @@ TASKS = ("dpo", "kto", "sft")
 # Of a random model a response's log-probability is near -1500, which float32 holds to 6e-5; times beta, that is
 # 1e-5 of the gradient on every side alike (measured against float64), and two sides may be off in opposite ways.
 TOLERANCE = 3e-5
-# "keep": glibc keeps large tensors, which it otherwise gives back and faults in again at every step. Before 2.38
-# it then hardly reuses aligned memory (measured on 2.36), so that a process grows: there "system" is fairer.
+# "keep": glibc keeps large tensors, which it otherwise gives back and faults in again at every step. glibc 2.36
+# then hardly reuses aligned memory, so that a process grows: there "system" is fairer.
 ALLOCATORS = {
     "keep": {"MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_MMAP_THRESHOLD_": str(1 << 33)},
     "system": {"MALLOC_TRIM_THRESHOLD_": "", "MALLOC_MMAP_THRESHOLD_": ""},

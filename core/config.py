@@ -39,7 +39,7 @@ class LoraConfig:
     r: int = 8
     alpha: int = 16
     dropout: float = 0.0
-    target_modules: str = "auto"
+    target_modules: str = "all-linear"
 
 
 @dataclass(frozen=True)
