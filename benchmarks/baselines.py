@@ -1,0 +1,72 @@
+"""Does federating help? FedAvg, each client alone, and all rows in one place, over seeds, on the toy world.
+
+    python benchmarks/baselines.py --seeds 1 2 3 [KEY=VALUE ...]
+
+Every cell is one `accord run` (8 simulated clients, the same steps per client and round); what is printed are
+held-out preference accuracies of the last round, per seed and with a 95 % interval of the mean over seeds (t).
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from scipy.stats import t
+
+ROOT = Path(__file__).parents[1]
+STRATEGIES = ("fedavg", "local", "centralized")
+METRICS = ("logps/accuracies", "rewards/accuracies")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="passed on to accord run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
+    args = parser.parse_args()
+    rows: dict[str, list[float]] = {}
+    for seed in args.seeds:
+        for strategy in args.strategies:
+            first, last = scores(seed, strategy, args.words)
+            if strategy == args.strategies[0]:
+                rows.setdefault("base | logps/accuracies", []).append(first["logps/accuracies"])
+                rows.setdefault("longer answer wins", []).append(first["length/accuracies"])
+            for metric in METRICS:
+                rows.setdefault(f"{strategy} | {metric}", []).append(last[metric])
+    print(
+        f"{'held-out accuracy, %':<36}"
+        + "".join(f"{f'seed {s}':>9}" for s in args.seeds)
+        + f"{'mean':>9}  95 %"
+    )
+    for name, values in rows.items():
+        print(f"{name:<36}" + "".join(f"{100 * v:9.1f}" for v in values) + interval(values))
+
+
+def scores(seed: int, strategy: str, words: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """The federation's mean scores before training and after the last round."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = [f"run.seed={seed}", f"strategy.name={strategy}", f"run.dir={folder}", "eval.every=0", *words]
+        command = [sys.executable, str(ROOT / "accord.py"), "run", *told]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        (path,) = Path(folder).glob("*/metrics.jsonl")
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+    return records[0]["eval"]["mean"], records[-1]["eval"]["mean"]
+
+
+def interval(values: list[float]) -> str:
+    mean = 100 * statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:9.1f}"
+    half = 100 * t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:9.1f}  +/- {half:.1f}"
+
+
+if __name__ == "__main__":
+    main()
