@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -299,7 +300,8 @@ def _wait_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> Non
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all its descendants: politely, then for good."""
+    """End a process and all its descendants: politely, then for good. A second Ctrl-C must not stop this."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(psutil.NoSuchProcess):
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
         for member in family:
@@ -310,6 +312,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
     process.wait()
+    signal.signal(signal.SIGINT, before)
 
 
 def _stream(command: list[str], env: Mapping[str, str], connection: str, raw: Path, *, verbose: bool) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 CHUNK_ROWS = 256
-CHUNK_ENTRIES = 6 << 20  # of the buffer of logits: 24 MB
+CHUNK_ENTRIES = 8 << 20  # of the buffer of logits: 32 MB
 
 
 @dataclass(eq=False)
