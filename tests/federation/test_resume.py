@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("words", [["strategy.name=fedavg"], ["strategy.name=local", "task.name=kto"]])
 def test_a_killed_and_resumed_run_is_the_uninterrupted_one(place, words):
-    words = [*SMALL, *words, "run.num-server-rounds=4"]
+    words = [*SMALL, *words, "run.num-server-rounds=6"]
     place.accord("run", *words)
     (whole,) = place.runs()
 
@@ -21,13 +21,13 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(place, words):
     )
     checkpoints = lambda: list((place.path / "killed").glob("*/checkpoints/00002/facts.json"))  # noqa: E731
     wait_until(checkpoints, 200)
-    kill_tree(process.pid)  # SuperLink, ServerApp and Ray's actors with it, somewhere in round 3
+    kill_tree(process.pid)  # SuperLink, ServerApp and Ray's actors with it, a few rounds before the end
     (killed,) = (place.path / "killed").iterdir()
-    assert store.rounds(killed / "checkpoints")[-1] in (2, 3)
+    assert store.rounds(killed / "checkpoints")[-1] in (2, 3, 4)
     assert not (killed / "adapter").exists()
 
     place.accord("resume", str(killed))
-    for file in ("adapter/adapter_model.safetensors", "checkpoints/00004/tensors.safetensors"):
+    for file in ("adapter/adapter_model.safetensors", "checkpoints/00006/tensors.safetensors"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
     assert metrics_of(killed) == metrics_of(whole)
 
