@@ -39,10 +39,6 @@ def scale(a: Mapping[str, Tensor], factor: float) -> Tree:
     return zip_map(lambda t: t * factor, a)
 
 
-def zeros_like(a: Mapping[str, Tensor]) -> Tree:
-    return zip_map(torch.zeros_like, a)
-
-
 def mean(trees: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tree:
     """sum_k w_k t_k / sum_k w_k, summed in the order given (floating-point addition is not associative)."""
     assert len(trees) == len(weights) > 0, (len(trees), len(weights))

@@ -1,7 +1,6 @@
 """The ServerApp: open the run, federate, then leave adapter, report and card."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,6 @@ from tasks.base import Task
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Talker
 from tasks.kit.model import Base, initial_adapter, load_base, save_adapter, set_adapter
-
-log = logging.getLogger(__name__)
 
 app = ServerApp()
 

@@ -87,7 +87,6 @@ class Session:
 
     live: Live
     state: ServerState
-    rounds: int
     roster: Roster = field(default_factory=Roster)
     orders: dict[int, Order] = field(default_factory=dict)  # by node, of the exchange under way
     updates: list[Update] = field(default_factory=list)  # of the last exchange, by client
@@ -181,7 +180,7 @@ class Strategy(FlowerStrategy):
         Raises ConfigError when a client cannot take part, RoundFailed when too few answer; what
         `live.on_round` committed before stays.
         """
-        s = self._session = Session(live, state, rounds)
+        s = self._session = Session(live, state)
         self._meet(grid, s, at_start=True)
         live.on_hello(s.roster.said)
         if state.round == 0:
