@@ -73,6 +73,7 @@ class StrategyConfig:
     """The keys of `strategy` that every strategy obeys."""
 
     fraction_train: float = 1.0
+    sampling: Literal["uniform", "weighted", "all", "openfedllm"] = "uniform"
     min_available_nodes: int = 2
 
 
@@ -80,6 +81,9 @@ class StrategyConfig:
 class FaultConfig:
     round_deadline_s: float = 3600.0
     min_replies: int = 1
+    min_fraction: float = 0.0
+    max_delta_norm: float = 1000.0
+    max_examples: int = 100_000_000
     start_timeout_s: float = 300.0
 
 
@@ -146,7 +150,7 @@ POSITIVE = (
     "run.num-server-rounds", "lora.r", "lora.alpha", "train.learning-rate", "train.local-steps",
     "train.per-device-batch-size", "train.gradient-accumulation-steps", "train.max-length",
     "data.dirichlet-alpha", "strategy.min-available-nodes", "fault.round-deadline-s", "fault.min-replies",
-    "fault.start-timeout-s",
+    "fault.start-timeout-s", "fault.max-delta-norm", "fault.max-examples",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "model.cpu-threads",
@@ -270,6 +274,8 @@ def _check_ranges(values: Mapping[str, Scalar]) -> None:
         raise ConfigError(
             f"strategy.fraction-train must be in (0, 1], got {values['strategy.fraction-train']!r}"
         )
+    if not 0 <= float(values["fault.min-fraction"]) <= 1:
+        raise ConfigError(f"fault.min-fraction must be in [0, 1], got {values['fault.min-fraction']!r}")
     for key in ("data.eval-fraction", "lora.dropout", "data.label-noise"):
         if not 0 <= float(values[key]) < 1:
             raise ConfigError(f"{key} must be in [0, 1), got {values[key]!r}")

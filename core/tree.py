@@ -1,6 +1,7 @@
 """Tree: named float32 CPU tensors, the only thing a federation averages."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -39,23 +40,30 @@ def scale(a: Mapping[str, Tensor], factor: float) -> Tree:
     return zip_map(lambda t: t * factor, a)
 
 
-def mean(trees: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tree:
-    """sum_k w_k t_k / sum_k w_k, summed in the order given (floating-point addition is not associative)."""
-    assert len(trees) == len(weights) > 0, (len(trees), len(weights))
-    total = float(sum(weights))
-    assert total > 0, f"weights must have a positive sum, got {weights}"
-    out = scale(trees[0], weights[0] / total)
-    for tree, weight in zip(trees[1:], weights[1:], strict=True):
-        same_layout(out, tree)
-        for name, tensor in tree.items():
-            out[name].add_(tensor, alpha=weight / total)
-    return out
-
-
 def norm(a: Mapping[str, Tensor]) -> float:
-    """The L2 norm over all entries of all tensors."""
-    return float(torch.stack([t.detach().double().square().sum() for t in a.values()]).sum().sqrt())
+    """The L2 norm over all entries of all tensors; NaN or Inf if an entry is."""
+    return float(torch.linalg.vector_norm(flat(a))) if a else 0.0
 
 
-def is_finite(a: Mapping[str, Tensor]) -> bool:
-    return all(bool(torch.isfinite(t).all()) for t in a.values())
+def flat(tree: Mapping[str, Tensor]) -> Tensor:
+    """All entries as one 1-d tensor, in the tree's order; a view where the tensors lie one behind the other."""
+    tensors = [t.detach() for t in tree.values()]
+    if not tensors:
+        return torch.zeros(0)
+    at, storage = tensors[0].data_ptr(), tensors[0].untyped_storage().data_ptr()
+    for t in tensors:
+        if (t.data_ptr(), t.untyped_storage().data_ptr(), t.is_contiguous()) != (at, storage, True):
+            return torch.cat([t.reshape(-1) for t in tensors])
+        at += t.numel() * t.element_size()
+    return tensors[0].as_strided((sum(t.numel() for t in tensors),), (1,))
+
+
+def unflat(numbers: Tensor, shapes: Mapping[str, Sequence[int]]) -> Tree:
+    """Views of a 1-d tensor under names and shapes; the reverse of `flat`."""
+    if not all(type(n) is int and n >= 0 for shape in shapes.values() for n in shape):
+        raise TreeMismatch("a shape is a list of whole numbers that are not negative")
+    sizes = [prod(shape) for shape in shapes.values()]
+    if numbers.dim() != 1 or len(numbers) != sum(sizes):
+        raise TreeMismatch(f"{numbers.numel()} numbers arrived, the layout names {sum(sizes)}")
+    parts = numbers.split(sizes) if sizes else ()
+    return {name: part.view(*shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

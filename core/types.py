@@ -35,10 +35,11 @@ class Update:
     """Client to server, after training or after an evaluation."""
 
     client: int
-    examples: int  # weight
+    examples: int  # rows it holds: its weight
     adapter: str
     trees: Mapping[str, Tree]  # {"delta": after - before}; empty after an evaluation
     metrics: Metrics
+    tokens: int = 0  # completion tokens in its rows; 0 after an evaluation
     kept: bool = False  # private memory was saved for this round; the server names it in later orders
 
 

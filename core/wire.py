@@ -1,17 +1,18 @@
 """Values to Flower records and back. An adapter travels as one flat float32 array with its layout beside it."""
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from math import prod
+from io import BytesIO
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from torch import Tensor
+from numpy.lib import format as npy
 
 from core.errors import TreeMismatch
-from core.tree import Tree
+from core.tree import Tree, flat, unflat
 from core.types import Json, Order, Update
 
 TREE, FACTS = "tree.", "facts"
@@ -25,14 +26,18 @@ class Failure:
     reason: str
 
 
-def encode_order(order: Order) -> RecordDict:
+Seen = MutableMapping[int, tuple[Tree, ArrayRecord]]  # trees already encoded, by identity
+
+
+def encode_order(order: Order, seen: Seen | None = None) -> RecordDict:
+    """`seen` lets the orders of a round share one encoding of the tree that all of them carry."""
     facts = {
         "client": order.client,
         "adapter": order.adapter,
         "recall": order.recall,
         "knobs": dict(order.knobs),
     }
-    return _encode(order.trees, facts)
+    return _encode(order.trees, facts, seen)
 
 
 def decode_order(record: RecordDict) -> Order:
@@ -44,6 +49,7 @@ def encode_update(update: Update) -> RecordDict:
     facts = {
         "client": update.client,
         "examples": update.examples,
+        "tokens": update.tokens,
         "adapter": update.adapter,
         "metrics": dict(update.metrics),
         "kept": update.kept,
@@ -86,12 +92,14 @@ def size_of(record: RecordDict) -> int:
     return tensors + sum(len(str(v)) for r in record.config_records.values() for v in r.values())
 
 
-def _encode(trees: Mapping[str, Tree], facts: Json) -> RecordDict:
-    record = RecordDict()
-    layouts: dict[str, list[tuple[str, list[int]]]] = {}
+def _encode(trees: Mapping[str, Tree], facts: Json, seen: Seen | None = None) -> RecordDict:
+    record, layouts = RecordDict(), {}
+    seen = {} if seen is None else seen
     for name, tree in trees.items():
         layouts[name] = [(key, list(t.shape)) for key, t in tree.items()]
-        record[TREE + name] = ArrayRecord({"flat": Array(_flat(tree))})
+        if id(tree) not in seen:
+            seen[id(tree)] = tree, ArrayRecord({"flat": Array(_float32(tree))})
+        record[TREE + name] = seen[id(tree)][1]
     record[FACTS] = ConfigRecord({"json": json.dumps(facts), "layouts": json.dumps(layouts)})
     return record
 
@@ -100,22 +108,26 @@ def _decode(record: RecordDict) -> tuple[dict[str, Tree], Json]:
     facts = record.config_records[FACTS]
     trees: dict[str, Tree] = {}
     for name, layout in json.loads(str(facts["layouts"])).items():
-        flat = torch.from_numpy(record.array_records[TREE + name]["flat"].numpy())
-        trees[name] = _unflat(name, flat, layout)
+        try:
+            trees[name] = unflat(_numbers(record.array_records[TREE + name]["flat"]), dict(layout))
+        except TreeMismatch as error:
+            raise TreeMismatch(f"{name}: {error}") from error
     return trees, json.loads(str(facts["json"]))
 
 
-def _flat(tree: Tree) -> np.ndarray:
+def _float32(tree: Tree) -> np.ndarray:
     # float32 always: numpy has no bfloat16, and Flower's Array goes through numpy
-    if not tree:
-        return np.zeros(0, dtype=np.float32)
-    return torch.cat([t.detach().reshape(-1).to("cpu", torch.float32) for t in tree.values()]).numpy()
+    return flat({n: t.detach().to("cpu", torch.float32) for n, t in tree.items()}).numpy()
 
 
-def _unflat(name: str, flat: Tensor, layout: list[tuple[str, list[int]]]) -> Tree:
-    sizes = [prod(shape) for _, shape in layout]
-    if flat.dtype != torch.float32 or flat.dim() != 1 or len(flat) != sum(sizes) or any(s < 0 for s in sizes):
-        raise TreeMismatch(f"{name}: {len(flat)} numbers arrived, the layout names {sum(sizes)}")
-    return {
-        key: part.view(shape).clone() for (key, shape), part in zip(layout, flat.split(sizes), strict=True)
-    }
+def _numbers(array: Array) -> torch.Tensor:
+    """The numbers of a flat array where they lie in the message: read-only, not copied as Array.numpy() would."""
+    stream = BytesIO(array.data)
+    if npy.read_magic(stream) != (1, 0):
+        raise TreeMismatch("the array is not in numpy's format 1.0")
+    shape, _, dtype = npy.read_array_header_1_0(stream)
+    if dtype != np.float32 or len(shape) != 1:
+        raise TreeMismatch(f"a flat float32 array is expected, {dtype} of shape {shape} arrived")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.frombuffer(array.data, dtype=np.float32, offset=stream.tell()))

@@ -1,25 +1,31 @@
 """Strategy: pure hooks that an algorithm overrides, and the round loop that calls them."""
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from core import wire
+from core.config import FaultConfig
 from core.errors import ConfigError, RoundFailed, TreeMismatch
-from core.seeds import rng_for
-from core.tree import Tree, is_finite, same_layout
+from core.tree import Tree, norm, same_layout
 from core.types import Client, Json, Metrics, Order, Scalar, ServerState, Update
 from strategies.kit.client_rule import ClientRule
+from strategies.kit.fold import Fold, Mean, Merged, Share
+from strategies.kit.in_order import InOrder
 from strategies.kit.metrics import SUM, pooled_sums, weighted_mean
+from strategies.kit.weighting import sample
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+AT_ONCE = 4  # replies asked for in one call, so that no more of them are in memory
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,18 @@ class Live:
     knobs: Mapping[str, Scalar]  # on every order: run, base fingerprint, ...
     min_available_nodes: int
     fraction_train: float
-    round_deadline_s: float
-    min_replies: int
-    start_timeout_s: float
+    sampling: str
+    fault: FaultConfig
     eval_every: int
+    spool: Path  # where an update waits whose turn has not come
     brief: Callable[[Mapping[str, float]], dict[str, Scalar]]  # a task's knobs from the pooled sums
     on_hello: Callable[[Mapping[int, Json]], None]  # client -> what it said of itself
     on_round: Callable[[ServerState, Json], None]  # commits the round
+
+    def quorum(self, asked: int) -> int:
+        """How many of the clients asked must answer."""
+        wanted = max(self.fault.min_replies, math.ceil(self.fault.min_fraction * asked - 1e-9))
+        return min(wanted, asked)
 
 
 @dataclass
@@ -53,17 +64,18 @@ class Roster:
         self.nodes = {c: n for c, n in self.nodes.items() if n in present}
         return [n for n in present if n not in self.nodes.values()]
 
-    def enter(self, asked: Sequence[int], replies: Sequence[Message]) -> list[str]:
-        """Take the hellos in; why any of the asked nodes cannot take part."""
-        problems = {
-            f"node {n} did not answer" for n in set(asked) - {r.metadata.src_node_id for r in replies}
-        }
+    def enter(self, replies: Sequence[Message], max_examples: int) -> list[str]:
+        """Take the hellos in; why any of the nodes cannot take part."""
+        problems: set[str] = set()
         for reply in sorted(replies, key=lambda r: r.metadata.src_node_id):
             if failure := wire.failure_of(reply):
                 problems.add(f"{failure.kind}: {failure.reason}")
                 continue
             said = wire.decode_facts(reply.content)
-            client = int(said["client"])
+            if bad := _unfit(said, max_examples):
+                problems.add(f"node {reply.metadata.src_node_id} {bad}")
+                continue
+            client = said["client"]
             if client in self.nodes:
                 problems.add(f"two nodes say that they are partition-id {client}; each needs its own")
                 continue
@@ -71,14 +83,29 @@ class Roster:
         return sorted(problems)
 
 
-@dataclass
-class Replies:
-    """What came back in one exchange: messages, bytes of payload both ways, seconds."""
+def _unfit(said: Json, max_examples: int) -> str | None:
+    """Why a hello cannot be used, or None."""
+    if not isinstance(said, dict) or not {"client", "examples", "census", "data", "skipped", "truth"} <= set(
+        said
+    ):
+        return "sends a hello without the facts that are needed"
+    for name, most in (("client", 1 << 31), ("examples", max_examples)):
+        if type(said[name]) is not int or not 0 <= said[name] <= most:
+            return f"says {name} = {said[name]!r}; a whole number of 0..{most} is expected"
+    counts = said["census"].values() if isinstance(said["census"], dict) else [None]
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in counts):
+        return f"says census = {said['census']!r}; names with numbers are expected"
+    return None
 
-    messages: list[Message]
-    bytes_down: int
-    bytes_up: int
-    seconds: float
+
+@dataclass
+class Exchange:
+    """One question to many clients: what was sent, what it cost, and how long the answers took to use."""
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0  # from the first message to the last reply
+    using: float = 0.0  # of these and after them: seconds spent on checking and folding replies
 
 
 @dataclass
@@ -89,7 +116,8 @@ class Session:
     state: ServerState
     roster: Roster = field(default_factory=Roster)
     orders: dict[int, Order] = field(default_factory=dict)  # by node, of the exchange under way
-    updates: list[Update] = field(default_factory=list)  # of the last exchange, by client
+    exchange: Exchange = field(default_factory=Exchange)
+    updates: list[Update] = field(default_factory=list)  # of the last exchange, by client, without trees
     failed: dict[str, str] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
 
@@ -101,41 +129,68 @@ class Session:
                 out[name] = out.get(name, 0.0) + count
         return out
 
-    def messages(self, kind: str, rnd: int, orders: Sequence[Order]) -> list[Message]:
+    def messages(self, kind: str, rnd: int, orders: Sequence[Order]) -> Iterator[Message]:
+        """One message an order, made when it is sent; the tree that all orders carry is encoded once."""
         self.orders = {self.roster.nodes[o.client]: o for o in orders}
-        return [
-            Message(wire.encode_order(o), dst_node_id=n, message_type=kind, group_id=str(rnd))
-            for n, o in self.orders.items()
-        ]
+        seen: wire.Seen = {}
+        ttl = self.live.fault.round_deadline_s  # Flower drops what is not fetched by then
+        return (
+            Message(
+                wire.encode_order(order, seen), dst_node_id=n, message_type=kind, group_id=str(rnd), ttl=ttl
+            )
+            for n, order in self.orders.items()
+        )
 
     def receive(
-        self, replies: Iterable[Message], *, check: Callable[[Order, Update], str | None] | None
+        self,
+        replies: Iterable[Message],
+        use: Callable[[Update], None],
+        check: Callable[[Order, Update], str | None],
     ) -> None:
-        """Sort replies into updates and failures."""
-        self.updates, failed = (
-            [],
-            dict.fromkeys(self.orders, f"no answer within {self.live.round_deadline_s:g} s"),
-        )
+        """Sort replies into updates and failures as they come; `use` sees the good updates in order of client."""
+        deadline_s = self.live.fault.round_deadline_s
+        failed = {o.client: f"no answer within {deadline_s:g} s" for o in self.orders.values()}
+        self.updates = []
+
+        def take(update: Update) -> None:
+            use(update)
+            self.updates.append(replace(update, trees={}))
+
+        line = InOrder(sorted(failed), take, self.live.spool)
         for reply in replies:
-            node = reply.metadata.src_node_id
-            if failure := wire.failure_of(reply):
-                failed[node] = f"{failure.kind}: {failure.reason}"
-                continue
-            try:
-                update = wire.decode_update(reply.content)
-            except (KeyError, TypeError, ValueError, TreeMismatch) as error:
-                failed[node] = f"unreadable reply ({type(error).__name__})"
-                continue
-            if check and (reason := check(self.orders[node], update)):
-                failed[node] = reason
-                continue
-            del failed[node]
-            self.updates.append(update)
-        # floating-point addition must not depend on who answered first
-        self.updates.sort(key=lambda u: u.client)
-        self.failed = {str(o.client): failed[n] for n, o in sorted(self.orders.items()) if n in failed}
+            order, started = self.orders[reply.metadata.src_node_id], time.monotonic()
+            outcome = _read(order, reply, check)
+            if isinstance(outcome, Update):
+                del failed[order.client]
+                line.put(outcome)
+            else:
+                failed[order.client] = outcome
+                line.skip(order.client)
+            self.exchange.using += time.monotonic() - started
+        for client in sorted(failed):
+            line.skip(client)
+        self.failed = {str(c): reason for c, reason in sorted(failed.items())}
         for client, reason in self.failed.items():
             log.info("client=%s failed: %s", client, reason)
+
+
+def _read(order: Order, reply: Message, check: Callable[[Order, Update], str | None]) -> Update | str:
+    """The update in a reply, or why there is none; what a client sends is not trusted."""
+    if failure := wire.failure_of(reply):
+        return f"{failure.kind}: {failure.reason}"
+    try:
+        update = wire.decode_update(reply.content)
+    except Exception as error:
+        return f"unreadable reply ({type(error).__name__})"
+    if update.client != order.client or update.adapter != order.adapter:
+        return (
+            f"it says client {update.client}, adapter {update.adapter!r}; "
+            f"asked was client {order.client}, adapter {order.adapter!r}"
+        )
+    try:
+        return check(order, update) or update
+    except (TypeError, ValueError) as error:
+        return f"unreadable reply ({type(error).__name__})"
 
 
 class Strategy(FlowerStrategy):
@@ -156,8 +211,12 @@ class Strategy(FlowerStrategy):
         """Whom to ask to train what. Default: everyone in the cohort, the global adapter."""
         return [Order(c.id, {"global": state.adapters["global"]}) for c in cohort]
 
-    def merge_train(self, state: ServerState, rnd: int, updates: list[Update]) -> tuple[ServerState, Metrics]:
-        """The next state from the replies, which come sorted by client."""
+    def fold(self, state: ServerState, rnd: int) -> Fold:
+        """What the updates of a round are folded into as they come. Default: their mean by examples."""
+        return Mean(lambda update, name: Share(update.examples))
+
+    def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
+        """The next state from a round's updates and what they were folded into."""
         raise NotImplementedError
 
     def plan_evaluate(self, state: ServerState, rnd: int, everyone: list[Client]) -> list[Order]:
@@ -196,50 +255,65 @@ class Strategy(FlowerStrategy):
         return s.state
 
     def _train(self, grid: Grid, s: Session, rnd: int) -> Json:
-        replies = self._exchange(grid, s, self.configure_train(rnd, ArrayRecord(), ConfigRecord(), grid))
-        merging = time.monotonic()
-        self.aggregate_train(rnd, replies.messages)
-        kept = s.updates
+        s.exchange = Exchange()
+        messages = self.configure_train(rnd, ArrayRecord(), ConfigRecord(), grid)
+        self.aggregate_train(rnd, self._answers(grid, s, messages))
+        times = {**_split(s.updates, s.exchange.seconds), "aggregate": s.exchange.using}
         return {
             "round": rnd,
-            "participants": [u.client for u in kept],
+            "participants": [u.client for u in s.updates],
             "failed": dict(s.failed),
-            "train": {"mean": s.metrics, "clients": _by_client(kept)},
-            "bytes_down": replies.bytes_down,
-            "bytes_up": replies.bytes_up,
-            "seconds": {**_split(kept, replies.seconds), "aggregate": time.monotonic() - merging},
+            "train": {"mean": s.metrics, "clients": _by_client(s.updates)},
+            "bytes_down": s.exchange.bytes_down,
+            "bytes_up": s.exchange.bytes_up,
+            "seconds": times,
         }
 
     def _evaluate(self, grid: Grid, s: Session, rnd: int, record: Json) -> Json:
-        replies = self._exchange(grid, s, self.configure_evaluate(rnd, ArrayRecord(), ConfigRecord(), grid))
-        self.aggregate_evaluate(rnd, replies.messages)
+        s.exchange = Exchange()
+        messages = self.configure_evaluate(rnd, ArrayRecord(), ConfigRecord(), grid)
+        self.aggregate_evaluate(rnd, self._answers(grid, s, messages))
         record["failed"] |= {c: f"evaluation: {reason}" for c, reason in s.failed.items()}
         if s.updates:
             record["eval"] = {"mean": s.metrics, "clients": _by_client(s.updates)}
-        record["bytes_down"] = record.get("bytes_down", 0) + replies.bytes_down
-        record["bytes_up"] = record.get("bytes_up", 0) + replies.bytes_up
-        record.setdefault("seconds", {})["evaluate"] = replies.seconds
+        record["bytes_down"] = record.get("bytes_down", 0) + s.exchange.bytes_down
+        record["bytes_up"] = record.get("bytes_up", 0) + s.exchange.bytes_up
+        record.setdefault("seconds", {})["evaluate"] = s.exchange.seconds
         return record
 
     def _check_update(self, order: Order, update: Update) -> str | None:
-        """Why an update cannot be merged, or None. What a client says is not trusted."""
-        if update.client != order.client or update.examples <= 0:
-            return f"it says client {update.client}, {update.examples} examples"
-        if bad := [name for name, tree in update.trees.items() if not is_finite(tree)]:
-            return f"{bad[0]} holds NaN or Inf"
-        shares = self.client_rule().shares
-        expected = {n: t for n, t in order.trees[order.adapter].items() if shares(n)}
-        try:
-            same_layout(expected, update.trees.get("delta", {}), where="delta")
-        except TreeMismatch as error:
-            return str(error)
+        """Why an update cannot be folded in, or None. What a client says is not trusted."""
+        fault, said = self._session.live.fault, self._session.roster.said[order.client]
+        if not 0 < update.examples <= fault.max_examples:
+            return f"it says {update.examples} examples; fault.max-examples = {fault.max_examples}"
+        if "rows" not in order.knobs and update.examples != said["examples"]:
+            return f"it says {update.examples} examples, at the start it said {said['examples']}"
+        if not 0 <= update.tokens <= fault.max_examples * 1000:
+            return f"it says {update.tokens} tokens in {update.examples} examples"
+        rule, rnd = self.client_rule(), int(order.knobs["rnd"])
+        if set(update.trees) != set(rule.sends):
+            return f"it sends {sorted(update.trees)}, expected are {sorted(rule.sends)}"
+        expected = {n: t for n, t in order.trees[order.adapter].items() if rule.shares(n, rnd)}
+        for name, tree in update.trees.items():
+            try:
+                same_layout(expected, tree, where=name)
+            except TreeMismatch as error:
+                return str(error)
+            size = norm(tree)
+            if not math.isfinite(size):
+                return f"{name} holds NaN or Inf, or is too large for float32"
+            if name == "delta" and size > fault.max_delta_norm:
+                return f"the norm of its delta is {size:.3g}, fault.max-delta-norm = {fault.max_delta_norm:g}"
+            update.metrics[f"norm/{name}"] = size
+        if bad := [name for name, value in update.metrics.items() if not math.isfinite(value)]:
+            return f"metric {bad[0]!r} is {update.metrics[bad[0]]}"
         return None
 
     def _stamp(self, s: Session, rnd: int, orders: list[Order]) -> list[Order]:
         """What every order carries besides the algorithm's own: round, run, the task's brief, the memory to recall."""
         brief = s.live.brief({**s.census(), **s.state.facts.get("pool", {})})
         recall = s.state.facts.get("recall", {})
-        common = {**s.live.knobs, **brief}
+        common = {**s.live.knobs, **brief, "clients": s.state.facts["clients"], "cohort": len(orders)}
         return [
             replace(o, recall=int(recall.get(str(o.client), 0)), knobs={**common, **o.knobs, "rnd": rnd})
             for o in orders
@@ -252,7 +326,9 @@ class Strategy(FlowerStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         s = self._session
-        cohort = sample(s.roster.clients(), s.live.fraction_train, s.state.seed, server_round)
+        cohort = sample(
+            s.roster.clients(), s.live.fraction_train, s.live.sampling, s.state.seed, server_round
+        )
         return s.messages(
             "train",
             server_round,
@@ -263,14 +339,19 @@ class Strategy(FlowerStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         s = self._session
-        s.receive(replies, check=self._check_update)
-        if len(s.updates) < min(s.live.min_replies, len(s.orders)):
+        fold = self.fold(s.state, server_round)
+        s.receive(replies, fold.add, self._check_update)
+        if len(s.updates) < (quorum := s.live.quorum(len(s.orders))):
             reasons = "; ".join(f"client {c}: {reason}" for c, reason in s.failed.items())
             raise RoundFailed(
-                f"round {server_round}: {len(s.updates)} of {len(s.orders)} clients answered, "
-                f"fault.min-replies = {s.live.min_replies} ({reasons})"
+                f"round {server_round}: {len(s.updates)} of {len(s.orders)} clients answered, {quorum} are needed "
+                f"by fault.min-replies = {s.live.fault.min_replies} and "
+                f"fault.min-fraction = {s.live.fault.min_fraction:g} ({reasons})"
             )
-        state, s.metrics = self.merge_train(s.state, server_round, s.updates)
+        started = time.monotonic()
+        merged = Merged(tuple(s.updates), fold.result())
+        state, s.metrics = self.merge_train(s.state, server_round, merged)
+        s.exchange.using += time.monotonic() - started
         recall = dict(s.state.facts.get("recall", {})) | {
             str(u.client): server_round for u in s.updates if u.kept
         }
@@ -287,7 +368,7 @@ class Strategy(FlowerStrategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         s = self._session
-        s.receive(replies, check=None)
+        s.receive(replies, lambda update: None, lambda order, update: None)
         s.state, s.metrics = self.merge_evaluate(s.state, server_round, s.updates)
         return MetricRecord(dict(s.metrics))
 
@@ -304,44 +385,56 @@ class Strategy(FlowerStrategy):
             Message(wire.encode_facts(dict(s.live.knobs)), dst_node_id=n, message_type="query.hello")
             for n in asked
         ]
-        problems = s.roster.enter(asked, list(_collect(grid, messages, s.live.round_deadline_s)))
+        replies = list(_collect(grid, messages, s.live.fault.start_timeout_s))
+        silent = set(asked) - {r.metadata.src_node_id for r in replies}
+        problems = s.roster.enter(replies, s.live.fault.max_examples)
         if problems and at_start:
             raise ConfigError(
                 f"{len(problems)} of {len(asked)} clients cannot take part: {'; '.join(problems)}"
             )
+        problems += [
+            f"node {n} did not answer within {s.live.fault.start_timeout_s:g} s" for n in sorted(silent)
+        ]
         for problem in problems:
             log.warning("client left out: %s", problem)
+        if at_start and len(s.roster.nodes) < s.live.min_available_nodes:
+            raise RoundFailed(
+                f"{len(s.roster.nodes)} clients can take part, strategy.min-available-nodes = "
+                f"{s.live.min_available_nodes} ({'; '.join(problems)})"
+            )
+        clients = max(s.state.facts.get("clients", 0), len(s.roster.said))
+        s.state = replace(s.state, facts={**s.state.facts, "clients": clients})
 
-    def _exchange(self, grid: Grid, s: Session, messages: Iterable[Message]) -> Replies:
-        """Send, and take replies as they come until all are in or the deadline has passed."""
+    def _answers(self, grid: Grid, s: Session, messages: Iterable[Message]) -> Iterator[Message]:
+        """Send, and give the replies as they come until all are in or the deadline has passed."""
         started = time.monotonic()
-        sent = list(messages)
-        replies = list(_collect(grid, sent, s.live.round_deadline_s))
-        return Replies(
-            replies,
-            bytes_down=sum(wire.size_of(m.content) for m in sent),
-            bytes_up=sum(wire.size_of(m.content) for m in replies if m.has_content()),
-            seconds=time.monotonic() - started,
-        )
 
+        def counted() -> Iterator[Message]:
+            for message in messages:
+                s.exchange.bytes_down += wire.size_of(message.content)
+                yield message
 
-def sample(everyone: Sequence[Client], fraction: float, seed: int, rnd: int) -> list[Client]:
-    """The cohort of a round: max(1, round(fraction * n)) clients by (seed, round), ascending by id."""
-    count = max(1, round(fraction * len(everyone)))
-    chosen = rng_for(seed, "cohort", rnd).sample(sorted(c.id for c in everyone), count)
-    return [c for c in everyone if c.id in set(chosen)]
-
-
-def _collect(grid: Grid, messages: Sequence[Message], timeout_s: float) -> Iterable[Message]:
-    """Replies as they arrive, until all have come or `timeout_s` has passed."""
-    if not messages:
-        return
-    deadline = time.monotonic() + timeout_s
-    waiting = {i for i in grid.push_messages(messages) if i}
-    while waiting:
-        for reply in grid.pull_messages(waiting):
-            waiting.discard(reply.metadata.reply_to_message_id)
+        for reply in _collect(grid, counted(), s.live.fault.round_deadline_s):
+            if reply.has_content():
+                s.exchange.bytes_up += wire.size_of(reply.content)
             yield reply
+            s.exchange.seconds = time.monotonic() - started
+        s.exchange.seconds = time.monotonic() - started
+
+
+def _collect(grid: Grid, messages: Iterable[Message], timeout_s: float) -> Iterator[Message]:
+    """Replies as they arrive, a few at a time, until all have come or `timeout_s` has passed since the sending."""
+    waiting = [i for message in messages for i in grid.push_messages([message]) if i]
+    deadline = time.monotonic() + timeout_s
+    while waiting:
+        came: set[str] = set()
+        for some in (waiting[i : i + AT_ONCE] for i in range(0, len(waiting), AT_ONCE)):
+            for reply in grid.pull_messages(some):
+                if reply.metadata.reply_to_message_id in came:
+                    continue  # a client that answers twice
+                came.add(reply.metadata.reply_to_message_id)
+                yield reply
+        waiting = [i for i in waiting if i not in came]
         if waiting and time.monotonic() > deadline:
             return
         if waiting:
@@ -350,11 +443,11 @@ def _collect(grid: Grid, messages: Sequence[Message], timeout_s: float) -> Itera
 
 def _present(grid: Grid, live: Live) -> list[int]:
     """The nodes, once at least min_available_nodes are connected; RoundFailed when that takes too long."""
-    deadline = time.monotonic() + live.start_timeout_s
+    deadline = time.monotonic() + live.fault.start_timeout_s
     while len(nodes := sorted(grid.get_node_ids())) < live.min_available_nodes:
         if time.monotonic() > deadline:
             raise RoundFailed(
-                f"{len(nodes)} clients connected within {live.start_timeout_s:g} s, "
+                f"{len(nodes)} clients connected within {live.fault.start_timeout_s:g} s, "
                 f"strategy.min-available-nodes = {live.min_available_nodes}; start more SuperNodes or lower it"
             )
         time.sleep(POLL_S)

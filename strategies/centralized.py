@@ -7,8 +7,9 @@ it puts all rows in one place. Source: the usual oracle of federated papers. Dev
 from dataclasses import dataclass, replace
 
 from core.tree import add
-from core.types import Client, Metrics, Order, ServerState, Update
+from core.types import Client, Metrics, Order, ServerState
 from strategies.base import Strategy
+from strategies.kit.fold import Merged
 from strategies.kit.metrics import weighted_mean
 
 
@@ -18,9 +19,9 @@ class Centralized(Strategy):
         knobs = {"rows": "all", "steps-factor": len(cohort)}
         return [Order(cohort[0].id, {"global": state.adapters["global"]}, knobs=knobs)]
 
-    def merge_train(self, state: ServerState, rnd: int, updates: list[Update]) -> tuple[ServerState, Metrics]:
-        adapters = {"global": add(state.adapters["global"], updates[0].trees["delta"])}
-        return replace(state, adapters=adapters), weighted_mean(updates)
+    def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
+        adapters = {"global": add(state.adapters["global"], merged.trees["global"]["delta"])}
+        return replace(state, adapters=adapters), weighted_mean(merged.updates)
 
 
 PLUGIN = Centralized

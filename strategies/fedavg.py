@@ -1,35 +1,102 @@
-"""FedAvg: x' = x + sum_k w_k (y_k - x). McMahan et al. 2017, Algorithm 1 (arXiv:1602.05629).
+"""FedAvg: x' = x + eta sum_k w_k (y_k - x). McMahan et al. 2017, Algorithm 1 (arXiv:1602.05629), eta = 1.
 
+The variants agree: `openfedllm` (sum of w_k y_k) and `flower` compute the same; w_k = n_k / sum n.
 Deviations: LoRA's A and B are averaged as separate tensors, so the mean of the products B A is not the
-product of the means; local steps are AdamW where the paper has SGD.
+product of the means (`lora.aggregation` offers what is); local steps are AdamW where the paper has SGD.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from core.errors import ConfigError
-from core.tree import add, mean
+from core.tree import Tree
 from core.types import Metrics, ServerState, Update
 from strategies.base import Strategy
+from strategies.kit.fold import Fold, Mean, Merged, Share
 from strategies.kit.metrics import weighted_mean
-
-WEIGHTINGS = ("examples", "uniform")
+from strategies.kit.robust import RULES, Robust
+from strategies.kit.server_opt import ServerOpt, known_variant, plain
+from strategies.kit.weighting import WEIGHTINGS, weight
 
 
 @dataclass
 class FedAvg(Strategy):
-    weighting: str = "examples"  # w_k: n_k / sum n (examples) or 1 / K (uniform)
+    variant: str = "paper"  # whose arithmetic: paper | openfedllm | flower
+    weighting: str = "auto"  # w_k in proportion to: examples | tokens | uniform (1); auto: the variant's own
+    server_learning_rate: float = 0.0  # eta; 0: the variant's own
+    clip_norm: float = 0.0  # a delta with a larger norm is scaled down to it; 0: never
+    robust: str = "none"  # none | median | trimmed-mean | krum | multi-krum; without weights
+    robust_fraction: float = 0.2  # of the clients: cut at each end (trimmed-mean), hostile (krum, multi-krum)
+
+    own_weighting: ClassVar[dict[str, str]] = dict.fromkeys(("paper", "openfedllm", "flower"), "examples")
+    own_learning_rate: ClassVar[dict[str, float]] = dict.fromkeys(("paper", "openfedllm", "flower"), 1.0)
 
     def __post_init__(self) -> None:
+        known_variant(self.variant)
         if self.weighting not in WEIGHTINGS:
             raise ConfigError(
                 f"strategy.weighting must be one of {' | '.join(WEIGHTINGS)}, got {self.weighting!r}"
             )
+        for key, value in (
+            ("server-learning-rate", self.server_learning_rate),
+            ("clip-norm", self.clip_norm),
+        ):
+            if value < 0:
+                raise ConfigError(f"strategy.{key} must not be negative, got {value!r}")
+        self._check_robust()
 
-    def merge_train(self, state: ServerState, rnd: int, updates: list[Update]) -> tuple[ServerState, Metrics]:
-        weights = [float(u.examples) if self.weighting == "examples" else 1.0 for u in updates]
-        delta = mean([u.trees["delta"] for u in updates], weights)
-        adapters = {**state.adapters, "global": add(state.adapters["global"], delta)}
-        return replace(state, adapters=adapters), weighted_mean(updates)
+    def _check_robust(self) -> None:
+        if self.robust not in ("none", *RULES):
+            raise ConfigError(
+                f"strategy.robust must be one of none | {' | '.join(RULES)}, got {self.robust!r}"
+            )
+        if not 0 <= self.robust_fraction < 0.5:
+            raise ConfigError(f"strategy.robust-fraction must be in [0, 0.5), got {self.robust_fraction!r}")
+        if self.robust != "none" and self.weighting not in ("auto", "uniform"):
+            raise ConfigError(
+                f"strategy.robust = {self.robust!r} does not weigh clients, and strategy.weighting = "
+                f"{self.weighting!r}: leave the second at 'auto'"
+            )
+
+    @property
+    def eta(self) -> float:
+        return self.server_learning_rate or self.own_learning_rate[self.variant]
+
+    def server_opt(self) -> ServerOpt:
+        return plain(self.eta)
+
+    def share(self, update: Update, name: str) -> Share:
+        """What a tree of an update counts for."""
+        how = self.own_weighting[self.variant] if self.weighting == "auto" else self.weighting
+        return Share(weight(update, how), self.clip(update) if name == "delta" else 1.0)
+
+    def clip(self, update: Update) -> float:
+        """The factor that brings a delta's norm down to clip_norm."""
+        size = update.metrics["norm/delta"]
+        return self.clip_norm / size if self.clip_norm and size > self.clip_norm else 1.0
+
+    def fold(self, state: ServerState, rnd: int) -> Fold:
+        if self.robust != "none":
+            return Robust(RULES[self.robust](self.robust_fraction), self.clip)
+        return Mean(self.share)
+
+    def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
+        for adapter, trees in merged.trees.items():
+            state = self.move(state, rnd, adapter, trees["delta"])
+        return state, weighted_mean(merged.updates)
+
+    def move(self, state: ServerState, rnd: int, adapter: str, delta: Tree) -> ServerState:
+        """One step of the server's optimiser on the tensors that `delta` has; the others stay as they are."""
+        x, slots = state.adapters[adapter], {}
+        for slot in ("m", "v"):
+            kept = state.memory.get(f"{adapter}.{slot}", {})
+            if delta.keys() <= kept.keys():
+                slots[slot] = {name: kept[name] for name in delta}
+        moved, slots = self.server_opt().step({name: x[name] for name in delta}, delta, slots, rnd)
+        memory = dict(state.memory)
+        for slot, tree in slots.items():
+            memory[f"{adapter}.{slot}"] = {**memory.get(f"{adapter}.{slot}", {}), **tree}
+        return replace(state, adapters={**state.adapters, adapter: {**x, **moved}}, memory=memory)
 
 
 PLUGIN = FedAvg

@@ -6,9 +6,10 @@ and is scored with its own adapter, where the original trains one chosen client.
 
 from dataclasses import dataclass
 
-from core.types import Metrics, ServerState, Update
+from core.types import Metrics, ServerState
 from strategies.base import Strategy
 from strategies.kit.client_rule import ClientRule
+from strategies.kit.fold import Merged
 from strategies.kit.metrics import weighted_mean
 
 
@@ -18,8 +19,8 @@ def share_nothing(name: str) -> bool:
 
 @dataclass
 class Local(Strategy):
-    def merge_train(self, state: ServerState, rnd: int, updates: list[Update]) -> tuple[ServerState, Metrics]:
-        return state, weighted_mean(updates)
+    def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
+        return state, weighted_mean(merged.updates)
 
     def client_rule(self) -> ClientRule:
         return ClientRule(shares=share_nothing)

@@ -68,7 +68,16 @@ def test_an_override_arrives():
             {"task.name": "sft", "task.desirable-weight": "1.5"},
             "task.desirable-weight = '1.5' has no effect with task.name = 'sft'",
         ),
-        ({"strategy.weighting": "big"}, "strategy.weighting must be one of examples | uniform, got 'big'"),
+        (
+            {"strategy.weighting": "big"},
+            "strategy.weighting must be one of auto | examples | uniform | tokens, got",
+        ),
+        ({"strategy.robust": "median", "strategy.weighting": "tokens"}, "'median' does not weigh clients"),
+        ({"fault.min-fraction": 1.5}, "fault.min-fraction must be in [0, 1], got 1.5"),
+        (
+            {"strategy.sampling": "some"},
+            "strategy.sampling must be one of uniform | weighted | all | openfedllm",
+        ),
         ({"fault.min-replies": 9}, "fault.min-replies = 9 is above strategy.min-available-nodes = 2"),
         ({"data.allocation": "ktor"}, "data.allocation = 'ktor' is for task.name = 'kto', not 'dpo'"),
         ({"lora.dropout": 0.1}, "lora.dropout = 0.1 is for task.name = 'sft'"),

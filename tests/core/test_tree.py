@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -6,19 +8,6 @@ from core.errors import TreeMismatch
 
 A = {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor([[3.0]])}
 B = {"x": torch.tensor([5.0, 0.0]), "y": torch.tensor([[1.0]])}
-
-
-def test_mean_by_hand():
-    """(1*1 + 3*5)/4 = 4, (1*2 + 3*0)/4 = 0.5, (1*3 + 3*1)/4 = 1.5."""
-    out = tree.mean([A, B], [1.0, 3.0])
-    assert out["x"].tolist() == [4.0, 0.5]
-    assert out["y"].tolist() == [[1.5]]
-
-
-def test_mean_leaves_its_arguments_alone():
-    before = {n: t.clone() for n, t in A.items()}
-    tree.mean([A, B], [1.0, 1.0])
-    assert all(before[n].equal(A[n]) for n in A)
 
 
 def test_norm_by_hand():
@@ -37,6 +26,31 @@ def test_other_names_or_shapes_are_refused(other):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_is_finite(bad):
-    assert tree.is_finite(A)
-    assert not tree.is_finite({**A, "z": torch.tensor([0.0, bad])})
+def test_a_norm_of_something_infinite_is_not_finite(bad):
+    assert not math.isfinite(tree.norm({**A, "z": torch.tensor([0.0, bad])}))
+
+
+def test_flat_is_a_view_where_it_can_be():
+    whole = torch.arange(6.0)
+    laid = {"x": whole[1:3], "y": whole[3:6].view(3, 1)}
+    assert tree.flat(laid).data_ptr() == whole[1:].data_ptr()
+    assert tree.flat(laid).tolist() == [1, 2, 3, 4, 5]
+    for other in (
+        {"x": whole[1:3], "y": whole[4:6]},
+        {"y": whole[3:5], "x": whole[1:3]},
+        {"x": whole.view(2, 3).T},
+        {"x": whole[:2], "y": torch.ones(2)},
+    ):
+        assert tree.flat(other).tolist() == [n for t in other.values() for n in t.reshape(-1).tolist()]
+    assert tree.flat({}).tolist() == []
+
+
+def test_unflat_is_the_reverse():
+    back = tree.unflat(tree.flat(A), {n: t.shape for n, t in A.items()})
+    assert all(back[n].equal(A[n]) for n in A)
+
+
+@pytest.mark.parametrize("shape", [[3], [-1, -2], [1.0, 2.0], ["2"]])
+def test_numbers_that_do_not_fit_are_refused(shape):
+    with pytest.raises(TreeMismatch):
+        tree.unflat(torch.zeros(2), {"x": shape})

@@ -1,16 +1,19 @@
 """The round loop, over a Grid in this process whose clients are plain functions."""
 
 import math
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from flwr.app import Error, Message
 
 from core import wire
+from core.config import FaultConfig
 from core.errors import ConfigError, RoundFailed
-from core.types import Client, Update
-from strategies.base import Live, sample
+from core.types import Update
+from strategies.base import Live
 from strategies.fedavg import FedAvg
 from tests.loopback import Loopback
 
@@ -19,10 +22,10 @@ LIVE = Live(
     knobs={"run": "r"},
     min_available_nodes=3,
     fraction_train=1.0,
-    round_deadline_s=0.3,
-    min_replies=1,
-    start_timeout_s=0.3,
+    sampling="uniform",
+    fault=FaultConfig(round_deadline_s=0.3, start_timeout_s=0.3, max_delta_norm=100.0),
     eval_every=1,
+    spool=Path(tempfile.gettempdir()),
     brief=lambda pooled: {"seen": pooled.get("n", 0.0), "kl": pooled.get("kl_sum", -1.0)},
     on_hello=lambda said: None,
     on_round=lambda state, record: None,
@@ -148,13 +151,3 @@ def test_two_nodes_of_one_partition_are_refused():
     strategy, twins = FedAvg(), Loopback([10, 11, 12], lambda n, m: answer(10, m))
     with pytest.raises(ConfigError, match="two nodes say that they are partition-id 0"):
         strategy.run(twins, LIVE, strategy.init({"global": X}, 7), 1)
-
-
-def test_the_cohort_follows_from_seed_and_round():
-    everyone = [Client(i, 1) for i in range(20)]
-    cohorts = [
-        [c.id for c in sample(everyone, 0.25, seed, rnd)] for seed, rnd in ((1, 1), (1, 1), (1, 2), (2, 1))
-    ]
-    assert cohorts[0] == cohorts[1] == sorted(cohorts[0])
-    assert len({tuple(c) for c in cohorts}) == 3
-    assert all(len(c) == 5 for c in cohorts)

@@ -1,0 +1,64 @@
+"""InOrder: updates come in any order and are handed on in one order; those too early wait on disk."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from core.tree import flat, unflat
+from core.types import Update
+
+
+class InOrder:
+    """Hands on the updates of `clients`, in that order, as soon as all before each are in or given up.
+
+    At most one update is in memory: one whose turn has not come waits in `folder`, without a name there,
+    so that nothing is left behind when the process dies.
+    """
+
+    def __init__(
+        self, clients: Sequence[int], hand_on: Callable[[Update], None], folder: Path | None
+    ) -> None:
+        self.turns, self.hand_on, self.folder = list(clients), hand_on, folder
+        self.early: dict[int, _OnDisk | None] = {}
+
+    def put(self, update: Update) -> None:
+        if self.turns[0] == update.client:
+            self.hand_on(update)
+            self.turns.pop(0)
+            self._advance()
+        else:
+            self.early[update.client] = _OnDisk(update, self.folder)
+
+    def skip(self, client: int) -> None:
+        """Nothing will come from this client."""
+        self.early[client] = None
+        self._advance()
+
+    def _advance(self) -> None:
+        while self.turns and self.turns[0] in self.early:
+            waiting = self.early.pop(self.turns.pop(0))
+            if waiting:
+                self.hand_on(waiting.back())
+
+
+class _OnDisk:
+    """An update whose numbers are in a file without a name."""
+
+    def __init__(self, update: Update, folder: Path | None) -> None:
+        self.update = replace(update, trees={})
+        self.shapes = {name: {n: t.shape for n, t in tree.items()} for name, tree in update.trees.items()}
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by back)
+        for tree in update.trees.values():
+            np.save(self.file, flat(tree).numpy())
+
+    def back(self) -> Update:
+        with self.file as file:
+            file.seek(0)
+            trees = {
+                name: unflat(torch.from_numpy(np.load(file)), shapes) for name, shapes in self.shapes.items()
+            }
+        return replace(self.update, trees=trees)

@@ -1,0 +1,37 @@
+"""What a client counts for in the mean, and who is asked in a round."""
+
+import math
+import random
+from collections.abc import Sequence
+
+from core.seeds import rng_for
+from core.types import Client, Update
+
+WEIGHTINGS = ("auto", "examples", "uniform", "tokens")
+SAMPLINGS = ("uniform", "weighted", "all", "openfedllm")
+
+
+def weight(update: Update, weighting: str) -> float:
+    """w_k: rows it holds (examples), completion tokens in them (tokens), or 1 (uniform)."""
+    return {"examples": float(update.examples), "tokens": float(update.tokens), "uniform": 1.0}[weighting]
+
+
+def sample(everyone: Sequence[Client], fraction: float, how: str, seed: int, rnd: int) -> list[Client]:
+    """The cohort of round rnd (from 1): max(1, round(fraction * n)) clients by (seed, rnd), ascending by id.
+
+    weighted: without replacement, each draw in proportion to the examples (Efraimidis and Spirakis 2006).
+    openfedllm: Python's `random` seeded with rnd - 1 alone, whatever the run's seed: every run asks the same.
+    """
+    ids = sorted(c.id for c in everyone)
+    count = max(1, round(fraction * len(ids)))
+    if how == "all":
+        chosen = ids
+    elif how == "openfedllm":
+        chosen = random.Random(rnd - 1).sample(ids, count)
+    elif how == "weighted":
+        rng, size = rng_for(seed, "cohort", rnd), {c.id: c.examples for c in everyone}
+        keys = {i: -math.log(1.0 - rng.random()) / size[i] for i in ids if size[i] > 0}
+        chosen = sorted(keys, key=lambda i: (keys[i], i))[:count]
+    else:
+        chosen = rng_for(seed, "cohort", rnd).sample(ids, count)
+    return [c for c in everyone if c.id in set(chosen)]
