@@ -227,8 +227,8 @@ class Strategy(FlowerStrategy):
             return f"it says client {update.client}, {update.examples} examples"
         if bad := [name for name, tree in update.trees.items() if not is_finite(tree)]:
             return f"{bad[0]} holds NaN or Inf"
-        shares = self.client_rule().shares
-        expected = {n: t for n, t in order.trees[order.adapter].items() if shares(n)}
+        shares, rnd = self.client_rule().shares, int(order.knobs["rnd"])
+        expected = {n: t for n, t in order.trees[order.adapter].items() if shares(n, rnd)}
         try:
             same_layout(expected, update.trees.get("delta", {}), where="delta")
         except TreeMismatch as error:

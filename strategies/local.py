@@ -12,7 +12,7 @@ from strategies.kit.client_rule import ClientRule
 from strategies.kit.metrics import weighted_mean
 
 
-def share_nothing(name: str) -> bool:
+def share_nothing(name: str, rnd: int) -> bool:
     return False
 
 

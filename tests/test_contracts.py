@@ -47,7 +47,7 @@ def one_round(strategy: Strategy, state: ServerState, rnd: int) -> ServerState:
     shares = strategy.client_rule().shares
     updates = []
     for order in orders:
-        delta = {n: t for n, t in tree(100 * rnd + order.client).items() if shares(n)}
+        delta = {n: t for n, t in tree(100 * rnd + order.client).items() if shares(n, rnd)}
         updates.append(
             Update(order.client, 10 + order.client, order.adapter, {"delta": delta}, {"loss": 1.0})
         )
@@ -75,7 +75,7 @@ def test_no_news_changes_nothing(name):
     strategy = build("strategies", name, {})
     state = strategy.init({"global": tree(0)}, seed=1)
     shares = strategy.client_rule().shares
-    zero = {n: torch.zeros_like(t) for n, t in tree(0).items() if shares(n)}
+    zero = {n: torch.zeros_like(t) for n, t in tree(0).items() if shares(n, 1)}
     orders = strategy.plan_train(state, 1, EVERYONE)
     after, _ = strategy.merge_train(
         state, 1, [Update(o.client, 3, o.adapter, {"delta": zero}, {}) for o in orders]

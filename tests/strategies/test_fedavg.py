@@ -54,7 +54,7 @@ def test_fedavg_is_openfedllms():
 
 def test_local_shares_nothing_and_moves_nothing():
     strategy = Local()
-    assert not strategy.client_rule().shares("anything")
+    assert not strategy.client_rule().shares("anything", 1)
     state = strategy.init({"global": X}, 0)
     assert strategy.merge_train(state, 1, [Update(0, 3, "global", {"delta": {}}, {"loss": 1.0})])[0] is state
 
