@@ -29,6 +29,7 @@ from tasks.kit import loop, trl_engine
 from tasks.kit.cache import Cache
 from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, set_adapter
 from tasks.kit.reference import reference_logps
+from tasks.kit.stepper import Bend
 from tasks.kto import rotated
 
 ROWS = {"dpo": 8, "kto": 16, "sft": 16}  # rows (pairs for dpo) of one optimiser step
@@ -216,7 +217,7 @@ def _engine_round(train: Callable[..., loop.TrainReport], case: Case, base: Base
         seed=SEED,
         steps=steps,
         cache=cache,
-        correct=correct if keep else None,
+        bend=Bend(correct=correct if keep else None),
     )
     return report.metrics["loss"], gradients
 

@@ -13,13 +13,14 @@ from core.errors import BaseMismatch, ConfigError
 from core.seeds import seed_for
 from core.types import Json, Metrics, Order, Scalar, Update
 from strategies.base import Strategy
-from strategies.kit.client_rule import Outcome
+from strategies.kit.client_rule import ClientRule, Outcome
 from strategies.kit.metrics import SUM
 from tasks.base import Task
 from tasks.kit import engine
 from tasks.kit.cache import Cache
 from tasks.kit.model import Base, get_adapter, load_base, set_adapter
 from tasks.kit.rows import ClientRows, client_rows, stamp
+from tasks.kit.stepper import Bend
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Site:
         return self.config.task_choice.build()
 
     @property
+    def strategy(self) -> Strategy:
+        return self.config.strategy_choice.build()
+
+    @property
     def cache(self) -> Cache:
         return Cache(self.state_dir / "cache" / str(self.node.client))
 
@@ -85,6 +90,7 @@ class Site:
 
     def hello(self, knobs: Mapping[str, Scalar]) -> Json:
         """Who this client is and what it holds, in counts and fingerprints; never a row."""
+        self._rule()  # refuses before the first round what the engine cannot do
         base, rows = self.base(str(knobs.get("base", ""))), self.rows()
         examples = engine.examples(base, self.task, rows.train, self.config, self.cache)
         return {
@@ -101,18 +107,17 @@ class Site:
     def train(self, order: Order) -> Update:
         """One local training: recall, load the adapter, train, keep what is private, send what is shared."""
         started, knobs = time.monotonic(), order.knobs
-        rnd, strategy = int(knobs["rnd"]), self._strategy
+        rnd, rule = int(knobs["rnd"]), self._rule()
         memory = Memory(self.state_dir, str(knobs["run"]), self.node.client)
         private = memory.load(order.recall)
         base = self.base(str(knobs["base"]))
         examples = engine.examples(
             base, self.task, self.rows(everyone=knobs.get("rows") == "all").train, self.config, self.cache
         )
-        before = {**order.trees[order.adapter], **private.get("own", {})}
+        before = rule.start(order, private)
         set_adapter(base, before)
         loaded = time.monotonic()
         cfg = self.config.train
-        rule = strategy.client_rule()
         report = engine.train(
             base,
             self.task,
@@ -122,9 +127,14 @@ class Site:
             data_seed=seed_for(self.config.run.seed, "pairs", self.node.client),
             knobs=knobs,
             cache=self.cache,
-            correct=rule.correct(order, private),
+            bend=Bend(
+                rule.correct(order, private),
+                rule.after_step(order, private, cfg.learning_rate),
+                lambda name: rule.trains(name, rnd),
+                rule.wants_gradients,
+            ),
         )
-        outcome = Outcome(before, get_adapter(base), report.steps)
+        outcome = Outcome(before, get_adapter(base), report.steps, cfg.learning_rate, report.gradients)
         shared, kept = rule.finish(order, private, outcome)
         if kept:
             memory.save(rnd, kept, recalled=order.recall)
@@ -138,7 +148,7 @@ class Site:
         knobs = order.knobs
         private = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
         base = self.base(str(knobs["base"]))
-        set_adapter(base, {**order.trees[order.adapter], **private.get("own", {})})
+        set_adapter(base, self._rule().start(order, private))
         heldout = self.rows().heldout
         most = self.config.eval.max_rows
         metrics: Metrics = engine.evaluate(
@@ -147,9 +157,15 @@ class Site:
         examples = int(metrics.pop("examples", 0))
         return Update(self.node.client, examples, order.adapter, {}, metrics)
 
-    @property
-    def _strategy(self) -> Strategy:
-        return self.config.strategy_choice.build()
+    def _rule(self) -> ClientRule:
+        """What the strategy asks of this client; ConfigError for what the chosen engine cannot do."""
+        rule = self.strategy.client_rule()
+        if self.config.train.engine == "trl" and not rule.plain:
+            raise ConfigError(
+                f"strategy.name = {self.config.strategy_choice.name!r} changes the local steps, which "
+                "train.engine = 'trl' cannot do; use train.engine = 'accord'"
+            )
+        return rule
 
 
 @lru_cache(maxsize=32)  # one actor of a simulation serves many clients; rows are a function of these

@@ -45,6 +45,7 @@ class LoraConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     engine: Literal["accord", "trl"] = "accord"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 2e-3
     local_steps: int = 10
     per_device_batch_size: int = 8

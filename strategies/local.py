@@ -13,7 +13,7 @@ from strategies.kit.fold import Merged
 from strategies.kit.metrics import weighted_mean
 
 
-def share_nothing(name: str) -> bool:
+def share_nothing(name: str, rnd: int) -> bool:
     return False
 
 

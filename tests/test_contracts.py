@@ -3,7 +3,7 @@
 import copy
 import inspect
 import sys
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ import torch
 from core.plugins import build, names, plugin
 from core.types import Client, ServerState, Update
 from strategies.base import Strategy
+from tests.strategies.rounds import merge
 
 PACKAGES = ("strategies", "tasks", "tasks.data", "evals")
 ALL = [(package, name) for package in PACKAGES for name in names(package)]
@@ -42,42 +43,50 @@ def test_a_strategy_says_where_it_comes_from(name):
     assert any(word in doc for word in ("arXiv", "Source", "et al."))
 
 
+def start(strategy: Strategy) -> ServerState:
+    state = strategy.init({"global": tree(0)}, seed=1)
+    return replace(state, facts={**state.facts, "clients": len(EVERYONE)})
+
+
+def updates(strategy: Strategy, state: ServerState, rnd: int, *, scale: float = 1.0) -> list[Update]:
+    """What clients would send that go by the strategy's rule; every tree has the layout of what is shared."""
+    rule, out = strategy.client_rule(), []
+    for order in strategy.plan_train(state, rnd, EVERYONE):
+        news = {n: t * scale for n, t in tree(100 * rnd + order.client).items() if rule.shares(n, rnd)}
+        trees = dict.fromkeys(rule.sends, news)
+        out.append(Update(order.client, 10 + order.client, order.adapter, trees, {"loss": 1.0}, tokens=5))
+    return out
+
+
 def one_round(strategy: Strategy, state: ServerState, rnd: int) -> ServerState:
-    orders = strategy.plan_train(state, rnd, EVERYONE)
-    shares = strategy.client_rule().shares
-    updates = []
-    for order in orders:
-        delta = {n: t for n, t in tree(100 * rnd + order.client).items() if shares(n)}
-        updates.append(
-            Update(order.client, 10 + order.client, order.adapter, {"delta": delta}, {"loss": 1.0})
-        )
-    state, _ = strategy.merge_train(state, rnd, updates)
+    state, _ = merge(strategy, state, rnd, updates(strategy, state, rnd))
     scores = [Update(c.id, 5, "global", {}, {"logps/accuracies": 0.5}) for c in EVERYONE]
     return strategy.merge_evaluate(state, rnd, scores)[0]
 
 
+def same(a: ServerState, b: ServerState) -> bool:
+    left, right = {**a.adapters, **a.memory}, {**b.adapters, **b.memory}
+    return left.keys() == right.keys() and all(t.equal(right[k][n]) for k in left for n, t in left[k].items())
+
+
 @pytest.mark.parametrize("name", names("strategies"))
 def test_hooks_are_pure(name):
-    """Same arguments, same result; the arguments and the strategy itself are as they were."""
+    """Same arguments, same result; the arguments and the strategy itself are as they were. Two rounds."""
     strategy = build("strategies", name, {})
-    state = strategy.init({"global": tree(0)}, seed=1)
-    before, fields = copy.deepcopy(state), copy.deepcopy(vars(strategy))
-    first, second = one_round(strategy, state, 1), one_round(strategy, state, 1)
-    assert vars(strategy) == fields
-    for adapter, kept in before.adapters.items():
-        assert all(kept[n].equal(state.adapters[adapter][n]) for n in kept)
-        assert all(first.adapters[adapter][n].equal(second.adapters[adapter][n]) for n in kept)
+    state = start(strategy)
+    for rnd in (1, 2):
+        before, fields = copy.deepcopy(state), copy.deepcopy(vars(strategy))
+        first, second = one_round(strategy, state, rnd), one_round(strategy, state, rnd)
+        assert vars(strategy) == fields
+        assert same(before, state)
+        assert same(first, second)
+        state = first
 
 
 @pytest.mark.parametrize("name", names("strategies"))
 def test_no_news_changes_nothing(name):
     """All deltas zero from a fresh state: every method leaves the adapter where it was."""
     strategy = build("strategies", name, {})
-    state = strategy.init({"global": tree(0)}, seed=1)
-    shares = strategy.client_rule().shares
-    zero = {n: torch.zeros_like(t) for n, t in tree(0).items() if shares(n)}
-    orders = strategy.plan_train(state, 1, EVERYONE)
-    after, _ = strategy.merge_train(
-        state, 1, [Update(o.client, 3, o.adapter, {"delta": zero}, {}) for o in orders]
-    )
+    state = start(strategy)
+    after, _ = merge(strategy, state, 1, updates(strategy, state, 1, scale=0.0))
     assert all(after.adapters["global"][n].equal(t) for n, t in state.adapters["global"].items())

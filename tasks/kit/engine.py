@@ -13,8 +13,9 @@ from tasks.kit.cache import Cache, rows_key
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import evaluate as score
 from tasks.kit.evaluate import heldout_examples
-from tasks.kit.loop import Correct, TrainReport
+from tasks.kit.loop import TrainReport
 from tasks.kit.model import Base
+from tasks.kit.stepper import Bend
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,17 @@ def train(
     data_seed: int,
     knobs: Mapping[str, Scalar],
     cache: Cache,
-    correct: Correct | None,
+    bend: Bend,
 ) -> TrainReport:
     """One local training of the base's current adapter, by the engine that train.engine names."""
     if cfg.engine == "trl":
         from tasks.kit import trl_engine  # importing trl takes seconds
 
         return trl_engine.train(
-            base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, correct=correct
+            base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, bend=bend
         )
     return loop.train(
-        base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, correct=correct
+        base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, bend=bend
     )
 
 

@@ -1,9 +1,13 @@
 """Flat: all LoRA weights as views of one tensor, and their gradients as views of another."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+
+def everything(name: str) -> bool:
+    return True
 
 
 class Flat:
@@ -22,19 +26,21 @@ class Flat:
         with torch.no_grad():
             for weight in self.weights.values():
                 weight.grad = torch.zeros_like(weight)
-            for parameter, view, _ in self._views():
-                view.copy_(parameter)
-                parameter.data = view
+            for name, view in self.split([weight.data for weight in self.weights.values()]).items():
+                view.copy_(self.parameters[name])
+                self.parameters[name].data = view
         self.bind()
 
-    def bind(self) -> None:
-        """Point every parameter's gradient at its place; another trainer may have dropped them."""
-        for parameter, view, gradient in self._views():
-            assert parameter.data_ptr() == view.data_ptr(), (
+    def bind(self, trains: Callable[[str], bool] = everything) -> None:
+        """Point every parameter's gradient at its place, since another trainer may have dropped them; backward will
+        leave the gradient of a tensor that does not train alone."""
+        views, gradients = self.split([w.data for w in self.weights.values()]), self.split(self.gradients)
+        for name, parameter in self.parameters.items():
+            assert parameter.data_ptr() == views[name].data_ptr(), (
                 "an adapter weight was moved out of the flat tensor"
             )
-            parameter.requires_grad_(True)
-            parameter.grad = gradient
+            parameter.requires_grad_(trains(name))
+            parameter.grad = gradients[name]
 
     def zero_grad(self) -> None:
         for gradient in self.gradients:
@@ -54,11 +60,12 @@ class Flat:
                 gradient.mul_(scale.to(gradient.device))
         return float(norm)
 
-    def _views(self) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
-        start = dict.fromkeys(self.weights, 0)
-        for parameter in self.parameters.values():
-            weight = self.weights[parameter.device]
-            assert weight.grad is not None
-            place = slice(start[parameter.device], start[parameter.device] + parameter.numel())
-            yield parameter, weight.data[place].view_as(parameter), weight.grad[place].view_as(parameter)
-            start[parameter.device] = place.stop
+    def split(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Views, by name and in each parameter's shape, of flat tensors that are laid out as `weights`."""
+        rest = dict(zip(self.weights, flats, strict=True))
+        out: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            flat = rest[parameter.device]
+            out[name] = flat[: parameter.numel()].view_as(parameter)
+            rest[parameter.device] = flat[parameter.numel() :]
+        return out

@@ -1,7 +1,7 @@
 """The one training loop: draw, pack, forward, loss, backward, correct, clip, step."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from core.config import TrainConfig
 from core.errors import DataError
 from core.seeds import rng_for, seed_for
+from core.tree import Tree
 from core.types import Metrics, Scalar
 from tasks.base import Batch, Example, Task
 from tasks.kit.batches import draw
@@ -19,10 +20,9 @@ from tasks.kit.evaluate import evaluate
 from tasks.kit.logprobs import completion_logps, with_strangers
 from tasks.kit.model import Base, is_untouched, training
 from tasks.kit.reference import fork_of, reference_logps
+from tasks.kit.stepper import PLAIN, Bend, Stepper
 
-__all__ = ["Correct", "TrainReport", "evaluate", "local_batches", "train"]
-
-Correct = Callable[[str, Tensor, Tensor], Tensor]  # (name, parameter, gradient) -> gradient
+__all__ = ["TrainReport", "evaluate", "local_batches", "train"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class TrainReport:
     rows: int  # rows seen, with repetition
     metrics: Metrics  # means over batches, under TRL's names; a metric without data is absent
     sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.brief
+    gradients: Tree | None = field(default=None, compare=False)  # mean over the steps, if Bend wants it
     seconds: float = 0.0
 
 
@@ -44,15 +45,15 @@ def train(
     data_seed: int = 0,
     knobs: Mapping[str, Scalar] | None = None,
     cache: Cache | None = None,
-    correct: Correct | None = None,
+    bend: Bend = PLAIN,
     steps: int | None = None,
 ) -> TrainReport:
     """Train the base's current adapter in place with a fresh AdamW at a constant rate.
 
     seed: of the batches and of dropout (run, round, client). data_seed: of what stays fixed for a client over
-    all rounds (KTO's mismatched pairs). knobs: what Task.brief said. correct: changes each gradient before
-    clipping. steps: instead of cfg.local_steps. The same arguments give the same bytes on the same machine.
-    Raises DataError without examples.
+    all rounds (KTO's mismatched pairs). knobs: what Task.brief said. bend: what the algorithm changes. steps:
+    instead of cfg.local_steps. The same arguments give the same bytes on the same machine. Raises DataError without
+    examples.
     """
     started = time.perf_counter()
     if not examples:
@@ -65,12 +66,10 @@ def train(
         drawn = sorted({row for micro in batches for batch in micro for row in batch})
         refs = reference_logps(base, [examples[row] for row in drawn], cache or Cache(None))
     look = _Look(base, task, refs, dict(knobs or {}))
-    optimizers = [
-        torch.optim.AdamW([weight], lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
-        for weight in base.flat.weights.values()
-    ]
     history: list[Metrics] = []
-    with training(base, dropout=not task.needs_reference, seed=seed_for(seed, "dropout")):
+    stepper = Stepper(base.flat, cfg, bend)
+    dropout = not task.needs_reference
+    with training(base, dropout=dropout, seed=seed_for(seed, "dropout"), trains=bend.trains):
         for micro in batches:
             base.flat.zero_grad()
             chosen = [[examples[row] for row in batch] for batch in micro]
@@ -79,14 +78,11 @@ def train(
                 loss, metrics = look.loss(batch)
                 (loss * (_weight(task, batch) / whole)).backward()
                 history.append({"loss": float(loss.detach()), **metrics})
-            if correct:
-                _apply(correct, base)
-            history.append({"grad_norm": base.flat.clip(cfg.max_grad_norm)})
-            for optimizer in optimizers:
-                optimizer.step()
+            history.append({"grad_norm": stepper.step()})
             look.untouched = False
     rows = sum(len(batch) for micro in batches for batch in micro)
-    return TrainReport(steps, rows, _means(history), look.sums, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return TrainReport(steps, rows, _means(history), look.sums, stepper.mean_gradient(), seconds)
 
 
 def local_batches(rows: int, cfg: TrainConfig, *, steps: int, seed: int) -> list[list[list[int]]]:
@@ -152,13 +148,6 @@ def _weight(task: Task, batch: Sequence[Example]) -> int:
     if task.averages == "examples":
         return len(batch)
     return sum(len(c) for example in batch for c in example.completions)
-
-
-@torch.no_grad()
-def _apply(correct: Correct, base: Base) -> None:
-    for name, parameter in base.flat.parameters.items():
-        assert parameter.grad is not None, name
-        parameter.grad.copy_(correct(name, parameter.detach(), parameter.grad))
 
 
 def _means(history: Sequence[Metrics]) -> Metrics:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +32,7 @@ from core.seeds import torch_rng_for
 from core.tree import Tree, same_layout
 from tasks.kit import attention
 from tasks.kit.fingerprint import fingerprint
-from tasks.kit.flat import Flat
+from tasks.kit.flat import Flat, everything
 from tasks.kit.head import Head
 from tasks.kit.logprobs import completion_logps
 
@@ -171,13 +171,16 @@ def reference(base: Base) -> Iterator[None]:
 
 
 @contextmanager
-def training(base: Base, *, dropout: bool, seed: int) -> Iterator[None]:
-    """Inside, the base is set up for local steps: LoRA dropout if asked for, checkpointing if configured.
+def training(
+    base: Base, *, dropout: bool, seed: int, trains: Callable[[str], bool] = everything
+) -> Iterator[None]:
+    """Inside, the base is set up for local steps: LoRA dropout if asked for, checkpointing if configured,
+    no gradient for the tensors that do not train.
 
     The global generators, from which dropout draws, are seeded inside and restored after.
     """
     base.model.eval()
-    base.flat.bind()
+    base.flat.bind(trains)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in base.model.modules():
@@ -189,6 +192,7 @@ def training(base: Base, *, dropout: bool, seed: int) -> Iterator[None]:
             yield
         finally:
             base.model.eval()
+            base.flat.bind()
 
 
 def save_adapter(base: Base, tree: Mapping[str, Tensor], folder: Path, *, base_name: str) -> None:

@@ -36,9 +36,10 @@ from tasks.base import Example, Task
 from tasks.dpo import DPO
 from tasks.kit.cache import Cache
 from tasks.kit.encode import key_of
-from tasks.kit.loop import Correct, TrainReport, local_batches
+from tasks.kit.loop import TrainReport, local_batches
 from tasks.kit.model import Base
 from tasks.kit.reference import reference_logps
+from tasks.kit.stepper import PLAIN, Bend, Correct
 from tasks.kto import KTO
 from tasks.sft import SFT
 
@@ -58,12 +59,13 @@ def train(
     data_seed: int = 0,
     knobs: Mapping[str, Scalar] | None = None,
     cache: Cache | None = None,
-    correct: Correct | None = None,
+    bend: Bend = PLAIN,
     steps: int | None = None,
 ) -> TrainReport:
     """As tasks.kit.loop.train, by SFTTrainer, DPOTrainer or KTOTrainer; `sums` stays empty.
 
     With a cache the reference's log-probabilities come from there, else TRL computes them in every step.
+    Of `bend`, TRL's trainers can do `correct`; client_app.site refuses the rest.
     Raises ConfigError for what TRL cannot do, DataError without examples.
     """
     started = time.perf_counter()
@@ -80,7 +82,7 @@ def train(
         shared = {**_arguments(base, cfg), "output_dir": folder, "max_steps": steps, "seed": seed % 2**32}
         shared["per_device_train_batch_size"] = size
         trainer = _trainer(base, task, rows, shared, refs, knobs or {})
-        trainer.base, trainer.correct = base, correct
+        trainer.base, trainer.correct = base, bend.correct
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         metrics = _metrics(trainer.state.log_history[-1])
@@ -142,6 +144,7 @@ def _arguments(base: Base, cfg: TrainConfig) -> dict[str, Any]:  # Any: fields o
     on_cpu = base.device.type == "cpu"
     return {
         "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
+        "optim": {"adamw": "adamw_torch_fused", "sgd": "sgd"}[cfg.optimizer],
         "learning_rate": cfg.learning_rate,
         "lr_scheduler_type": "constant",
         "weight_decay": cfg.weight_decay,

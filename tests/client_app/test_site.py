@@ -1,6 +1,7 @@
 """A site on the real toy model: what it answers, what it keeps, what it refuses."""
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from core.config import parse
 from core.errors import BaseMismatch, ConfigError, DataError, MemoryMissing
 from core.tree import add, scale
 from core.types import Order
+from strategies.base import Strategy
+from strategies.fedavg import FedAvg
+from strategies.kit.client_rule import ClientRule
+from strategies.kit.scaffold import scaffold_rule
 from tasks.kit.model import initial_adapter, loads
 
 SMALL = {"data.rows-per-client": 12, "data.eval-rows-per-client": 6, "train.local-steps": 2}
@@ -107,6 +112,48 @@ def test_centralized_training_sees_every_row(site):
     one = site(strategy__name="centralized")
     update = one.train(order(one, rows="all", **{"steps-factor": 3}))
     assert update.examples == 36
+
+
+@dataclass
+class Corrected(FedAvg):
+    def client_rule(self) -> ClientRule:
+        return scaffold_rule(
+            "paper", "gradients", ClientRule(trains=lambda name, rnd: ".lora_A." not in name)
+        )
+
+
+class Bent(Site):
+    """A site whose strategy changes the local steps, and lets B alone train."""
+
+    @property
+    def strategy(self) -> Strategy:
+        return Corrected()
+
+
+def test_a_control_stays_at_the_site_and_its_change_travels(site):
+    """Kept and recalled, c_k goes into the next round: same order, other memory, other result."""
+    one = site()
+    bent = Bent(one.config, one.node)
+    x = initial_adapter(one.base(), 42)
+    x = {n: t + 0.05 for n, t in x.items()}
+    c = {n: torch.zeros_like(t) for n, t in x.items()}
+    first = bent.train(replace(order(one, x), trees={"global": x, "control": c}))
+    assert first.kept
+    assert {n for n, t in first.trees["delta"].items() if t.any()} == first.trees["control"].keys()
+    assert all(".lora_B." in n and t.any() for n, t in first.trees["control"].items())
+    again = bent.train(replace(order(one, x, rnd=2, recall=1), trees={"global": x, "control": c}))
+    fresh = bent.train(replace(order(one, x, rnd=2), trees={"global": x, "control": c}))
+    assert any(not again.trees["delta"][n].equal(t) for n, t in fresh.trees["delta"].items())
+
+
+def test_trl_runs_rules_that_leave_the_steps_alone(site):
+    """Refused when the client is asked who it is, before anything is trained."""
+    one = site(train__engine="trl")
+    one.hello({})
+    with pytest.raises(
+        ConfigError, match=r"strategy.name = 'fedavg' changes the local steps.*'trl' cannot do"
+    ):
+        Bent(one.config, one.node).hello({})
 
 
 def test_ten_rounds_load_the_base_once(site):

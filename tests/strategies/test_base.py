@@ -32,12 +32,16 @@ LIVE = Live(
 )
 
 
+def hello(client: int) -> dict:
+    more = {"data": "", "skipped": {}, "truth": None}
+    return {"client": client, "examples": client + 1, "census": {"n": 1.0}, **more}
+
+
 def answer(node: int, message: Message, *, bad=None) -> Message | None:
     """Node 10 + c is client c: it moves by (c + 1, round) / 10 and holds c + 1 examples."""
     client = node - 10
     if message.metadata.message_type == "query.hello":
-        said = {"client": client, "examples": client + 1, "census": {"n": 1.0}}
-        return Message(wire.encode_facts(said), reply_to=message)
+        return Message(wire.encode_facts(hello(client)), reply_to=message)
     order = wire.decode_order(message.content)
     metrics = {"loss": 0.5, "sum/kl_sum": 2.0}
     if message.metadata.message_type == "evaluate":
@@ -117,9 +121,23 @@ def delta(**trees):
         (reply(delta(w=torch.tensor([math.nan, 0.0]))), "delta holds NaN or Inf"),
         (reply(delta(w=torch.zeros(3))), "'w' has shape (3,), expected (2,)"),
         (reply(delta(v=torch.zeros(2))), "names differ"),
-        (reply(lambda u: replace(u, trees={})), "names differ"),
-        (reply(lambda u: replace(u, examples=-5)), "it says client 1, -5 examples"),
+        (reply(delta(w=torch.tensor([1e30, 1e30]))), "NaN or Inf, or is too large for float32"),
+        (reply(delta(w=torch.tensor([math.inf, 0.0]))), "delta holds NaN or Inf"),
+        (
+            reply(delta(w=torch.tensor([0.0, 101.0]))),
+            "the norm of its delta is 101, fault.max-delta-norm = 100",
+        ),
+        (reply(delta(w=torch.zeros(2), v=torch.zeros(2))), "names differ"),
+        (reply(lambda u: replace(u, trees={})), "it sends [], expected are ['delta']"),
+        (reply(lambda u: replace(u, trees={**u.trees, "more": {}})), "it sends ['delta', 'more']"),
+        (reply(lambda u: replace(u, examples=-5)), "it says -5 examples"),
+        (reply(lambda u: replace(u, examples=10**12)), "fault.max-examples = 100000000"),
+        (reply(lambda u: replace(u, examples=3)), "it says 3 examples, at the start it said 2"),
+        (reply(lambda u: replace(u, tokens=-1)), "it says -1 tokens"),
+        (reply(lambda u: replace(u, metrics={"loss": math.nan})), "metric 'loss' is nan"),
+        (reply(lambda u: replace(u, metrics={"loss": "low"})), "unreadable reply"),
         (reply(lambda u: replace(u, client=2)), "it says client 2"),
+        (reply(lambda u: replace(u, adapter="mine")), "it says client 1, adapter 'mine'"),
         (lambda m, u: Message(wire.encode_facts({"client": 1}), reply_to=m), "unreadable reply"),
     ],
 )
@@ -134,9 +152,10 @@ def test_a_bad_reply_is_left_out_and_named(bad, reason):
 def test_too_few_replies_stop_the_run_with_the_last_round_kept():
     kept: list = []
     with pytest.raises(
-        RoundFailed, match=r"round 1: 2 of 3 clients answered, fault.min-replies = 3 \(client 1: no"
+        RoundFailed,
+        match=r"round 1: 2 of 3 clients answered, 3 are needed by fault.min-replies = 3 .*\(client 1: no",
     ):
-        federate(1, bad=lambda *_: None, min_replies=3, kept=kept)
+        federate(1, bad=lambda *_: None, fault=replace(LIVE.fault, min_replies=3), kept=kept)
     assert [s.round for s in kept] == [0]
 
 
@@ -151,3 +170,81 @@ def test_two_nodes_of_one_partition_are_refused():
     strategy, twins = FedAvg(), Loopback([10, 11, 12], lambda n, m: answer(10, m))
     with pytest.raises(ConfigError, match="two nodes say that they are partition-id 0"):
         strategy.run(twins, LIVE, strategy.init({"global": X}, 7), 1)
+
+
+def test_a_share_of_the_clients_can_be_the_quorum():
+    with pytest.raises(
+        RoundFailed, match=r"2 of 3 clients answered, 3 are needed .* fault.min-fraction = 0.7"
+    ):
+        federate(1, bad=lambda *_: None, fault=replace(LIVE.fault, min_fraction=0.7))
+    assert federate(1, bad=lambda *_: None, fault=replace(LIVE.fault, min_fraction=0.6))[0][-1].round == 1
+
+
+def test_the_next_round_asks_again_whoever_failed():
+    calls = []
+
+    def once(message, update):
+        calls.append(1)
+        return None if len(calls) == 1 else Message(wire.encode_update(update), reply_to=message)
+
+    _, records = federate(2, bad=once)
+    assert [r["participants"] for r in records[1:]] == [[0, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ({"examples": -3}, "says examples = -3"),
+        ({"examples": 10**15}, "a whole number of 0..100000000 is expected"),
+        ({"client": "one"}, "says client = 'one'"),
+        ({"census": {"n": math.nan}}, "names with numbers are expected"),
+        ({"census": [3]}, "names with numbers are expected"),
+    ],
+)
+def test_a_hello_that_lies_is_refused(lie, reason):
+    def lying(node, message):
+        if node == 11 and message.metadata.message_type == "query.hello":
+            return Message(wire.encode_facts({**hello(1), **lie}), reply_to=message)
+        return answer(node, message)
+
+    strategy = FedAvg()
+    with pytest.raises(ConfigError, match="1 of 3 clients cannot take part: node 11") as caught:
+        strategy.run(Loopback([10, 11, 12], lying), LIVE, strategy.init({"global": X}, 7), 1)
+    assert reason in str(caught.value)
+
+
+def test_a_silent_client_is_left_out_when_enough_others_are_there():
+    def silent(node, message):
+        return None if node == 11 else answer(node, message)
+
+    strategy, seen = FedAvg(), []
+    live = replace(LIVE, min_available_nodes=2, on_round=lambda state, record: seen.append(record))
+    strategy.run(Loopback([10, 11, 12], silent), live, strategy.init({"global": X}, 7), 1)
+    assert seen[-1]["participants"] == [0, 2]
+    with pytest.raises(RoundFailed, match=r"2 clients can take part, strategy.min-available-nodes = 3"):
+        strategy.run(Loopback([10, 11, 12], silent), LIVE, strategy.init({"global": X}, 7), 1)
+
+
+def test_updates_are_folded_while_others_still_train():
+    """The third reply comes only after the first two have been folded."""
+    folded: list[int] = []
+
+    class Watched(FedAvg):
+        def fold(self, state, rnd):
+            fold = super().fold(state, rnd)
+            add = fold.add
+            fold.add = lambda update: (folded.append(update.client), add(update))[1]
+            return fold
+
+    class Late(Loopback):
+        def pull_messages(self, message_ids):
+            for message in list(super().pull_messages(message_ids)):
+                training = message.metadata.message_type == "train"
+                if training and message.metadata.src_node_id == 12 and folded != [0, 1]:
+                    self._replies[message.metadata.reply_to_message_id] = message
+                else:
+                    yield message
+
+    strategy = Watched()
+    strategy.run(Late([10, 11, 12], answer), LIVE, strategy.init({"global": X}, 7), 1)
+    assert folded == [0, 1, 2]

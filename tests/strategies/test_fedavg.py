@@ -20,12 +20,12 @@ def test_fedavg_by_hand():
         strategy, strategy.init({"global": X}, 0), 1, [update(0, 1, 4.0, 0.0), update(1, 3, 0.0, -4.0)]
     )
     assert state.adapters["global"]["w"].tolist() == [2.0, -1.0]
-    assert metrics == {"loss": 0.75, "examples": 4.0}
+    assert metrics == {"loss": 0.75, "examples": 4.0, "norm/delta": 4.0}
 
 
 def test_local_shares_nothing_and_moves_nothing():
     strategy = Local()
-    assert not strategy.client_rule().shares("anything")
+    assert not strategy.client_rule().shares("anything", 1)
     state = strategy.init({"global": X}, 0)
     assert merge(strategy, state, 1, [Update(0, 3, "global", {"delta": {}}, {"loss": 1.0})])[0] is state
 

@@ -21,6 +21,7 @@ from tasks.dpo import DPO
 from tasks.kit.encode import Encoder
 from tasks.kit.loop import train
 from tasks.kit.model import Base, load_base, save_adapter, set_adapter
+from tasks.kit.stepper import Bend
 from tasks.kto import KTO, rotated
 from tasks.sft import SFT
 from tests import tiny
@@ -96,7 +97,7 @@ def ours(base: Base, adapter: Tree, task, rows, *, join=None, knobs=None) -> tup
         return gradient
 
     cfg = TrainConfig(per_device_batch_size=len(rows), local_steps=1, max_length=LENGTH)
-    report = train(base, task, examples, cfg, seed=0, correct=keep, knobs=knobs)
+    report = train(base, task, examples, cfg, seed=0, bend=Bend(correct=keep), knobs=knobs)
     return report.metrics["loss"], seen
 
 

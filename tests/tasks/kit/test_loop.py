@@ -17,6 +17,7 @@ from tasks.kit.logprobs import completion_logps
 from tasks.kit.loop import local_batches, train
 from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, reference, set_adapter
 from tasks.kit.reference import reference_logps
+from tasks.kit.stepper import Bend
 from tasks.kto import KTO
 from tasks.sft import SFT
 from tests import tiny
@@ -102,7 +103,7 @@ def test_accumulated_micro_batches_are_one_batch(base: Base, task, examples) -> 
 
     def keep(cfg: TrainConfig) -> Tree:
         tree: Tree = {}
-        options = {"correct": lambda name, p, g: tree.setdefault(name, g.clone())}
+        options = {"bend": Bend(correct=lambda name, p, g: tree.setdefault(name, g.clone()))}
         trained(base, task, examples, cfg, tiny.random_adapter(base), steps=1, **options)
         seen.append(tree)
         return tree
@@ -122,10 +123,37 @@ def test_correct_sees_every_tensor_before_clipping(base: Base) -> None:
         seen[name] = parameter.shape
         return torch.zeros_like(gradient)
 
-    got, report = trained(base, DPO(), PAIRS, start=start, correct=nothing)
+    got, report = trained(base, DPO(), PAIRS, start=start, bend=Bend(correct=nothing))
     assert same(got, start)
     assert seen == {name: t.shape for name, t in start.items()}
     assert report.metrics["grad_norm"] == 0.0
+
+
+def test_tensors_that_do_not_train_are_left_alone_and_out_of_the_report(base: Base) -> None:
+    """The A's keep every bit; a B takes the step it takes when all train, since its gradient is the same."""
+    start = tiny.random_adapter(base)
+    cfg = replace(CFG, optimizer="sgd", max_grad_norm=0.0, weight_decay=0.1)
+    learns = lambda name: ".lora_B." in name  # noqa: E731
+    bend = Bend(trains=learns, wants_gradients=True)
+    got, report = trained(base, DPO(), PAIRS, cfg, start, steps=1, bend=bend)
+    whole, _ = trained(base, DPO(), PAIRS, cfg, start, steps=1)
+    for name, value in got.items():
+        torch.testing.assert_close(value, whole[name] if learns(name) else start[name], rtol=0, atol=0)
+        assert not whole[name].equal(start[name]), name
+    assert report.gradients is not None
+    assert report.gradients.keys() == {name for name in start if learns(name)}
+    assert all(p.requires_grad for p in base.flat.parameters.values())
+
+
+def test_the_mean_gradient_is_what_sgd_went_along(base: Base) -> None:
+    """x - y = eta K g, whatever the micro-batches."""
+    start = tiny.random_adapter(base)
+    cfg = replace(CFG, optimizer="sgd", max_grad_norm=0.0, gradient_accumulation_steps=2)
+    got, report = trained(base, DPO(), PAIRS, cfg, start, bend=Bend(wants_gradients=True))
+    assert report.gradients is not None
+    for name, gradient in report.gradients.items():
+        torch.testing.assert_close((start[name] - got[name]) / (3 * 1e-2), gradient, rtol=1e-3, atol=1e-5)
+    assert trained(base, DPO(), PAIRS, cfg, start)[1].gradients is None
 
 
 def test_an_untouched_adapter_starts_at_exactly_the_reference(base: Base) -> None:

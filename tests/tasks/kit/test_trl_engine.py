@@ -17,6 +17,7 @@ from tasks.kit import loop, trl_engine
 from tasks.kit.cache import Cache, reference_key
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.model import Base, get_adapter, load_base, reference, set_adapter
+from tasks.kit.stepper import Bend
 from tasks.kto import KTO, rotated
 from tasks.sft import SFT
 from tests import tiny
@@ -83,7 +84,7 @@ def test_loss_and_gradient_are_those_of_our_engine(base, name):
             gradient[name] = grad.clone()
             return grad
 
-        report, _ = after(engine, base, TASKS[name], correct=keep, steps=1)
+        report, _ = after(engine, base, TASKS[name], bend=Bend(correct=keep), steps=1)
         seen.append((report.metrics["loss"], gradient))
     (theirs, their_gradient), (ours, our_gradient) = seen
     assert theirs == pytest.approx(ours, rel=1e-5)
@@ -246,7 +247,8 @@ def test_the_seed_decides_the_rows(base):
 def test_correct_changes_the_step(base):
     """A gradient replaced by zero leaves the adapter where it was."""
     start = get_adapter(base)
-    _, end = after(trl_engine, base, DPO(), correct=lambda name, parameter, grad: torch.zeros_like(grad))
+    bend = Bend(correct=lambda name, parameter, grad: torch.zeros_like(grad))
+    _, end = after(trl_engine, base, DPO(), bend=bend)
     assert all(torch.equal(start[name], end[name]) for name in start)
 
 

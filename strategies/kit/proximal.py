@@ -1,0 +1,28 @@
+"""FedProx's client: a pull towards the adapter of the round's start, (mu/2) ||w - x||^2.
+
+Li et al. 2020, Eq. 2 (arXiv:1812.06127). Deviations: the client's own optimiser instead of an inexact solver; a
+tensor that is the client's own is pulled to its own start, since the server has none.
+"""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from core.types import Order
+from strategies.kit.client_rule import PLAIN, ClientRule, Correct, Memory, beside
+
+
+def proximal(w: Tensor, x: Tensor, mu: float) -> tuple[Tensor, Tensor]:
+    """The term (mu/2) ||w - x||^2 of one tensor and its gradient mu (w - x)."""
+    drift = w - x
+    return mu / 2 * drift.square().sum(), mu * drift
+
+
+def fedprox_rule(mu: float, rule: ClientRule = PLAIN) -> ClientRule:
+    """`rule` with the pull; what trains and travels is its own affair."""
+
+    def correct(order: Order, memory: Memory) -> Correct:
+        start = beside(rule.start(order, memory))
+        return lambda name, w, gradient: gradient + proximal(w, start(name, w), mu)[1]
+
+    return replace(rule, correct=correct)

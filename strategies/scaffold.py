@@ -1,0 +1,76 @@
+"""SCAFFOLD: steps corrected by control variates. Karimireddy et al. 2020, Algorithm 1 (arXiv:1910.06378).
+
+x' = x + eta_g mean_k (y_k - x), c' = c + (1/N) sum_k (c_k' - c_k), N being the federation's clients, not the round's.
+The client's half and its two variants are in strategies/kit/scaffold.py; docs/aggregators.md says what quantity is
+controlled and why. flwr 1.39 has no SCAFFOLD, so there is no variant `flower`.
+Deviations: paper: with control-variate = "gradients" (the default) c_k' is the mean gradient itself, where option II
+estimates it from plain SGD's steps; openfedllm: the mean of the deltas is weighted by examples, as there.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from core.errors import ConfigError
+from core.tree import Tree, add, scale
+from core.types import Client, Metrics, Order, ServerState, Update
+from strategies.fedavg import FedAvg
+from strategies.kit.client_rule import ClientRule
+from strategies.kit.fold import Merged, Share
+from strategies.kit.scaffold import CONTROL, scaffold_rule
+
+
+@dataclass
+class Scaffold(FedAvg):
+    control_variate: str = (
+        "gradients"  # variant paper: gradients (right under any optimiser) | steps (option II, SGD)
+    )
+
+    own_weighting: ClassVar[dict[str, str]] = {"paper": "uniform", "openfedllm": "examples"}
+    own_learning_rate: ClassVar[dict[str, float]] = {"paper": 1.0, "openfedllm": 1.0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in self.own_weighting:
+            raise ConfigError(
+                f"strategy.variant = {self.variant!r}: scaffold has {' | '.join(self.own_weighting)}"
+            )
+        if self.control_variate not in ("gradients", "steps"):
+            raise ConfigError(
+                f"strategy.control-variate must be one of gradients | steps, got {self.control_variate!r}"
+            )
+        if self.robust != "none":
+            raise ConfigError(
+                f"strategy.robust = {self.robust!r} cannot go with scaffold: controls are added up, a liar among "
+                "them cannot be left out; use strategy.clip-norm or another strategy"
+            )
+
+    def init(self, adapters: dict[str, Tree], seed: int) -> ServerState:
+        state = super().init(adapters, seed)
+        zero = {name: torch.zeros_like(t) for name, t in adapters["global"].items()}
+        return replace(state, memory={**state.memory, CONTROL: zero})
+
+    def client_rule(self) -> ClientRule:
+        if self.variant == "openfedllm":
+            return scaffold_rule("openfedllm", "steps", super().client_rule())
+        control = "steps" if self.control_variate == "steps" else "gradients"
+        return scaffold_rule("paper", control, super().client_rule())
+
+    def plan_train(self, state: ServerState, rnd: int, cohort: list[Client]) -> list[Order]:
+        orders = super().plan_train(state, rnd, cohort)
+        return [replace(o, trees={**o.trees, CONTROL: state.memory[CONTROL]}) for o in orders]
+
+    def share(self, update: Update, name: str) -> Share:
+        return Share(1.0) if name == CONTROL else super().share(update, name)
+
+    def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
+        control = state.memory[CONTROL]
+        after, metrics = super().merge_train(state, rnd, merged)
+        for trees in merged.trees.values():
+            change = scale(trees[CONTROL], len(merged.updates) / state.facts["clients"])
+            control = {**control, **add({name: control[name] for name in change}, change)}
+        return replace(after, memory={**after.memory, CONTROL: control}), metrics
+
+
+PLUGIN = Scaffold

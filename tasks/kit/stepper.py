@@ -1,0 +1,71 @@
+"""One optimiser step, from the gradients that stand in the flat tensor to the next weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.config import TrainConfig
+from core.tree import Tree
+from tasks.kit.flat import Flat, everything
+
+Correct = Callable[[str, Tensor, Tensor], Tensor]  # (name, parameter, gradient) -> gradient
+AfterStep = Callable[[str, Tensor], None]  # (name, parameter), which it changes in place
+
+
+@dataclass(frozen=True)
+class Bend:
+    """What an algorithm changes in a plain local training; by default nothing.
+
+    correct: each gradient before clipping. after_step: each tensor after each step. trains: tensors for which it is
+    false keep their value. wants_gradients: report the mean raw gradient.
+    """
+
+    correct: Correct | None = None
+    after_step: AfterStep | None = None
+    trains: Callable[[str], bool] = everything
+    wants_gradients: bool = False
+
+
+PLAIN = Bend()
+
+
+class Stepper:
+    """Correct, clip, step, correct again, on the tensors that train."""
+
+    def __init__(self, flat: Flat, cfg: TrainConfig, bend: Bend) -> None:
+        self.flat, self.bend, self.most = flat, bend, cfg.max_grad_norm
+        self.trained = {name: p for name, p in flat.parameters.items() if bend.trains(name)}
+        assert self.trained, "no tensor trains"
+        # one kernel where everything trains alike; a frozen tensor must not even decay
+        alike = len(self.trained) == len(flat.parameters)
+        leaves = list(flat.weights.values() if alike else self.trained.values())
+        kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[cfg.optimizer]
+        self.optimizer = kind(leaves, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+        self.steps = 0
+        self.total = [torch.zeros_like(g) for g in flat.gradients] if bend.wants_gradients else []
+
+    @torch.no_grad()
+    def step(self) -> float:
+        """One step; the norm of the gradient, corrected and not yet clipped."""
+        self.steps += 1
+        for total, gradient in zip(self.total, self.flat.gradients, strict=False):  # no totals: not wanted
+            total.add_(gradient)
+        if self.bend.correct:
+            for name, parameter in self.trained.items():
+                assert parameter.grad is not None, name
+                parameter.grad.copy_(self.bend.correct(name, parameter.detach(), parameter.grad))
+        norm = self.flat.clip(self.most)
+        self.optimizer.step()
+        if self.bend.after_step:
+            for name, parameter in self.trained.items():
+                self.bend.after_step(name, parameter.detach())
+        return norm
+
+    def mean_gradient(self) -> Tree | None:
+        """The mean over the steps of the raw gradient, of the tensors that train; None if it was not wanted."""
+        if not self.bend.wants_gradients:
+            return None
+        totals = self.flat.split(self.total)
+        return {name: totals[name].cpu() / self.steps for name in self.trained}
