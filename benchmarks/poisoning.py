@@ -1,0 +1,143 @@
+"""What does each robust mean save, and cost, when a fifth of the clients are hostile? On the toy world.
+
+    python benchmarks/poisoning.py --seeds 1 2 3 [KEY=VALUE ...]
+
+Ten clients of one preference type, the last two hostile: "flip" trains on pairs with chosen and rejected exchanged;
+"scale" sends -10 times the change it made. Every number is the honest clients' mean held-out accuracy (ranked by
+log-probability) after the last round. Real sites and strategies, called one after the other without a network.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from client_app.site import Node, Site
+from core.config import Config, parse
+from core.errors import AccordError
+from core.tree import norm, scale
+from core.types import Client, Metrics, ServerState, Update
+from strategies.base import Strategy
+from strategies.kit.fold import Merged
+from tasks.kit.model import initial_adapter
+from tasks.kit.rows import client_rows
+
+CLIENTS, HOSTILE = 10, (8, 9)
+ATTACKS = ("none", "flip", "scale")
+DEFENCES: Mapping[str, dict[str, str | float]] = {
+    "mean": {},
+    "clip-norm": {"strategy.clip-norm": 1.0},
+    "median": {"strategy.robust": "median"},
+    "trimmed-mean": {"strategy.robust": "trimmed-mean"},
+    "krum": {"strategy.robust": "krum"},
+    "multi-krum": {"strategy.robust": "multi-krum"},
+}
+WORLD = {"data.types": 1, "strategy.min-available-nodes": CLIENTS, "run.num-server-rounds": 8}
+Keys = Mapping[str, bool | int | float | str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="laid over the configuration")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
+    parser.add_argument("--defences", nargs="+", default=list(DEFENCES), choices=list(DEFENCES))
+    args = parser.parse_args()
+    try:
+        table(args.seeds, args.attacks, args.defences, dict(read(word) for word in args.words))
+    except AccordError as error:
+        raise SystemExit(f"poisoning.py: {error}") from error
+
+
+def read(word: str) -> tuple[str, bool | int | float | str]:
+    key, _, value = word.partition("=")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def table(seeds: Sequence[int], attacks: Sequence[str], defences: Sequence[str], keys: Keys) -> None:
+    print("| honest clients' accuracy, % | " + " | ".join(attacks) + " |")
+    print("|---" * (len(attacks) + 1) + "|")
+    for defence in defences:
+        cells = []
+        for attack in attacks:
+            scores = [100 * accuracy(attack, {**keys, **DEFENCES[defence], "run.seed": s}) for s in seeds]
+            spread = f" ({min(scores):.1f} to {max(scores):.1f})" if len(scores) > 1 else ""
+            cells.append(f"{statistics.mean(scores):.1f}{spread}")
+        print(f"| {defence} | " + " | ".join(cells) + " |", flush=True)
+
+
+@dataclass(frozen=True)
+class World:
+    """A federation whose last two clients are hostile."""
+
+    config: Config
+    attack: str
+    home: Path
+
+    def site(self, client: int) -> Site:
+        node = Node(client, CLIENTS, state_dir=str(self.home))
+        if self.attack == "flip" and client in HOSTILE:
+            node = replace(node, data_path=str(self._flipped(client)))
+        return Site(self.config, node)
+
+    def _flipped(self, client: int) -> Path:
+        path = self.home / f"flipped-{client}.jsonl"
+        if not path.exists():
+            rows = client_rows(self.config, self.config.task_choice.build(), client, CLIENTS).train
+            turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+            path.write_text("".join(json.dumps(row) + "\n" for row in turned))
+        return path
+
+    def sent(self, update: Update) -> Update:
+        """What arrives at the server."""
+        trees = dict(update.trees)
+        if self.attack == "scale" and update.client in HOSTILE:
+            trees["delta"] = scale(trees["delta"], -10.0)
+        sizes = {f"norm/{name}": norm(tree) for name, tree in trees.items()}
+        return replace(update, trees=trees, metrics={**update.metrics, **sizes})
+
+    def round(self, strategy: Strategy, state: ServerState, rnd: int, known: Keys) -> ServerState:
+        orders = strategy.plan_train(state, rnd, [Client(c, 1) for c in range(CLIENTS)])
+        fold, updates = strategy.fold(state, rnd), []
+        for order in orders:
+            knobs = {**known, **order.knobs, "rnd": rnd, "clients": CLIENTS, "cohort": len(orders)}
+            update = self.sent(self.site(order.client).train(replace(order, knobs=knobs)))
+            fold.add(update)
+            updates.append(replace(update, trees={}))
+        state, _ = strategy.merge_train(state, rnd, Merged(tuple(updates), fold.result()))
+        return replace(state, round=rnd)
+
+    def honest(self, strategy: Strategy, state: ServerState, known: Keys) -> list[Metrics]:
+        orders = strategy.plan_evaluate(state, state.round, [Client(c, 1) for c in range(CLIENTS)])
+        told = {**known, "rnd": state.round}
+        return [
+            self.site(o.client).evaluate(replace(o, knobs=told)).metrics
+            for o in orders
+            if o.client not in HOSTILE
+        ]
+
+
+def accuracy(attack: str, keys: Keys) -> float:
+    """Held-out accuracy of the honest clients after the last round, in 0..1."""
+    config = parse({**WORLD, **keys})
+    with tempfile.TemporaryDirectory() as home:
+        world, strategy = World(config, attack, Path(home)), config.strategy_choice.build()
+        base = world.site(0).base()
+        known = {"run": "poisoning", "base": base.fingerprint}
+        state = strategy.init({"global": initial_adapter(base, config.run.seed)}, config.run.seed)
+        state = replace(state, facts={**state.facts, "clients": CLIENTS})
+        for rnd in range(1, config.run.num_server_rounds + 1):
+            state = world.round(strategy, state, rnd, known)
+        return statistics.mean(m["logps/accuracies"] for m in world.honest(strategy, state, known))
+
+
+if __name__ == "__main__":
+    main()
