@@ -2,6 +2,8 @@
 
 Each side and size runs in a process of its own, sides taking turns; ours takes replies as the round loop does
 (decode, check, fold), flwr's `aggregate_arrayrecords` takes the list of replies that its strategies hold.
+glibc hands out an array of 128 KiB or more as fresh pages, which cost more than its numbers, until the process has
+freed a larger one: "fresh" holds that threshold, "raised" sets it where it ends after large frees.
 """
 
 import argparse
@@ -9,16 +11,18 @@ import json
 import os
 import resource
 import statistics
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 NUMBERS, TENSORS = 4_194_304, 128  # LoRA of rank 8 on q and v of a 7B Llama: 16.8 MB
 SIDES = ("flwr", "flwr-flat", "accord")
+ALLOCATORS = {"fresh": str(128 << 10), "raised": str(32 << 20)}  # MALLOC_MMAP_THRESHOLD_
 
 
 def main() -> None:
@@ -26,36 +30,44 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 100, 300])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--allocators", nargs="+", default=list(ALLOCATORS), choices=ALLOCATORS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         print(json.dumps(measure(args.side, args.clients[0], args.threads)))
         return
     print(f"{NUMBERS} float32 numbers a client, {args.repeats} repeats, {args.threads} thread(s)\n")
-    print("| clients | side | CPU ms | wall ms | against flwr | peak memory above the start, adapters |")
-    print("|---|---|---|---|---|---|")
-    for clients in args.clients:
-        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-        for _ in range(args.repeats):
-            for side in SIDES:
-                runs[side].append(child(side, clients, args.threads))
-        middle = {
-            side: {key: statistics.median(r[key] for r in runs[side]) for key in ("cpu", "wall", "memory")}
-            for side in SIDES
-        }
-        assert abs(runs["accord"][0]["sample"] - runs["flwr"][0]["sample"]) < 1e-6, "the sides disagree"
-        for side, m in middle.items():
-            ratio = middle["flwr"]["cpu"] / m["cpu"]
-            print(
-                f"| {clients} | {side} | {m['cpu']:.0f} | {m['wall']:.0f} | {ratio:.1f} | {m['memory']:.1f} |"
-            )
+    print(
+        "| allocator | clients | side | CPU ms | wall ms | against flwr | peak memory above the start, adapters |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for allocator in args.allocators:
+        for clients in args.clients:
+            compare(allocator, clients, args.repeats, args.threads)
 
 
-def child(side: str, clients: int, threads: int) -> dict[str, Any]:
+def compare(allocator: str, clients: int, repeats: int, threads: int) -> None:
+    """Print the medians of all sides, which take turns."""
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for _ in range(repeats):
+        for side in SIDES:
+            runs[side].append(child(side, clients, threads, allocator))
+    assert abs(runs["accord"][0]["sample"] - runs["flwr"][0]["sample"]) < 1e-6, "the sides disagree"
+    middle = {
+        side: {key: statistics.median(r[key] for r in runs[side]) for key in ("cpu", "wall", "memory")}
+        for side in SIDES
+    }
+    for side, m in middle.items():
+        times = f"{m['cpu']:.0f} | {m['wall']:.0f} | {middle['flwr']['cpu'] / m['cpu']:.1f}"
+        print(f"| {allocator} | {clients} | {side} | {times} | {m['memory']:.1f} |", flush=True)
+
+
+def child(side: str, clients: int, threads: int, allocator: str) -> dict[str, Any]:
     command = [
         sys.executable, __file__, "--side", side, "--clients", str(clients), "--threads", str(threads),
     ]  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    settings = {"OMP_NUM_THREADS": str(threads), "MALLOC_MMAP_THRESHOLD_": ALLOCATORS[allocator]}
+    env = {**os.environ, **settings, "PYTHONPATH": str(ROOT)}
     return json.loads(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
 
 
@@ -88,56 +100,63 @@ class Clock:
         self.wall += time.perf_counter() - self.since[1]
 
 
-def delta(client: int) -> dict[str, Any]:
-    """A client's update as views of one tensor; entry 0 tells the client."""
-    import torch
+def payload(numbers: int) -> bytes:
+    """A float32 array as flwr serialises it."""
+    import numpy as np
+    from flwr.app import Array
 
-    flat = torch.full((NUMBERS,), 1e-4)
-    flat[0] = client / 100
-    return {f"layer.{i}": part for i, part in enumerate(flat.view(TENSORS, 8, -1))}
+    return Array(np.full(numbers, 1e-4, dtype=np.float32)).data
+
+
+def array(data: bytes, shape: tuple[int, ...], client: int) -> Any:  # flwr's Array
+    """The payload with the client in its last entry: as cheap as can be, since making replies is not measured."""
+    from flwr.app import Array
+
+    own = bytearray(data)
+    own[-4:] = struct.pack("<f", client / 100)
+    return Array(dtype="float32", shape=shape, stype="numpy.ndarray", data=bytes(own))
 
 
 def ours(clients: int) -> tuple[float, float, float]:
     """As the round loop does it: one reply at a time, in order, nothing kept."""
-    from flwr.app import RecordDict
+    import torch
+    from flwr.app import ArrayRecord
 
     from core import wire
-    from core.tree import norm
+    from core.tree import norm, unflat
     from core.types import Update
     from strategies.kit.fold import Mean, Share
 
-    def replies() -> Iterator[RecordDict]:
-        for client in range(clients):
-            yield wire.encode_update(Update(client, client + 1, "global", {"delta": delta(client)}, {}))
-
+    shapes = {f"layer.{i}": (8, NUMBERS // TENSORS // 8) for i in range(TENSORS)}
+    like = unflat(torch.zeros(1).expand(NUMBERS), shapes)
+    reply = wire.encode_update(Update(0, 1, "global", {"delta": like}, {}))
+    data = payload(NUMBERS)
     fold, clock = Mean(lambda update, name: Share(update.examples)), Clock()
-    for reply in replies():
+    for client in range(clients):
+        reply["tree.delta"] = ArrayRecord({"flat": array(data, (NUMBERS,), client)})
         with clock:
-            update = wire.decode_update(reply)
+            update = replace(wire.decode_update(reply), client=client, examples=client + 1)
             assert norm(update.trees["delta"]) < 1000
             fold.add(update)
+            del update
     with clock:
         mean = fold.result()["global"]["delta"]
-    return clock.cpu, clock.wall, float(mean["layer.0"][0, 0])
+    return clock.cpu, clock.wall, float(mean[f"layer.{TENSORS - 1}"][-1, -1])
 
 
 def flwrs(clients: int, tensors: int = TENSORS) -> tuple[float, float, float]:
     """`aggregate_arrayrecords` on all replies, as flwr's FedAvg calls it."""
-    from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+    from flwr.app import ArrayRecord, MetricRecord, RecordDict
     from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-    records = []
+    data, records = payload(NUMBERS // tensors), []
     for client in range(clients):
-        parts = list(delta(client).values())
-        if tensors == 1:
-            import torch
-
-            parts = [torch.stack(parts).view(-1)]
-        arrays = ArrayRecord({f"layer.{i}": Array(part.numpy()) for i, part in enumerate(parts)})
-        records.append(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": client + 1})}))
+        arrays = {f"layer.{i}": array(data, (NUMBERS // tensors,), client) for i in range(tensors)}
+        metrics = MetricRecord({"num-examples": client + 1})
+        records.append(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}))
     with Clock() as clock:
         mean = aggregate_arrayrecords(records, "num-examples")
-    return clock.cpu, clock.wall, float(mean["layer.0"].numpy().reshape(-1)[0])
+    return clock.cpu, clock.wall, float(mean[f"layer.{tensors - 1}"].numpy()[-1])
 
 
 def flwrs_flat(clients: int) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from core.tree import Tree, flat, unflat
 from core.types import Json, Order, Update
 
 TREE, FACTS = "tree.", "facts"
+Part = TypeVar("Part", ArrayRecord, ConfigRecord)
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,11 @@ def failure_of(message: Message) -> Failure | None:
 
 def size_of(record: RecordDict) -> int:
     """Bytes of the payload: tensors and facts, without the transport's framing."""
-    tensors = sum(len(a.data) for r in record.array_records.values() for a in r.values())
-    return tensors + sum(len(str(v)) for r in record.config_records.values() for v in r.values())
+    # record.array_records would be shorter, but is a cycle that keeps the tensors until the garbage collector comes
+    tensors = sum(len(a.data) for r in record.values() if isinstance(r, ArrayRecord) for a in r.values())
+    return tensors + sum(
+        len(str(v)) for r in record.values() if isinstance(r, ConfigRecord) for v in r.values()
+    )
 
 
 def _encode(trees: Mapping[str, Tree], facts: Json, seen: Seen | None = None) -> RecordDict:
@@ -105,14 +110,21 @@ def _encode(trees: Mapping[str, Tree], facts: Json, seen: Seen | None = None) ->
 
 
 def _decode(record: RecordDict) -> tuple[dict[str, Tree], Json]:
-    facts = record.config_records[FACTS]
+    facts = _part(record, FACTS, ConfigRecord)
     trees: dict[str, Tree] = {}
     for name, layout in json.loads(str(facts["layouts"])).items():
         try:
-            trees[name] = unflat(_numbers(record.array_records[TREE + name]["flat"]), dict(layout))
+            trees[name] = unflat(_numbers(_part(record, TREE + name, ArrayRecord)["flat"]), dict(layout))
         except TreeMismatch as error:
             raise TreeMismatch(f"{name}: {error}") from error
     return trees, json.loads(str(facts["json"]))
+
+
+def _part(record: RecordDict, name: str, kind: type[Part]) -> Part:
+    part = record[name]
+    if not isinstance(part, kind):
+        raise TreeMismatch(f"{name!r} is a {type(part).__name__}, a {kind.__name__} is expected")
+    return part
 
 
 def _float32(tree: Tree) -> np.ndarray:

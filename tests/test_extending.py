@@ -46,5 +46,5 @@ def test_each_example_is_one_file_its_test_and_its_keys(tmp_path):
     listed = subprocess.run(
         [sys.executable, "accord.py", "list"], cwd=copy, env=env, capture_output=True, text=True
     )
-    for name in ("fedstep", "simpo", "tsv", "brevity", "strategy.eta = 1.0"):
+    for name in ("fedsign", "simpo", "tsv", "brevity", "strategy.gamma = 0.001"):
         assert name in listed.stdout, listed.stderr

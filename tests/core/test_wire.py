@@ -1,3 +1,7 @@
+import gc
+import weakref
+
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
@@ -49,7 +53,33 @@ def test_a_layout_that_does_not_fit_its_numbers_is_refused():
         wire.decode_order(record)
 
 
-def test_a_decoded_tree_can_be_changed_in_place():
-    back = wire.decode_order(wire.encode_order(Order(0, {"global": TREE})))
-    back.trees["global"]["b"].add_(1.0)
-    assert back.trees["global"]["b"].item() == 2.5
+def test_a_decoded_tree_is_the_messages_own_memory_and_goes_with_it():
+    """No copy, and no cycle that would keep 16 MB until the garbage collector comes."""
+    gc.disable()
+    try:
+        record = wire.encode_update(Update(0, 1, "global", {"delta": TREE}, {}))
+        update = wire.decode_update(record)
+        assert wire.size_of(record) > 28
+        data = np.frombuffer(record["tree.delta"]["flat"].data, dtype=np.uint8)
+        start = data.__array_interface__["data"][0]
+        assert start < next(iter(update.trees["delta"].values())).data_ptr() < start + len(data)
+        gone = weakref.ref(record["tree.delta"])
+        del record, update, data
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("array", [torch.zeros(7, dtype=torch.float64), torch.zeros(7, 1)])
+def test_anything_but_a_flat_float32_array_is_refused(array):
+    record = wire.encode_order(Order(0, {"global": TREE}))
+    record["tree.global"] = ArrayRecord({"flat": Array(array.numpy())})
+    with pytest.raises(TreeMismatch, match="a flat float32 array is expected"):
+        wire.decode_order(record)
+
+
+def test_a_tree_that_many_orders_carry_is_encoded_once():
+    seen: wire.Seen = {}
+    first, second = (wire.encode_order(Order(c, {"global": TREE}), seen) for c in (0, 1))
+    assert first["tree.global"] is second["tree.global"]
+    assert wire.decode_order(second).client == 1
