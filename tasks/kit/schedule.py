@@ -12,8 +12,8 @@ from core.types import Scalar
 def of_round(train: TrainConfig, rows: int, knobs: Mapping[str, Scalar], rounds: int) -> TrainConfig:
     """`train` with the learning rate and the local steps that a client with `rows` training rows takes this round.
 
-    knobs: of its order: "rnd"; "clients" (N) and "cohort" (K), which count where epochs do; of centralized, "rows"
-    and "steps-factor".
+    knobs: of its order: "rnd"; "clients" (N) and "cohort" (the round's orders, K), which count where epochs do; of
+    centralized, "rows" and "steps-factor": its one order stands for that many.
     """
     rate = learning_rate(train, int(knobs["rnd"]), rounds)
     return replace(train, learning_rate=rate, local_steps=local_steps(train, rows, knobs, rounds))
@@ -43,7 +43,7 @@ def local_steps(train: TrainConfig, rows: int, knobs: Mapping[str, Scalar], roun
     if train.local_epochs:
         epochs = Fraction(str(train.local_epochs))
     elif train.total_epochs:
-        share = Fraction(int(knobs["cohort"]), int(knobs["clients"]))
+        share = Fraction(factor * int(knobs["cohort"]), int(knobs["clients"]))
         epochs = Fraction(str(train.total_epochs)) / (rounds * share)
     else:
         return train.local_steps * factor

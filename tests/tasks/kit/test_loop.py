@@ -137,13 +137,13 @@ def test_tensors_that_do_not_train_are_left_alone_and_out_of_the_report(base: Ba
     learns = lambda name: ".lora_B." in name  # noqa: E731
     bend = Bend(trains=learns, wants_gradients=True)
     got, report = trained(base, DPO(), PAIRS, cfg, start, steps=1, bend=bend)
+    assert all(p.requires_grad for p in base.flat.parameters.values()), "as before"
     whole, _ = trained(base, DPO(), PAIRS, cfg, start, steps=1)
     for name, value in got.items():
         torch.testing.assert_close(value, whole[name] if learns(name) else start[name], rtol=0, atol=0)
         assert not whole[name].equal(start[name]), name
     assert report.gradients is not None
     assert report.gradients.keys() == {name for name in start if learns(name)}
-    assert all(p.requires_grad for p in base.flat.parameters.values())
 
 
 def test_the_mean_gradient_is_what_sgd_went_along(base: Base) -> None:

@@ -77,7 +77,7 @@ def test_one_client_with_all_rows_takes_the_cohorts_steps(epochs):
     """Four clients of 24 rows; two of them are asked each round."""
     train = TrainConfig(**epochs, per_device_batch_size=4)
     alone = local_steps(train, 24, FEDERATION, 8)
-    knobs = {**FEDERATION, "rows": "all", "steps-factor": 2}
+    knobs = {**FEDERATION, "cohort": 1, "rows": "all", "steps-factor": 2}
     assert local_steps(train, 4 * 24, knobs, 8) == 2 * alone
 
 
