@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from strategies.base import Strategy
 from strategies.kit.client_rule import ClientRule, Outcome
 from strategies.kit.metrics import SUM
 from tasks.base import Task
-from tasks.kit import engine
+from tasks.kit import engine, schedule
 from tasks.kit.cache import Cache
 from tasks.kit.model import Base, get_adapter, load_base, set_adapter
 from tasks.kit.rows import ClientRows, client_rows, stamp
@@ -117,12 +117,13 @@ class Site:
         before = rule.start(order, private)
         set_adapter(base, before)
         loaded = time.monotonic()
-        cfg = self.config.train
+        rounds = self.config.run.num_server_rounds
+        cfg = schedule.of_round(self.config.train, len(examples.kept), knobs, rounds)
         report = engine.train(
             base,
             self.task,
             examples.kept,
-            replace(cfg, local_steps=cfg.local_steps * int(knobs.get("steps-factor", 1))),
+            cfg,
             seed=seed_for(self.config.run.seed, "batches", rnd, self.node.client),
             data_seed=seed_for(self.config.run.seed, "pairs", self.node.client),
             knobs=knobs,
@@ -132,15 +133,17 @@ class Site:
                 rule.after_step(order, private, cfg.learning_rate),
                 lambda name: rule.trains(name, rnd),
                 rule.wants_gradients,
+                private,
             ),
         )
         outcome = Outcome(before, get_adapter(base), report.steps, cfg.learning_rate, report.gradients)
         shared, kept = rule.finish(order, private, outcome)
+        kept |= report.moments
         if kept:
             memory.save(rnd, kept, recalled=order.recall)
         seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
         sums = {SUM + name: value for name, value in report.sums.items()}
-        metrics = {**report.metrics, **sums, **seconds}
+        metrics = {**report.metrics, "learning_rate": cfg.learning_rate, **sums, **seconds}
         return Update(self.node.client, len(examples.kept), order.adapter, shared, metrics, kept=bool(kept))
 
     def evaluate(self, order: Order) -> Update:

@@ -46,8 +46,14 @@ class LoraConfig:
 class TrainConfig:
     engine: Literal["accord", "trl"] = "accord"
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer_state: Literal["reset", "keep"] = "reset"
     learning_rate: float = 2e-3
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    min_learning_rate: float = 0.0
     local_steps: int = 10
+    local_epochs: float = 0.0
+    total_epochs: float = 0.0
+    row_sampling: Literal["shuffle", "openfedllm"] = "shuffle"
     per_device_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     max_length: int = 256
@@ -155,6 +161,9 @@ POSITIVE = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "model.cpu-threads",
+    "train.min-learning-rate",
+    "train.local-epochs",
+    "train.total-epochs",
     "train.max-grad-norm",
     "train.weight-decay",
     "eval.every",
@@ -269,7 +278,7 @@ def _check_ranges(values: Mapping[str, Scalar]) -> None:
         if not float(values[key]) > 0:
             raise ConfigError(f"{key} must be above 0, got {values[key]!r}")
     for key in NOT_NEGATIVE:
-        if float(values[key]) < 0:
+        if not float(values[key]) >= 0:
             raise ConfigError(f"{key} must not be negative, got {values[key]!r}")
     if not 0 < float(values["strategy.fraction-train"]) <= 1:
         raise ConfigError(
@@ -297,6 +306,7 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError(
             f"lora.dropout = {config.lora.dropout} is for task.name = 'sft'; {task} trains without dropout"
         )
+    _check_train(config.train)
     if config.train.engine == "trl":
         options = dict(config.task_choice.options)
         if task not in ("sft", "dpo", "kto"):
@@ -311,3 +321,24 @@ def _check_combinations(config: Config) -> None:
         )
     if source == "jsonl" and strategy == "centralized" and not dict(config.source_choice.options).get("path"):
         raise ConfigError("strategy.name = 'centralized' needs every row in one place: set data.path")
+
+
+def _check_train(train: TrainConfig) -> None:
+    if train.optimizer_state == "keep":
+        if train.optimizer == "sgd":
+            raise ConfigError("train.optimizer-state = 'keep' has no effect with train.optimizer = 'sgd'")
+        if train.engine == "trl":
+            raise ConfigError("train.optimizer-state = 'keep' needs train.engine = 'accord'")
+    if train.local_epochs and train.total_epochs:
+        raise ConfigError(
+            f"train.local-epochs = {train.local_epochs} and train.total-epochs = {train.total_epochs} both say "
+            "how many steps a client takes; set one of them to 0"
+        )
+    if train.lr_schedule == "constant" and train.min_learning_rate:
+        raise ConfigError(
+            f"train.min-learning-rate = {train.min_learning_rate} has no effect with train.lr-schedule = 'constant'"
+        )
+    if train.min_learning_rate > train.learning_rate:
+        raise ConfigError(
+            f"train.min-learning-rate = {train.min_learning_rate} is above train.learning-rate = {train.learning_rate}"
+        )

@@ -30,6 +30,12 @@ def draw(rows: int, size: int, count: int, rng: random.Random) -> list[list[int]
     return batches
 
 
+def subset(rows: int, most: int, rnd: int) -> list[int]:
+    """min(most, rows) row numbers of round `rnd` (from 1), drawn as OpenFedLLM does: by the round alone, so that
+    clients of one size use the same numbers, and so does every run."""
+    return random.Random(rnd - 1).sample(range(rows), min(most, rows))
+
+
 def by_budget(items: Sequence[T], cost: Callable[[T], int], budget: int) -> Iterator[list[T]]:
     """Consecutive groups whose costs add up to at most `budget`; a group has at least one item."""
     group: list[T] = []

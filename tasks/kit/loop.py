@@ -13,7 +13,7 @@ from core.seeds import rng_for, seed_for
 from core.tree import Tree
 from core.types import Metrics, Scalar
 from tasks.base import Batch, Example, Task
-from tasks.kit.batches import draw
+from tasks.kit.batches import draw, subset
 from tasks.kit.cache import Cache
 from tasks.kit.encode import key_of
 from tasks.kit.evaluate import evaluate
@@ -32,6 +32,7 @@ class TrainReport:
     metrics: Metrics  # means over batches, under TRL's names; a metric without data is absent
     sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.brief
     gradients: Tree | None = field(default=None, compare=False)  # mean over the steps, if Bend wants it
+    moments: dict[str, Tree] = field(default_factory=dict, compare=False)  # Adam's, if they are kept
     seconds: float = 0.0
 
 
@@ -48,19 +49,19 @@ def train(
     bend: Bend = PLAIN,
     steps: int | None = None,
 ) -> TrainReport:
-    """Train the base's current adapter in place with a fresh AdamW at a constant rate.
+    """Train the base's current adapter in place at a constant rate.
 
     seed: of the batches and of dropout (run, round, client). data_seed: of what stays fixed for a client over
-    all rounds (KTO's mismatched pairs). knobs: what Task.brief said. bend: what the algorithm changes. steps:
-    instead of cfg.local_steps. The same arguments give the same bytes on the same machine. Raises DataError without
-    examples.
+    all rounds (KTO's mismatched pairs). knobs: what Task.brief said. bend: what the algorithm and the client's
+    memory change. steps: instead of cfg.local_steps. The same arguments give the same bytes on the same machine.
+    Raises DataError without examples.
     """
     started = time.perf_counter()
     if not examples:
         raise DataError("a client without usable rows cannot train")
     steps = steps or cfg.local_steps
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
-    batches = local_batches(len(examples), cfg, steps=steps, seed=seed)
+    batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=int((knobs or {}).get("rnd", 1)))
     refs: Mapping[str, tuple[float, ...]] = {}
     if task.needs_reference:
         drawn = sorted({row for micro in batches for batch in micro for row in batch})
@@ -82,13 +83,20 @@ def train(
             look.untouched = False
     rows = sum(len(batch) for micro in batches for batch in micro)
     seconds = time.perf_counter() - started
-    return TrainReport(steps, rows, _means(history), look.sums, stepper.mean_gradient(), seconds)
+    return TrainReport(
+        steps, rows, _means(history), look.sums, stepper.mean_gradient(), stepper.moments(), seconds
+    )
 
 
-def local_batches(rows: int, cfg: TrainConfig, *, steps: int, seed: int) -> list[list[list[int]]]:
-    """Row numbers of every micro-batch of every step."""
-    accumulate = cfg.gradient_accumulation_steps
-    flat = draw(rows, cfg.per_device_batch_size, steps * accumulate, rng_for(seed, "rows"))
+def local_batches(
+    rows: int, cfg: TrainConfig, *, steps: int, seed: int, rnd: int = 1
+) -> list[list[list[int]]]:
+    """Row numbers of every micro-batch of every step; `rnd` chooses them under train.row-sampling = openfedllm."""
+    size, accumulate = cfg.per_device_batch_size, cfg.gradient_accumulation_steps
+    most = size * accumulate * steps
+    pool = subset(rows, most, rnd) if cfg.row_sampling == "openfedllm" else range(rows)
+    drawn = draw(len(pool), size, steps * accumulate, rng_for(seed, "rows"))
+    flat = [[pool[place] for place in batch] for batch in drawn]
     return [flat[i : i + accumulate] for i in range(0, len(flat), accumulate)]
 
 

@@ -1,7 +1,7 @@
 """One optimiser step, from the gradients that stand in the flat tensor to the next weights."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,19 +16,22 @@ AfterStep = Callable[[str, Tensor], None]  # (name, parameter), which it changes
 
 @dataclass(frozen=True)
 class Bend:
-    """What an algorithm changes in a plain local training; by default nothing.
+    """What an algorithm and the client's memory change in a plain local training; by default nothing.
 
     correct: each gradient before clipping. after_step: each tensor after each step. trains: tensors for which it is
-    false keep their value. wants_gradients: report the mean raw gradient.
+    false keep their value. wants_gradients: report the mean raw gradient. moments: Adam's state by its names (MOMENTS)
+    and tensors, to go on from under train.optimizer-state = keep.
     """
 
     correct: Correct | None = None
     after_step: AfterStep | None = None
     trains: Callable[[str], bool] = everything
     wants_gradients: bool = False
+    moments: Mapping[str, Tree] = field(default_factory=dict)
 
 
 PLAIN = Bend()
+MOMENTS = {"adam.exp_avg": "exp_avg", "adam.exp_avg_sq": "exp_avg_sq", "adam.step": "step"}  # ours: torch's
 
 
 class Stepper:
@@ -38,11 +41,14 @@ class Stepper:
         self.flat, self.bend, self.most = flat, bend, cfg.max_grad_norm
         self.trained = {name: p for name, p in flat.parameters.items() if bend.trains(name)}
         assert self.trained, "no tensor trains"
-        # one kernel where everything trains alike; a frozen tensor must not even decay
-        alike = len(self.trained) == len(flat.parameters)
+        self.keeps = cfg.optimizer_state == "keep"
+        # one kernel where every tensor is alike; a frozen one must not even decay, a kept state is by name
+        alike = len(self.trained) == len(flat.parameters) and not self.keeps
         leaves = list(flat.weights.values() if alike else self.trained.values())
         kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[cfg.optimizer]
         self.optimizer = kind(leaves, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+        if self.keeps:
+            self._recall()
         self.steps = 0
         self.total = [torch.zeros_like(g) for g in flat.gradients] if bend.wants_gradients else []
 
@@ -69,3 +75,18 @@ class Stepper:
             return None
         totals = self.flat.split(self.total)
         return {name: totals[name].cpu() / self.steps for name in self.trained}
+
+    def moments(self) -> dict[str, Tree]:
+        """Adam's state, if it is kept: of the tensors that trained as it is now, of the others as it was."""
+        if not self.keeps:
+            return {}
+        states = {name: self.optimizer.state[p] for name, p in self.trained.items()}
+        now = {o: {n: s[t].to("cpu", copy=True) for n, s in states.items()} for o, t in MOMENTS.items()}
+        return {ours: {**self.bend.moments.get(ours, {}), **tree} for ours, tree in now.items()}
+
+    def _recall(self) -> None:
+        for ours, torchs in MOMENTS.items():
+            for name, value in self.bend.moments.get(ours, {}).items():
+                if name in self.trained:
+                    p = self.trained[name]
+                    self.optimizer.state[p][torchs] = value.to(p.device, copy=True)

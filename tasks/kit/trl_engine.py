@@ -75,7 +75,7 @@ def train(
     size = min(cfg.per_device_batch_size, len(examples))
     _refuse(task, size)
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
-    batches = local_batches(len(examples), cfg, steps=steps, seed=seed)
+    batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=int((knobs or {}).get("rnd", 1)))
     rows = [examples[row] for micro in batches for batch in micro for row in batch]
     refs = reference_logps(base, rows, cache) if cache and task.needs_reference else None
     with _undisturbed(base), tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from client_app.memory import Memory
 from client_app.site import Node, Site
 from core.config import parse
 from core.errors import BaseMismatch, ConfigError, DataError, MemoryMissing
@@ -144,6 +145,51 @@ def test_a_control_stays_at_the_site_and_its_change_travels(site):
     again = bent.train(replace(order(one, x, rnd=2, recall=1), trees={"global": x, "control": c}))
     fresh = bent.train(replace(order(one, x, rnd=2), trees={"global": x, "control": c}))
     assert any(not again.trees["delta"][n].equal(t) for n, t in fresh.trees["delta"].items())
+
+
+def test_moments_stay_at_the_site_and_a_round_is_repeated_to_the_byte(site):
+    """Recalled at the round the server names, also after a later round that never counted; nothing of it is sent."""
+    one = site(train__optimizer_state="keep")
+    x = initial_adapter(one.base(), 42)
+    first = one.train(order(one, x))
+    assert first.kept
+    assert first.trees.keys() == {"delta"}
+    moved = add(x, first.trees["delta"])
+    second = one.train(order(one, moved, rnd=2, recall=1))
+    version = one.state_dir / "memory" / "r" / "0" / "00002" / "tensors.safetensors"
+    written = version.read_bytes()
+    for _ in range(2):
+        again = one.train(order(one, moved, rnd=2, recall=1))
+        assert all(again.trees["delta"][n].equal(t) for n, t in second.trees["delta"].items())
+        assert version.read_bytes() == written
+    forgetful = site()
+    afresh = forgetful.train(order(forgetful, moved, rnd=2))
+    assert not afresh.kept
+    assert any(not afresh.trees["delta"][n].equal(t) for n, t in second.trees["delta"].items())
+    kept = Memory(one.state_dir, "r", 0).load(2)
+    assert kept.keys() == {"adam.exp_avg", "adam.exp_avg_sq", "adam.step"}
+    assert {t.item() for t in kept["adam.step"].values()} == {4.0}
+    assert one.evaluate(order(one, moved, rnd=2, recall=2)).trees == {}
+
+
+def test_moments_and_a_clients_own_adapter_are_kept_side_by_side(site):
+    alone = site(train__optimizer_state="keep", strategy__name="local")
+    alone.train(order(alone))
+    kept = Memory(alone.state_dir, "r", 0).load(1)
+    assert kept.keys() == {"own", "adam.exp_avg", "adam.exp_avg_sq", "adam.step"}
+    assert len({frozenset(tree) for tree in kept.values()}) == 1
+
+
+def test_the_rate_falls_with_the_rounds_and_is_reported(site):
+    """Linear over 12 rounds: 2e-3 in the first, half of it in the seventh."""
+    one = site(train__lr_schedule="linear")
+    rates = [one.train(order(one, rnd=rnd)).metrics["learning_rate"] for rnd in (1, 7)]
+    assert rates == pytest.approx([2e-3, 1e-3])
+    constant = site()
+    full = constant.train(order(constant, rnd=7)).trees["delta"]
+    assert not any(
+        t.equal(full[n]) for n, t in one.train(order(one, rnd=7)).trees["delta"].items() if t.any()
+    )
 
 
 def test_trl_runs_rules_that_leave_the_steps_alone(site):

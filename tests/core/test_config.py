@@ -85,6 +85,27 @@ def test_an_override_arrives():
             {"train.engine": "trl", "task.name": "kto", "task.reference-point": "pooled"},
             "task.reference-point = 'pooled' need train.engine = 'accord'",
         ),
+        (
+            {"train.optimizer-state": "keep", "train.engine": "trl"},
+            "train.optimizer-state = 'keep' needs train.engine = 'accord'",
+        ),
+        (
+            {"train.optimizer-state": "keep", "train.optimizer": "sgd"},
+            "train.optimizer-state = 'keep' has no effect with train.optimizer = 'sgd'",
+        ),
+        (
+            {"train.local-epochs": 1.0, "train.total-epochs": 3.0},
+            "train.local-epochs = 1.0 and train.total-epochs = 3.0 both say how many steps a client takes",
+        ),
+        (
+            {"train.min-learning-rate": 1e-6},
+            "train.min-learning-rate = 1e-06 has no effect with train.lr-schedule = 'constant'",
+        ),
+        (
+            {"train.min-learning-rate": 1.0, "train.lr-schedule": "cosine"},
+            "train.min-learning-rate = 1.0 is above train.learning-rate = 0.002",
+        ),
+        ({"train.local-epochs": float("nan")}, "train.local-epochs must not be negative, got nan"),
         ({"model.quantization": "4bit", "model.device": "cpu"}, "cannot run with model.device = 'cpu'"),
     ],
 )

@@ -8,9 +8,10 @@ from core import store
 from tests.federation.conftest import ROOT, SMALL, kill_tree, metrics_of, wait_until
 
 pytestmark = pytest.mark.slow
+KEEP = ["train.optimizer-state=keep", "train.lr-schedule=cosine", "train.row-sampling=openfedllm"]
 
 
-@pytest.mark.parametrize("words", [["strategy.name=fedavg"], ["strategy.name=local", "task.name=kto"]])
+@pytest.mark.parametrize("words", [["strategy.name=fedavg"], ["strategy.name=local", "task.name=kto"], KEEP])
 def test_a_killed_and_resumed_run_is_the_uninterrupted_one(place, words):
     words = [*SMALL, *words, "run.num-server-rounds=6"]
     place.accord("run", *words)

@@ -1,12 +1,18 @@
 """Draws without replacement, and groups by size."""
 
+import json
 import random
+import re
 from collections import Counter
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.kit.batches import by_budget, draw
+from tasks.kit.batches import by_budget, draw, subset
+
+VECTORS = Path(__file__).parents[4] / "shared/spec/vectors/openfedllm.json"
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 20), st.integers(0, 99))
@@ -29,3 +35,17 @@ def test_enough_rows_are_one_permutation() -> None:
 def test_groups_stay_below_the_budget_and_hold_at_least_one() -> None:
     assert list(by_budget([3, 4, 9, 1, 1], lambda n: n, 7)) == [[3, 4], [9], [1, 1]]
     assert list(by_budget([], len, 7)) == []
+
+
+@pytest.mark.skipif(not VECTORS.exists(), reason="the shared vectors are not here")
+def test_the_subset_of_a_round_is_openfedllms():
+    """Its rounds count from 0; min(batch * accumulation * steps, n) rows, or the first 20 of them."""
+    vector = json.loads(VECTORS.read_text())["per_round_subset"]
+    given = vector["inputs"]
+    most = given["batch_size"] * given["grad_accum"] * given["max_steps"]
+    for name, want in vector["outputs"].items():
+        rows, rnd = map(int, re.findall(r"n(\d+)_round(\d+)", name)[0])
+        got = subset(rows, most, rnd + 1)
+        assert len(got) == min(most, rows)
+        assert got[: len(want)] == want, name
+        assert len(want) in (len(got), 20), name

@@ -12,6 +12,7 @@ from core.errors import DataError
 from core.tree import Tree
 from tasks.base import Example
 from tasks.dpo import DPO, dpo_loss
+from tasks.kit.batches import subset
 from tasks.kit.cache import Cache, reference_key
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.loop import local_batches, train
@@ -136,13 +137,13 @@ def test_tensors_that_do_not_train_are_left_alone_and_out_of_the_report(base: Ba
     learns = lambda name: ".lora_B." in name  # noqa: E731
     bend = Bend(trains=learns, wants_gradients=True)
     got, report = trained(base, DPO(), PAIRS, cfg, start, steps=1, bend=bend)
+    assert all(p.requires_grad for p in base.flat.parameters.values()), "as before"
     whole, _ = trained(base, DPO(), PAIRS, cfg, start, steps=1)
     for name, value in got.items():
         torch.testing.assert_close(value, whole[name] if learns(name) else start[name], rtol=0, atol=0)
         assert not whole[name].equal(start[name]), name
     assert report.gradients is not None
     assert report.gradients.keys() == {name for name in start if learns(name)}
-    assert all(p.requires_grad for p in base.flat.parameters.values())
 
 
 def test_the_mean_gradient_is_what_sgd_went_along(base: Base) -> None:
@@ -192,6 +193,21 @@ def test_dropout_is_for_sft_alone_and_leaves_the_global_generator(tmp_path: Path
         assert same(trained(dropping, task, examples)[0], trained(plain, task, examples)[0]) == equal
     assert same(trained(dropping, SFT(), DEMOS)[0], trained(dropping, SFT(), DEMOS)[0])
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_rows_of_a_round_may_be_openfedllms(base: Base) -> None:
+    """Every batch is of the round's subset, each of its rows once, whatever the seed."""
+    cfg = replace(CFG, row_sampling="openfedllm", gradient_accumulation_steps=2)
+    for seed in (1, 2):
+        batches = local_batches(100, cfg, steps=3, seed=seed, rnd=5)
+        assert [[len(batch) for batch in micro] for micro in batches] == [[4, 4]] * 3
+        assert sorted(row for micro in batches for batch in micro for row in batch) == sorted(
+            subset(100, 24, 5)
+        )
+    assert local_batches(100, cfg, steps=3, seed=1, rnd=5) != local_batches(100, cfg, steps=3, seed=2, rnd=5)
+    few = replace(cfg, per_device_batch_size=1)
+    ends = [trained(base, DPO(), PAIRS, few, knobs={"rnd": rnd}, steps=1)[0] for rnd in (1, 2)]
+    assert not same(*ends)
 
 
 def test_no_rows_is_an_error(base: Base) -> None:

@@ -79,3 +79,46 @@ def test_a_tensor_that_does_not_train_keeps_its_value(cfg):
     assert set(seen) == {"b"}
     assert (stepper.mean_gradient() or {}).keys() == {"b"}
     assert flat.gradients[0][0] == 0.0
+
+
+KEEP = TrainConfig(learning_rate=0.1, weight_decay=0.01, optimizer_state="keep")
+
+
+def test_kept_moments_go_on_where_they_stopped():
+    """Two steps and two more are four steps, to the last bit; without the moments they are not."""
+    gradients = [3.0, -1.0, 0.5, 2.0]
+    whole, all_four, _ = stepped(KEEP, PLAIN, *gradients)
+    ends = {}
+    for cfg in (KEEP, replace(KEEP, optimizer_state="reset")):
+        first, half, _ = stepped(cfg, PLAIN, *gradients[:2])
+        flat = Flat({n: nn.Parameter(p.detach().clone()) for n, p in first.parameters.items()})
+        rest = Stepper(flat, cfg, Bend(moments=half.moments()))
+        for gradient in gradients[2:]:
+            for tensor in flat.gradients:
+                tensor.fill_(gradient)
+            rest.step()
+        ends[cfg.optimizer_state] = flat, rest.moments()
+    flat, moments = ends["keep"]
+    assert values(flat) == values(whole)
+    assert {n: t.item() for n, t in moments["adam.step"].items()} == {"a": 4.0, "b": 4.0}
+    for name, tree in all_four.moments().items():
+        assert all(tree[n].equal(moments[name][n]) for n in tree), name
+    flat, moments = ends["reset"]
+    assert values(flat) != values(whole)
+    assert moments == {}
+
+
+def test_the_moments_of_a_resting_tensor_are_kept_and_count_its_own_steps():
+    _, first, _ = stepped(KEEP, PLAIN, 3.0)
+    before = first.moments()
+    copies = {name: {n: t.clone() for n, t in tree.items()} for name, tree in before.items()}
+    flat, then, _ = stepped(KEEP, Bend(trains=lambda name: name == "b", moments=before), 1.0, 1.0)
+    after = then.moments()
+    assert values(flat)[0] == 1.0
+    for name, tree in after.items():
+        assert tree["a"].equal(copies[name]["a"]), name
+        assert not tree["b"].equal(copies[name]["b"]), name
+        assert all(before[name][n].equal(copies[name][n]) for n in "ab"), (
+            "what was recalled is not written to"
+        )
+    assert (after["adam.step"]["a"].item(), after["adam.step"]["b"].item()) == (1.0, 3.0)
