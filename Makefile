@@ -10,13 +10,16 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
+# Two tests at a time, handed out one by one: a federation alone leaves a core idle while it starts and ends.
+PAIR := -n 2 --maxschedchunk 1
+
 .PHONY: demo test check fix fab clean
 
 demo: $(STAMP)
 	$(BIN)/accord demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PAIR)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -34,6 +34,7 @@ from core.config import checked, defaults, flatten, parse  # noqa: E402 - needs 
 from core.errors import AccordError, ConfigError  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.types import Scalar  # noqa: E402
+from server_app.run_folder import RunFolder  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=HELP, rich_markup_mode=None)
@@ -54,6 +55,9 @@ QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_enable_worker_prestart": "0",  # actors bring a runtime environment, so waiting workers are never used
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_preload_python_modules": "client_app.site",  # while the server starts, not at the first message
     "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -101,7 +105,7 @@ def resume(
     keys, federation = given(words or [])
     here = {"run.resume": str(path.resolve()), "run.dir": str(path.resolve().parent)}
     asked = Request({**then, **keys, **here}, {**_recorded_federation(path, then), **federation})
-    parse(asked.keys)
+    RunFolder.reopen(parse(asked.keys))
     raise SystemExit(launch(asked, verbose=verbose))
 
 
@@ -225,19 +229,20 @@ def launch(asked: Request, *, verbose: bool) -> int:
     scratch = Path(tempfile.mkdtemp(prefix="accord-"))
     config = scratch / "run.toml"
     config.write_text(tomli_w.dumps({**asked.keys, "run.dir": str(run_dir)}))
-    with contextlib.ExitStack() as stack:
-        name = str(asked.federation["superlink"])
-        env = {**os.environ, **QUIET, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **_commit()}
-        if not name:
-            env["FLWR_HOME"] = str(scratch / "flwr")
-            name = stack.enter_context(_superlink(scratch, env))
-        command = [str(BIN / "flwr"), "run", str(ROOT), name, "--stream", "--run-config", str(config)]
-        if not asked.federation["superlink"]:
-            command += ["--federation-config", _simulation(asked.federation)]
-        try:
+    name = str(asked.federation["superlink"])
+    env = {**os.environ, **QUIET, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **_commit()}
+    try:
+        with contextlib.ExitStack() as stack:
+            if not name:
+                env["FLWR_HOME"] = str(scratch / "flwr")
+                name = stack.enter_context(_superlink(scratch, env))
+            sources = str(stage(scratch / "app"))
+            command = [str(BIN / "flwr"), "run", sources, name, "--stream", "--run-config", str(config)]
+            if not asked.federation["superlink"]:
+                command += ["--federation-config", _simulation(asked.federation)]
             code = _stream(command, env, name, scratch / "stream.log", verbose=verbose)
-        except KeyboardInterrupt:
-            code = 130
+    except KeyboardInterrupt:
+        code = 130
     folder = Path(str(asked.keys.get("run.resume") or "")) if asked.keys.get("run.resume") else None
     folder = folder or next(iter(sorted(set(run_dir.iterdir()) - known)), None)
     if code == 0:
@@ -248,6 +253,19 @@ def launch(asked: Request, *, verbose: bool) -> int:
     if folder and (folder / "checkpoints").is_dir():
         typer.echo(f"accord: nothing committed is lost; continue with: accord resume {folder}", err=True)
     return code
+
+
+def stage(folder: Path) -> Path:
+    """The sources of the bundle in a folder of their own: Flower looks at every file below the one it is given,
+    and below a checkout these are the tens of thousands of a virtual environment.
+    """
+    include = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["fab-include"]
+    for pattern in ("pyproject.toml", ".gitignore", *include):
+        for path in ROOT.glob(pattern):
+            target = folder / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    return folder
 
 
 def _simulation(federation: Mapping[str, Scalar]) -> str:
@@ -280,11 +298,13 @@ def _superlink(scratch: Path, env: Mapping[str, str]) -> Iterator[str]:
     ]
     with (scratch / "superlink.log").open("wb") as log:
         process = subprocess.Popen(command, env=dict(env), stdout=log, stderr=log, start_new_session=True)
+    patience_s = 5.0
     try:
         _wait_healthy(process, port, scratch / "superlink.log")
         yield "accord"
+        patience_s = 0.5  # the run is over: Ray has ended, and the SuperLink keeps nothing
     finally:
-        _stop(process)
+        _stop(process, patience_s)
 
 
 def _wait_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -299,7 +319,7 @@ def _wait_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> Non
     )
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], patience_s: float) -> None:
     """End a process and all its descendants: politely, then for good. A second Ctrl-C must not stop this."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -307,7 +327,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.terminate()
-        _, alive = psutil.wait_procs(family, timeout=5)
+        _, alive = psutil.wait_procs(family, timeout=patience_s)
         for member in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()

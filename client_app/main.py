@@ -3,14 +3,17 @@
 import logging
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.site import Node, Site
 from core import wire
 from core.config import Config, parse
 from core.errors import AccordError
+
+if TYPE_CHECKING:
+    from client_app.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +41,10 @@ def evaluate(message: Message, context: Context) -> Message:
     )
 
 
-def _answer(message: Message, context: Context, act: Callable[[Site], RecordDict]) -> Message:
+def _answer(message: Message, context: Context, act: "Callable[[Site], RecordDict]") -> Message:
     """The reply; an AccordError becomes one line in it, anything else is Flower's to report."""
+    from client_app.site import Node, Site  # seconds, which Ray's start need not wait for
+
     try:
         config = _parsed(tuple(sorted(context.run_config.items())))
         record = act(Site(config, Node.read(context.node_config)))

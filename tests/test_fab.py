@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
+from accord import stage
 from core.plugins import names
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,13 @@ def test_the_bundle_holds_nothing_else(bundle):
 
 def test_the_bundle_is_small(bundle):
     assert sum(i.compress_size for i in bundle.infolist()) < 5_000_000
+
+
+def test_accord_run_ships_the_same_bundle(tmp_path):
+    """It gives Flower a copy of the sources, since Flower would look at every file of a .venv."""
+    staged = stage(tmp_path / "app")
+    assert build_fab_from_disk(staged) == build_fab_from_disk(ROOT)
+    assert sum(p.is_file() for p in staged.rglob("*")) < 200
 
 
 def test_a_private_file_in_the_project_stays_at_home(tmp_path):

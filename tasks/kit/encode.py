@@ -4,13 +4,16 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import jinja2
-from transformers import PreTrainedTokenizerBase
 
 from core.errors import ConfigError, DataError
 from tasks.base import Example
 from tasks.kit.formats import Message, Unsuited, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # half a second that the command line need not wait for
 
 Text = str | Sequence[Message]  # plain, or a conversation
 
@@ -27,7 +30,7 @@ class Encoder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         prompt_format: str,
         max_length: int,
         on_long_row: str = "truncate",
@@ -111,7 +114,7 @@ class Encoder:
         return Example(tuple(head), tuple(map(tuple, tails)), label)
 
 
-def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def end_token(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id of EOS; load_tokenizer() has made sure that there is one."""
     assert isinstance(tokenizer.eos_token_id, int), tokenizer.eos_token_id
     return tokenizer.eos_token_id

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
+
+if (
+    not torch.cuda.is_available()
+):  # bitsandbytes is refused below, yet peft would import it: a second a process
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # Python's word for: not there
+
+import peft
 from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as AUTO_TARGETS
 from safetensors.torch import save_file

@@ -1,13 +1,17 @@
 """Real processes for these tests: `flwr run`, SuperLink, SuperNodes, Ray; each test has its own homes and ports."""
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +69,10 @@ class Place:
     def runs(self) -> list[Path]:
         return sorted((self.path / "runs").iterdir())
 
+    def alive(self) -> list[psutil.Process]:
+        """Processes that carry this place's environment, whoever their parent is by now."""
+        return [p for p in psutil.process_iter() if home_of(p) == self.env["ACCORD_HOME"]]
+
     def end(self) -> None:
         for process in self.started:
             kill_tree(process.pid)
@@ -77,6 +85,13 @@ def kill_tree(pid: int) -> None:
         for process in [*parent.children(recursive=True), parent]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def home_of(process: psutil.Process) -> str:
+    """ACCORD_HOME of a process; "" for one that is gone or not ours to read."""
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get("ACCORD_HOME", "")
+    return ""
 
 
 def wait_until(what, timeout_s: float = 60.0) -> None:
@@ -104,19 +119,58 @@ def metrics_of(run: Path) -> list:
     return [timeless(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture
-def place(tmp_path):
-    env = {
+@dataclass(frozen=True)
+class Finished:
+    """A run that several tests look at; a test that would write into it takes a copy."""
+
+    place: Place
+    stdout: str
+
+    @property
+    def run(self) -> Path:
+        (run,) = self.place.runs()
+        return run
+
+    def copy(self, place: Place) -> Path:
+        return Path(shutil.copytree(self.run, place.path / self.run.name))
+
+
+def environment(path: Path) -> dict[str, str]:
+    return {
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(tmp_path / "flwr"),
-        "ACCORD_HOME": str(tmp_path / "accord"),
+        "FLWR_HOME": str(path / "flwr"),
+        "ACCORD_HOME": str(path / "accord"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
     }
-    here = Place(tmp_path, env)
+
+
+@pytest.fixture
+def place(tmp_path):
+    here = Place(tmp_path, environment(tmp_path))
     yield here
     here.end()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Callable[..., Finished]:
+    """`accord run WORDS`, once for all tests of a session that name the same words, in whatever process."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
+
+    def get(*words: str) -> Finished:
+        folder = root / f"run-{hashlib.sha256(repr(words).encode()).hexdigest()[:12]}"
+        with (root / f"{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            place, said = Place(folder, environment(folder)), folder / "stdout.txt"
+            if not said.exists():  # written last, when the run has succeeded
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                said.write_text(place.accord("run", *words).stdout)
+        return Finished(place, said.read_text())
+
+    return get

@@ -12,11 +12,9 @@ KEEP = ["train.optimizer-state=keep", "train.lr-schedule=cosine", "train.row-sam
 
 
 @pytest.mark.parametrize("words", [["strategy.name=fedavg"], ["strategy.name=local", "task.name=kto"], KEEP])
-def test_a_killed_and_resumed_run_is_the_uninterrupted_one(place, words):
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(place, finished, words):
     words = [*SMALL, *words, "run.num-server-rounds=6"]
-    place.accord("run", *words)
-    (whole,) = place.runs()
-
+    whole = finished(*words).run
     process = place.start(
         sys.executable, str(ROOT / "accord.py"), "run", *words, "run.dir=killed", log="killed.log"
     )
@@ -33,13 +31,18 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(place, words):
     assert metrics_of(killed) == metrics_of(whole)
 
 
-def test_a_finished_run_can_be_extended_but_not_changed(place):
-    place.accord("run", *SMALL, "run.num-server-rounds=1")
-    place.accord("run", *SMALL, "run.num-server-rounds=2", "run.dir=two")
-    (run,), (two,) = place.runs(), list((place.path / "two").iterdir())
-    done = place.accord("resume", str(run), "run.num-server-rounds=2", "train.learning-rate=0.5", check=False)
-    assert done.returncode == 1
-    assert "train.learning-rate was 0.002 and is 0.5" in done.stdout
-    place.accord("resume", str(run), "run.num-server-rounds=2")
+def test_a_finished_run_can_be_extended(place, finished):
+    run = finished(*SMALL).copy(place)
+    place.accord("resume", str(run), "run.num-server-rounds=6")
+    longer = finished(*SMALL, "strategy.name=fedavg", "run.num-server-rounds=6").run
     name = "adapter/adapter_model.safetensors"
-    assert (run / name).read_bytes() == (two / name).read_bytes()
+    assert (run / name).read_bytes() == (longer / name).read_bytes()
+    assert metrics_of(run) == metrics_of(longer)
+
+
+def test_a_finished_run_cannot_be_changed(place, finished):
+    run = finished(*SMALL).run
+    words = ["run.num-server-rounds=6", "train.learning-rate=0.5"]
+    done = place.accord("resume", str(run), *words, check=False)
+    assert done.returncode == 2
+    assert "train.learning-rate was 0.002 and is 0.5" in done.stderr

@@ -41,9 +41,9 @@ def test_flwr_run_works_without_a_wrapper(place):
     assert len(metrics_of(run)) == 2
 
 
-def test_what_a_run_leaves(place):
-    done = place.accord("run", *SMALL)
-    (run,) = place.runs()
+def test_what_a_run_leaves(place, finished):
+    done = finished(*SMALL)
+    run = done.run
     assert {p.name for p in run.iterdir()} >= {
         "config.toml", "manifest.json", "metrics.jsonl", "adapter", "report.md", "report.html", "README.md",
         "answers.json", "checkpoints",
@@ -63,9 +63,7 @@ def test_what_a_run_leaves(place):
         subprocess.run(load, cwd=ROOT, env=place.env, check=True)
     reader, server = (torch.load(place.path / f"{m}.pt") for m in ("reader", "server"))
     torch.testing.assert_close(reader, server, rtol=1e-5, atol=1e-5)
-    assert not [
-        p for p in psutil.process_iter(["cmdline"]) if str(place.path) in " ".join(p.info["cmdline"] or [])
-    ]
+    assert not done.place.alive()
 
 
 LOAD = {
