@@ -144,7 +144,15 @@ class Site:
         seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
         sums = {SUM + name: value for name, value in report.sums.items()}
         metrics = {**report.metrics, "learning_rate": cfg.learning_rate, **sums, **seconds}
-        return Update(self.node.client, len(examples.kept), order.adapter, shared, metrics, kept=bool(kept))
+        return Update(
+            self.node.client,
+            len(examples.kept),
+            order.adapter,
+            shared,
+            metrics,
+            tokens=sum(len(completion) for e in examples.kept for completion in e.completions),
+            kept=bool(kept),
+        )
 
     def evaluate(self, order: Order) -> Update:
         """Score the client's held-out rows with the adapter it would use itself."""

@@ -16,6 +16,7 @@ from strategies.base import Strategy
 from strategies.fedavg import FedAvg
 from strategies.kit.client_rule import ClientRule
 from strategies.kit.scaffold import scaffold_rule
+from tasks.kit import engine
 from tasks.kit.model import initial_adapter, loads
 
 SMALL = {"data.rows-per-client": 12, "data.eval-rows-per-client": 6, "train.local-steps": 2}
@@ -245,3 +246,11 @@ def test_an_edited_file_is_read_again(site, tmp_path):
 def test_a_node_must_say_who_it_is(node, message):
     with pytest.raises(ConfigError, match=message):
         Node.read(node)
+
+
+def test_an_update_counts_rows_and_completion_tokens(site):
+    here = site(1)
+    update = here.train(order(here))
+    rows = engine.examples(here.base(), here.task, here.rows().train, here.config, here.cache).kept
+    assert update.examples == len(rows) == 12
+    assert update.tokens == sum(len(tokens) for row in rows for tokens in row.completions) > 12
