@@ -148,6 +148,22 @@ def test_a_control_stays_at_the_site_and_its_change_travels(site):
     assert any(not again.trees["delta"][n].equal(t) for n, t in fresh.trees["delta"].items())
 
 
+def test_both_scaffolds_are_one_under_plain_sgd(site):
+    """Without clipping, a shift of the gradient is a shift of the weight, and option II is the mean gradient: the
+    round's own rate is in both. With a control in the order, and not without, the steps are corrected."""
+    plain = {"train__optimizer": "sgd", "train__max_grad_norm": 0.0, "train__lr_schedule": "linear"}
+    sites = [site(strategy__name="scaffold", strategy__variant=v, **plain) for v in ("paper", "openfedllm")]
+    x = {n: t + 0.05 for n, t in initial_adapter(sites[0].base(), 42).items()}
+    c = {n: torch.full_like(t, 3.0) for n, t in x.items()}
+    trees = {"global": x, "control": c}
+    paper, theirs = (one.train(replace(order(one, x, rnd=7), trees=trees)).trees for one in sites)
+    free = sites[1].train(replace(order(sites[1], x, rnd=7), trees={**trees, "control": scale(c, 0.0)})).trees
+    for name, delta in paper["delta"].items():
+        torch.testing.assert_close(theirs["delta"][name], delta, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(theirs["control"][name], paper["control"][name], rtol=1e-2, atol=1e-3)
+        assert not torch.allclose(free["delta"][name], delta, rtol=1e-2)
+
+
 def test_moments_stay_at_the_site_and_a_round_is_repeated_to_the_byte(site):
     """Recalled at the round the server names, also after a later round that never counted; nothing of it is sent."""
     one = site(train__optimizer_state="keep")
