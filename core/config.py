@@ -316,6 +316,11 @@ def _check_combinations(config: Config) -> None:
             f"lora.dropout = {config.lora.dropout} is for task.name = 'sft'; {task} trains without dropout"
         )
     _check_train(config.train)
+    if config.train.optimizer_state == "keep" and config.lora.aggregation in ("flora", "flexlora"):
+        raise ConfigError(
+            f"train.optimizer-state = 'keep': with lora.aggregation = {config.lora.aggregation!r} A and B are others "
+            "in every round, and the moments of the last ones are not theirs; use 'reset'"
+        )
     if config.train.engine == "trl":
         options = dict(config.task_choice.options)
         if task not in ("sft", "dpo", "kto"):

@@ -23,7 +23,7 @@ from core.factors import MERGED, b_of, cut, is_a, is_b, modules, rank_of, start
 from core.tree import Tree, add, scale
 from core.types import Metrics, Order, ServerState, Update
 from strategies.kit.client_rule import PLAIN, ClientRule
-from strategies.kit.fold import Fold, Mean, Share, Trees
+from strategies.kit.fold import Fold, Share, Trees
 from strategies.kit.low_rank import Factors, Stack, factorise
 
 OF_RANKS = ("flora", "flexlora")  # clients may have ranks of their own
@@ -115,7 +115,7 @@ class Lora:
             if self.rule.shares(n, 1) or self.rule.shares(n, 2)
         }
         if rank < self.r:
-            tree = {n: t * (rank / self.r) if is_b(n) else t for n, t in cut(tree, rank).items()}
+            tree = _times(rank / self.r, cut(tree, rank))
         merged = state.memory.get(_memory(adapter), {})
         return {adapter: tree, MERGED: merged} if merged else {adapter: tree}
 
@@ -132,7 +132,7 @@ class Lora:
             if key not in began:
                 began[key] = self._trees(state, *key)[update.adapter]
             after = add(began[key], scale(update.trees["delta"], factor))
-            return {n: t * self.scale(key[1]) if is_b(n) else t for n, t in after.items()}
+            return _times(self.scale(key[1]), after)
 
         return Products(share, product)
 
@@ -189,31 +189,36 @@ class Products:
         }
 
 
-class Residual:
+class Residual(Products):
     """A Fold: the mean deltas of A and B, and what the product of means lacks of the mean of products.
 
-    sum p B_k A_k - mean B mean A = sum p b_k a_k - mean b mean a, with a_k and b_k the deltas.
+    sum p B_k A_k - mean B mean A = sum p b_k a_k - mean b mean a, with a_k and b_k the deltas. The means are taken in
+    float64: rounded ones would leave a product of full rank, small as it is.
     """
 
     def __init__(self, share: Callable[[Update, str], Share], s: float) -> None:
-        self.s, self.mean = s, Mean(share)
-        self.products = Products(
-            share, lambda update, factor: self.scaled(scale(update.trees["delta"], factor))
-        )
+        super().__init__(share, lambda update, factor: _times(s, scale(update.trees["delta"], factor)))
+        self.s = s
+        self.sums: dict[str, Tree] = {}
 
-    def scaled(self, tree: Tree) -> Tree:
-        return {n: t * self.s if is_b(n) else t for n, t in tree.items()}
-
-    def add(self, update: Update) -> None:
-        self.mean.add(update)
-        self.products.add(update)
+    def push(self, adapter: str, weight: float, tree: Tree) -> None:
+        super().push(adapter, weight, tree)
+        news = {n: weight * t.double() for n, t in tree.items()}
+        self.sums[adapter] = add(self.sums[adapter], news) if adapter in self.sums else news
 
     def result(self) -> Trees:
-        means = self.mean.result()
-        for adapter, trees in means.items():
-            self.products.push(adapter, -self.products.weights[adapter], self.scaled(trees["delta"]))
-        products = self.products.result()
-        return {adapter: {**trees, **products[adapter]} for adapter, trees in means.items()}
+        out: dict[str, Mapping[str, Tree]] = {}
+        for adapter, weight in self.weights.items():
+            mean = scale(self.sums[adapter], 1 / weight)
+            super().push(adapter, -weight, mean)
+            delta = _times(1 / self.s, mean)
+            out[adapter] = {"delta": {n: t.float() for n, t in delta.items()}}
+        return {adapter: {**out[adapter], **trees} for adapter, trees in super().result().items()}
+
+
+def _times(s: float, tree: Tree) -> Tree:
+    """s B A, where the tree has B A."""
+    return {n: t * s if is_b(n) else t for n, t in tree.items()}
 
 
 def _memory(adapter: str) -> str:

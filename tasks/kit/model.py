@@ -1,11 +1,7 @@
 """The base model with one LoRA adapter: loaded once per process, adapters in and out as trees. The only peft file."""
 
 import logging
-<<<<<<< HEAD
-import math
 import sys
-=======
->>>>>>> 547c96e (Add lora.aggregation: ffa, rolora, fedsa, and the exact fedex, flora and flexlora with ranks per client)
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -155,6 +155,20 @@ def test_fedex_by_hand():
     assert metrics["lora/rank"] == 1.0
 
 
+def test_a_small_residual_is_not_drowned_in_rounding():
+    """Deltas that agree but for a ten-thousandth: still (3 - 1) x 4 directions, and no more."""
+    chosen = strategy("fedex")
+    state = begin(chosen, adapter(0))
+    common, updates, fold = adapter(50), [], chosen.fold(state, 1)
+    for c in EVERYONE:
+        own = adapter(c.id + 1)
+        delta = {n: t + 1e-4 * own[n] for n, t in common.items()}
+        updates.append(Update(c.id, c.examples, "global", {"delta": delta}, {"norm/delta": norm(delta)}))
+        fold.add(updates[-1])
+    _, metrics = chosen.merge_train(state, 1, Merged(tuple(updates), fold.result()))
+    assert metrics["lora/rank"] == 8.0
+
+
 def test_flora_starts_anew_each_round_from_its_seed():
     chosen = strategy("flora")
     first = a_round(chosen, begin(chosen, adapter(0, 0.0)), 1)[0]
@@ -315,6 +329,7 @@ def test_products_refuse_what_would_stand_between(method, keys, message):
         ),
         ({"lora.residual-rank": 4, "lora.aggregation": "flexlora"}, "it is for fedex and flora"),
         ({"lora.aggregation": "ffa", "strategy.name": "centralized"}, "which averages no adapters"),
+        ({"lora.aggregation": "flora", "train.optimizer-state": "keep"}, "A and B are others in every round"),
         ({"lora.aggregation": "rolora", "train.engine": "trl"}, "which train.engine = 'trl' cannot do"),
     ],
 )
