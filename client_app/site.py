@@ -3,13 +3,14 @@
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from client_app.memory import Memory
 from core.config import Config
 from core.errors import BaseMismatch, ConfigError
+from core.factors import MERGED
 from core.seeds import seed_for
 from core.types import Json, Metrics, Order, Scalar, Update
 from strategies.base import Strategy
@@ -18,7 +19,7 @@ from strategies.kit.metrics import SUM
 from tasks.base import Task
 from tasks.kit import engine, schedule
 from tasks.kit.cache import Cache
-from tasks.kit.model import Base, get_adapter, load_base, set_adapter
+from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, set_adapter
 from tasks.kit.rows import ClientRows, client_rows, stamp
 from tasks.kit.stepper import Bend
 
@@ -69,7 +70,7 @@ class Site:
 
     @property
     def strategy(self) -> Strategy:
-        return self.config.strategy_choice.build()
+        return self.config.build_strategy()
 
     @property
     def cache(self) -> Cache:
@@ -114,8 +115,9 @@ class Site:
         examples = engine.examples(
             base, self.task, self.rows(everyone=knobs.get("rows") == "all").train, self.config, self.cache
         )
+        order = self._whole(base, order)
         before = rule.start(order, private)
-        set_adapter(base, before)
+        set_adapter(base, before, order.trees.get(MERGED))
         loaded = time.monotonic()
         rounds = self.config.run.num_server_rounds
         cfg = schedule.of_round(self.config.train, len(examples.kept), knobs, rounds)
@@ -159,7 +161,8 @@ class Site:
         knobs = order.knobs
         private = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
         base = self.base(str(knobs["base"]))
-        set_adapter(base, self._rule().start(order, private))
+        order = self._whole(base, order)
+        set_adapter(base, self._rule().start(order, private), order.trees.get(MERGED))
         heldout = self.rows().heldout
         most = self.config.eval.max_rows
         metrics: Metrics = engine.evaluate(
@@ -167,6 +170,14 @@ class Site:
         )
         examples = int(metrics.pop("examples", 0))
         return Update(self.node.client, examples, order.adapter, {}, metrics)
+
+    def _whole(self, base: Base, order: Order) -> Order:
+        """The order with the tensors that its adapter leaves out: they are at the common start."""
+        tree = order.trees[order.adapter]
+        if base.flat.parameters.keys() <= tree.keys():
+            return order
+        tree = {**initial_adapter(base, self.config.run.seed), **tree}
+        return replace(order, trees={**order.trees, order.adapter: tree})
 
     def _rule(self) -> ClientRule:
         """What the strategy asks of this client; ConfigError for what the chosen engine cannot do."""

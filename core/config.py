@@ -40,6 +40,9 @@ class LoraConfig:
     alpha: int = 16
     dropout: float = 0.0
     target_modules: str = "all-linear"
+    aggregation: Literal["separate", "ffa", "rolora", "fedsa", "fedex", "flora", "flexlora"] = "separate"
+    client_ranks: str = ""
+    residual_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,10 @@ class Config:
     benchmarks: tuple[Choice, ...]
     flat: tuple[tuple[str, Scalar], ...]  # every key as it ran, sorted; config.toml of a run
 
+    def build_strategy(self) -> Any:  # strategies.base.Strategy
+        """The strategy under lora.*; ConfigError where they do not fit."""
+        return self.strategy_choice.build().under(self.lora)
+
 
 SECTIONS: dict[str, type[Any]] = {
     "run": RunConfig,
@@ -164,6 +171,7 @@ NOT_NEGATIVE = (
     "train.min-learning-rate",
     "train.local-epochs",
     "train.total-epochs",
+    "lora.residual-rank",
     "train.max-grad-norm",
     "train.weight-decay",
     "eval.every",
@@ -217,6 +225,7 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
     _check_combinations(config)
     for choice in (*choices.values(), *benchmarks):
         choice.build()  # a plugin checks its own values when it is made
+    config.build_strategy()
     return config
 
 
@@ -307,6 +316,11 @@ def _check_combinations(config: Config) -> None:
             f"lora.dropout = {config.lora.dropout} is for task.name = 'sft'; {task} trains without dropout"
         )
     _check_train(config.train)
+    if config.train.optimizer_state == "keep" and config.lora.aggregation in ("flora", "flexlora"):
+        raise ConfigError(
+            f"train.optimizer-state = 'keep': with lora.aggregation = {config.lora.aggregation!r} A and B are others "
+            "in every round, and the moments of the last ones are not theirs; use 'reset'"
+        )
     if config.train.engine == "trl":
         options = dict(config.task_choice.options)
         if task not in ("sft", "dpo", "kto"):
@@ -314,6 +328,11 @@ def _check_combinations(config: Config) -> None:
         if options.get("label-smoothing") or options.get("reference-point", "batch") != "batch":
             raise ConfigError(
                 "task.label-smoothing and task.reference-point = 'pooled' need train.engine = 'accord'"
+            )
+        if config.lora.aggregation in ("ffa", "rolora"):
+            raise ConfigError(
+                f"lora.aggregation = {config.lora.aggregation!r} freezes one of A and B in a local training, which "
+                "train.engine = 'trl' cannot do; use train.engine = 'accord'"
             )
     if config.model.quantization != "none" and config.model.device == "cpu":
         raise ConfigError(

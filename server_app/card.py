@@ -13,7 +13,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 SHOWN = (
     "strategy.name", "strategy.weighting", "strategy.fraction-train", "run.seed", "run.num-server-rounds",
     "train.engine", "train.local-steps", "train.per-device-batch-size", "train.gradient-accumulation-steps",
-    "train.learning-rate", "train.max-length", "lora.r", "lora.alpha", "model.dtype", "model.quantization",
+    "train.learning-rate", "train.max-length", "lora.r", "lora.alpha", "lora.aggregation", "model.dtype",
+    "model.quantization",
 )  # fmt: skip
 TOY = "The base `toy` ships with Accord: run this from the root of its repository."
 LOCAL = "The base was a local folder, `{name}`: put its path below."
@@ -65,6 +66,10 @@ def _what(run: Run) -> str:
         "local": "Every client trained alone and kept its adapter: what lies here is the start they shared.",
         "centralized": "The rows were pooled in one place: a baseline, not federated.",
     }.get(str(run.config.get("strategy.name")), "Only adapter changes, counts and metrics left a client.")
+    if run.config.get("lora.aggregation") == "fedsa":
+        text += (
+            " Every client kept its own B: what lies here is the A they share, which alone changes nothing."
+        )
     return text if run.status == "finished" else f"**{state(run)}**\n\n{text}"
 
 

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from core import store
 from core.config import Config, parse
 from core.errors import AccordError, ConfigError
+from core.factors import MERGED
 from core.types import Json, ServerState
 from server_app import console
 from server_app.card import write_card
@@ -20,7 +21,7 @@ from strategies.base import Live, Strategy
 from tasks.base import Task
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Talker
-from tasks.kit.model import Base, initial_adapter, load_base, save_adapter, set_adapter
+from tasks.kit.model import Base, initial_adapter, is_untouched, load_base, save_adapter, set_adapter
 
 app = ServerApp()
 
@@ -56,7 +57,7 @@ class Run:
             raise ConfigError(
                 f"{folder.name} ran with base model {then[:12]}; {config.model.name!r} is {base.fingerprint[:12]}"
             )
-        return Run(config, folder, base, config.strategy_choice.build(), config.task_choice.build())
+        return Run(config, folder, base, config.build_strategy(), config.task_choice.build())
 
     def go(self, grid: Grid) -> None:
         known = self.folder.manifest()
@@ -65,10 +66,10 @@ class Run:
             base={"name": self.config.model.name, "fingerprint": self.base.fingerprint},
             status="running",
         )
-        first = initial_adapter(self.base, self.config.run.seed)
         state = self.folder.load_state()
         self.records = self.folder.metrics()
         if state is None:
+            first = initial_adapter(self.base, self.config.run.seed)
             state = self.strategy.init({"global": first}, self.config.run.seed)
         else:
             console.say(f"resuming {self.folder.name} after round {state.round}")
@@ -76,7 +77,7 @@ class Run:
         try:
             if state.round < rounds or not self.records:
                 state = self.strategy.run(grid, self._live(), state, rounds)
-            self._finish(state, first)
+            self._finish(state)
         except BaseException as error:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
             self._leave(f"failed: {reason}")
@@ -116,11 +117,12 @@ class Run:
         for line in console.round_lines(self.records, self.config.run.num_server_rounds):
             console.say(line)
 
-    def _finish(self, state: ServerState, first: dict) -> None:
-        trained = state.adapters["global"]
-        save_adapter(self.base, trained, self.folder.path / "adapter", base_name=self.config.model.name)
-        set_adapter(self.base, trained)
-        if any(not trained[n].equal(first[n]) for n in first):
+    def _finish(self, state: ServerState) -> None:
+        trained, merged = state.adapters["global"], state.memory.get(f"global.{MERGED}", {})
+        name, folder = self.config.model.name, self.folder.path / "adapter"
+        save_adapter(self.base, trained, folder, base_name=name, merged=merged)
+        set_adapter(self.base, trained, merged)
+        if not is_untouched(self.base):
             self._write("answers.json", self._answers())
         if self.config.benchmarks:
             self._write("benchmarks.json", self._benchmarks())

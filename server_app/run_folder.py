@@ -144,7 +144,12 @@ class RunFolder:
 def provenance(config: Config) -> Json:
     """What ran: versions, code, task, strategy, seed. The base and the data are added when they are known."""
     strategy: Json = {"name": config.strategy_choice.name}
-    if variant := dict(config.strategy_choice.options).get("variant"):
+    aggregation = config.lora.aggregation
+    how = [
+        dict(config.strategy_choice.options).get("variant"),
+        aggregation if aggregation != "separate" else "",
+    ]
+    if variant := ", ".join(str(word) for word in how if word):
         strategy["variant"] = variant
     return {
         "accord": tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],

@@ -6,19 +6,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from core import wire
-from core.config import FaultConfig
+from core.config import FaultConfig, LoraConfig
 from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.tree import Tree, norm, same_layout
 from core.types import Client, Json, Metrics, Order, Scalar, ServerState, Update
 from strategies.kit.client_rule import ClientRule
 from strategies.kit.fold import Fold, Mean, Merged, Share
 from strategies.kit.in_order import InOrder
+from strategies.kit.lora import Lora
 from strategies.kit.metrics import SUM, pooled_sums, weighted_mean
 from strategies.kit.weighting import sample
 
@@ -201,6 +203,15 @@ class Strategy(FlowerStrategy):
     """
 
     _session: Session  # of the run under way; the hooks never read it
+
+    def under(self, lora: LoraConfig) -> Self:
+        """This strategy with lora.aggregation and what goes with it; ConfigError where they do not fit."""
+        if Lora.read(lora).aggregation != "separate":
+            raise ConfigError(
+                f"lora.aggregation = {lora.aggregation!r} has no effect with strategy.name = "
+                f"{type(self).__name__.lower()!r}, which averages no adapters"
+            )
+        return self
 
     # --- hooks ---------------------------------------------------------------
 

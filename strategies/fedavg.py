@@ -2,17 +2,21 @@
 
 The variants agree: `openfedllm` (sum of w_k y_k) and `flower` compute the same; w_k = n_k / sum n.
 Deviations: LoRA's A and B are averaged as separate tensors, so the mean of the products B A is not the
-product of the means (`lora.aggregation` offers what is); local steps are AdamW where the paper has SGD.
+product of the means (`lora.aggregation` offers what is, strategies/kit/lora.py); local steps are AdamW where the paper
+has SGD.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
+from core.config import LoraConfig
 from core.errors import ConfigError
 from core.tree import Tree
-from core.types import Metrics, ServerState, Update
+from core.types import Client, Metrics, Order, ServerState, Update
 from strategies.base import Strategy
+from strategies.kit.client_rule import ClientRule
 from strategies.kit.fold import Fold, Mean, Merged, Share
+from strategies.kit.lora import Lora
 from strategies.kit.metrics import weighted_mean
 from strategies.kit.robust import RULES, Robust
 from strategies.kit.server_opt import ServerOpt, known_variant, plain
@@ -27,6 +31,7 @@ class FedAvg(Strategy):
     clip_norm: float = 0.0  # a delta with a larger norm is scaled down to it; 0: never
     robust: str = "none"  # none | median | trimmed-mean | krum | multi-krum; without weights
     robust_fraction: float = 0.2  # of the clients: cut at each end (trimmed-mean), hostile (krum, multi-krum)
+    lora: Lora = field(default_factory=Lora)  # no key of strategy: lora.*, by under()
 
     own_weighting: ClassVar[dict[str, str]] = dict.fromkeys(("paper", "openfedllm", "flower"), "examples")
     own_learning_rate: ClassVar[dict[str, float]] = dict.fromkeys(("paper", "openfedllm", "flower"), 1.0)
@@ -58,6 +63,34 @@ class FedAvg(Strategy):
                 f"{self.weighting!r}: leave the second at 'auto'"
             )
 
+    def under(self, lora: LoraConfig) -> Self:
+        built = replace(self, lora=Lora.read(lora))
+        built._check_products()
+        return built
+
+    def _check_products(self) -> None:
+        """What adds up products makes the next adapter by itself: nothing may stand between."""
+        if not self.lora.by_product:
+            return
+        name, method = type(self).__name__.lower(), f"lora.aggregation = {self.lora.aggregation!r}"
+        refused = {
+            f"the server's optimiser of strategy.name = {name!r}": type(self).server_opt
+            is not FedAvg.server_opt,
+            f"strategy.server-learning-rate = {self.server_learning_rate}": self.eta != 1.0,
+            f"strategy.robust = {self.robust!r}": self.robust != "none",
+            f"what clients of strategy.name = {name!r} send beside deltas": self.client_rule().sends
+            != ("delta",),
+            f"lora.client-ranks with the local steps of strategy.name = {name!r}": bool(
+                self.lora.client_ranks
+            )
+            and not self.client_rule().plain,
+        }
+        if reasons := [what for what, stands in refused.items() if stands]:
+            raise ConfigError(
+                f"{method} cannot go with {reasons[0]}; use strategy.name = 'fedavg' as it comes, or "
+                "lora.aggregation = separate | ffa | rolora | fedsa"
+            )
+
     @property
     def eta(self) -> float:
         return self.server_learning_rate or self.own_learning_rate[self.variant]
@@ -75,15 +108,31 @@ class FedAvg(Strategy):
         size = update.metrics["norm/delta"]
         return self.clip_norm / size if self.clip_norm and size > self.clip_norm else 1.0
 
+    def client_rule(self) -> ClientRule:
+        return self.lora.rule
+
+    def plan_train(self, state: ServerState, rnd: int, cohort: list[Client]) -> list[Order]:
+        return self.lora.orders(state, super().plan_train(state, rnd, cohort))
+
+    def plan_evaluate(self, state: ServerState, rnd: int, everyone: list[Client]) -> list[Order]:
+        return self.lora.orders(state, super().plan_evaluate(state, rnd, everyone))
+
     def fold(self, state: ServerState, rnd: int) -> Fold:
+        if self.lora.by_product:
+            return self.lora.fold(state, self.share)
         if self.robust != "none":
             return Robust(RULES[self.robust](self.robust_fraction), self.clip)
         return Mean(self.share)
 
     def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
+        metrics = weighted_mean(merged.updates)
         for adapter, trees in merged.trees.items():
-            state = self.move(state, rnd, adapter, trees["delta"])
-        return state, weighted_mean(merged.updates)
+            if self.lora.by_product:
+                state, more = self.lora.place(state, rnd, adapter, trees)
+                metrics |= more
+            else:
+                state = self.move(state, rnd, adapter, trees["delta"])
+        return state, metrics
 
     def move(self, state: ServerState, rnd: int, adapter: str, delta: Tree) -> ServerState:
         """One step of the server's optimiser on the tensors that `delta` has; the others stay as they are."""

@@ -1,7 +1,6 @@
 """The base model with one LoRA adapter: loaded once per process, adapters in and out as trees. The only peft file."""
 
 import logging
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,11 +32,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_bitsandbytes_available
 
+from core import factors
 from core.config import LoraConfig, ModelConfig
 from core.errors import ConfigError
-from core.seeds import torch_rng_for
 from core.tree import Tree, same_layout
 from tasks.kit import attention
+from tasks.kit.beside import Beside
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.flat import Flat, everything
 from tasks.kit.head import Head
@@ -59,6 +59,10 @@ class Base:
     fingerprint: str
     numerics: str  # dtype and quantization: what cached numbers depend on besides the weights
     flat: Flat  # the adapter's weights, float32
+    beside: (
+        Beside  # what rounds past have merged (lora.aggregation = fedex | flora); no part of the reference
+    )
+    rank: int  # of the adapter in use; the places above it are zero in A and in B, and stay so
     head: Head
     packed: bool  # packed forks; else padded batches and full logits
 
@@ -94,7 +98,14 @@ def load_base(model: ModelConfig, lora: LoraConfig) -> Base:
     adapted = _attach(causal, lora)
     flat = Flat({_name(n): p for n, p in adapted.named_parameters() if p.requires_grad})
     numerics = f"{model.dtype}-{model.quantization}"
-    base = Base(adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, Head(None), packed=False)
+    layers = {
+        name: adapted.get_submodule(name.split(".lora_A.")[0])
+        for name in flat.parameters
+        if factors.is_a(name)
+    }
+    base = Base(
+        adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, Beside(layers), lora.r, Head(None), False
+    )  # fmt: skip
     _choose_path(base)
     parameters = sum(p.numel() for p in causal.parameters())
     log.info(
@@ -142,32 +153,43 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def initial_adapter(base: Base, seed: int) -> Tree:
-    """LoRA's start: A uniform within 1/sqrt(inputs) (kaiming with a = sqrt 5, as in peft), B zero."""
-    out: Tree = {}
-    for name, like in get_adapter(base).items():
-        out[name] = torch.zeros_like(like)
-        if ".lora_A." in name:
-            bound = 1 / math.sqrt(like[0].numel())
-            out[name].uniform_(-bound, bound, generator=torch_rng_for(seed, "lora", name))
-    return out
+    """LoRA's start under this seed, at the full rank."""
+    return factors.start(base.flat.parameters, seed)
 
 
 def get_adapter(base: Base) -> Tree:
-    """A float32 copy on the CPU, under peft's state-dict names."""
-    return {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in base.flat.parameters.items()}
+    """A float32 copy on the CPU at the rank in use, under peft's state-dict names."""
+    parameters = factors.cut(base.flat.parameters, base.rank)
+    return {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in parameters.items()}
 
 
-def set_adapter(base: Base, tree: Mapping[str, Tensor]) -> None:
-    """Copy `tree` into the adapter; TreeMismatch on other names or shapes."""
-    same_layout(base.flat.parameters, tree, where="adapter")
+def set_adapter(base: Base, tree: Mapping[str, Tensor], merged: Mapping[str, Tensor] | None = None) -> None:
+    """Copy `tree` into the adapter, and put the frozen factors `merged` beside it; None takes away what was there.
+
+    A tree of a smaller rank r_k trains as that: above it A and B are zero, where no gradient reaches either, and
+    the scale is alpha / r_k. TreeMismatch on other names or shapes.
+    """
+    rank = min(factors.rank_of(tree), factors.rank_of(base.flat.parameters))
+    places = factors.cut(base.flat.parameters, rank)
+    same_layout(places, tree, where="adapter")
+    base.beside.put(merged or {})
     with torch.no_grad():
-        for name, parameter in base.flat.parameters.items():
-            parameter.copy_(tree[name])
+        if rank < base.rank:
+            for parameter in base.flat.parameters.values():
+                parameter.zero_()
+        for name, place in places.items():
+            place.copy_(tree[name])
+    if rank != base.rank:
+        alpha = base.model.peft_config["default"].to_dict()["lora_alpha"]
+        for layer in base.beside.layers.values():
+            layer.scaling["default"] = alpha / rank  # type: ignore[index]  # a dict of peft's
+        base.rank = rank
 
 
 def is_untouched(base: Base) -> bool:
-    """Whether the adapter changes nothing: every B is zero, so policy and reference are one function."""
-    return not any(p.any() for name, p in base.flat.parameters.items() if ".lora_B." in name)
+    """Whether nothing was learned: every B is zero, nothing is merged, so policy and reference are one function."""
+    b = (p for name, p in base.flat.parameters.items() if factors.is_b(name))
+    return not base.beside.factors and not any(p.any() for p in b)
 
 
 @contextmanager
@@ -202,15 +224,40 @@ def training(
             base.flat.bind()
 
 
-def save_adapter(base: Base, tree: Mapping[str, Tensor], folder: Path, *, base_name: str) -> None:
-    """A folder that PeftModel.from_pretrained loads on top of the model called `base_name`."""
+def save_adapter(
+    base: Base,
+    tree: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    base_name: str,
+    merged: Mapping[str, Tensor] | None = None,
+) -> None:
+    """A folder that PeftModel.from_pretrained loads on top of the model called `base_name`.
+
+    With `merged` it is one LoRA of rank r + R and scale 1: A over the merged A, s B beside the merged B.
+    """
     same_layout(base.flat.parameters, tree, where="adapter")
     folder.mkdir(parents=True, exist_ok=True)
     config = base.model.peft_config["default"].to_dict()
+    if merged:
+        tree = _joined(tree, merged, config["lora_alpha"] / config["r"])
+        config |= {"r": factors.rank_of(tree), "lora_alpha": factors.rank_of(tree)}
     kept = {**config, "base_model_name_or_path": base_name, "inference_mode": True}
     peft.LoraConfig(**kept).save_pretrained(str(folder))
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tree.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _joined(tree: Mapping[str, Tensor], merged: Mapping[str, Tensor], scale: float) -> Tree:
+    """scale B A + the merged product as one pair of factors a module, all of one rank: zeros fill up."""
+    more, out = factors.modules(merged), {}
+    rank = factors.rank_of(tree) + factors.rank_of(merged)
+    for name, (b, a) in factors.modules(tree).items():
+        left, right = more.get(name, (b[:, :0], a[:0]))
+        fill = rank - len(a) - len(right)
+        out[name] = torch.cat([a, right, a.new_zeros(fill, a.shape[1])])
+        out[factors.b_of(name)] = torch.cat([scale * b, left, b.new_zeros(len(b), fill)], 1)
+    return out
 
 
 def _placement(model: ModelConfig) -> str | dict[str, str]:

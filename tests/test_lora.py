@@ -1,0 +1,149 @@
+"""lora.aggregation in whole rounds: real sites on the toy model, the real loop, messages in this process."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flwr.app import Message
+
+from client_app.site import Node, Site
+from core import wire
+from core.config import Config, FaultConfig, parse
+from core.factors import is_a, is_b, modules
+from core.types import Client, ServerState
+from server_app.run_folder import RunFolder
+from strategies.base import Live
+from tasks.kit.encode import Encoder
+from tasks.kit.generate import Talker
+from tasks.kit.model import initial_adapter, load_base, set_adapter
+from tests.loopback import Loopback
+
+SMALL = {
+    "data.rows-per-client": 12,
+    "data.eval-rows-per-client": 6,
+    "train.local-steps": 2,
+    "lora.r": 4,
+}  # fmt: skip
+WAYS = [
+    ("separate", ""), ("ffa", ""), ("rolora", ""), ("fedsa", ""), ("fedex", ""), ("flora", ""), ("flexlora", ""),
+    ("flora", "4,2,1"), ("flexlora", "4,2,1"),
+]  # fmt: skip
+
+
+def configured(method: str, ranks: str, path: Path, **more) -> Config:
+    flat = {"lora.aggregation": method, "lora.client-ranks": ranks, "run.dir": str(path / "runs")}
+    return parse({**SMALL, **flat, **more})
+
+
+def federate(
+    config: Config, path: Path, rounds: int, folder: RunFolder | None = None
+) -> tuple[RunFolder, list]:
+    """Rounds up to `rounds`, from the last checkpoint of `folder` if there is one; the records of the new ones."""
+    folder, records = folder or RunFolder.create(config), []
+    base, strategy, task = (
+        load_base(config.model, config.lora),
+        config.build_strategy(),
+        config.task_choice.build(),
+    )
+
+    def answer(node: int, message: Message) -> Message:
+        site = Site(config, Node(node - 10, 3, state_dir=str(path / f"site-{node}")))
+        if message.metadata.message_type == "query.hello":
+            return Message(
+                wire.encode_facts(site.hello(wire.decode_facts(message.content))), reply_to=message
+            )
+        act = site.train if message.metadata.message_type == "train" else site.evaluate
+        return Message(wire.encode_update(act(wire.decode_order(message.content))), reply_to=message)
+
+    def on_round(state: ServerState, record: dict) -> None:
+        folder.commit(state, record)
+        records.append(record)
+
+    live = Live(
+        knobs={"run": "r", "base": base.fingerprint},
+        min_available_nodes=3,
+        fraction_train=1.0,
+        sampling="all",
+        fault=FaultConfig(),
+        eval_every=config.eval.every,
+        spool=folder.path,
+        brief=task.brief,
+        on_hello=lambda said: None,
+        on_round=on_round,
+    )
+    state = folder.load_state() or strategy.init(
+        {"global": initial_adapter(base, config.run.seed)}, config.run.seed
+    )
+    strategy.run(Loopback([10, 11, 12], answer), live, state, rounds)
+    return folder, records
+
+
+def tensors(folder: RunFolder) -> bytes:
+    return (folder.checkpoints / "00003" / "tensors.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "ranks"), WAYS)
+def test_a_resumed_run_is_the_uninterrupted_one(method, ranks, tmp_path):
+    """Stopped after two rounds, and another run's adapters were in the model between: the same bytes after three."""
+    one = configured(method, ranks, tmp_path / "one")
+    whole, records = federate(one, tmp_path / "one", 3)
+    half, _ = federate(configured(method, ranks, tmp_path / "two"), tmp_path / "two", 2)
+    federate(configured("flora", "2", tmp_path / "other"), tmp_path / "other", 1)
+    _, last = federate(configured(method, ranks, tmp_path / "two"), tmp_path / "two", 3, half)
+    assert tensors(half) == tensors(whole)
+    assert last[-1]["eval"]["mean"] == records[-1]["eval"]["mean"]
+    assert not any(r["failed"] for r in records)
+    first, final = records[1]["train"]["mean"], records[3]["train"]["mean"]
+    assert first["loss"] == pytest.approx(0.693, abs=0.03)
+    assert final["norm/delta"] > 0
+
+
+@pytest.mark.parametrize("method", ["fedex", "flora"])
+def test_the_reference_stays_the_frozen_base(method, tmp_path):
+    """Of a client: a step of no length has the loss of the merged policy against the base, not ln 2 as it would have
+    with the merged part in both. Of the server: what talks `frozen` is the base as it came."""
+    config = configured(method, "", tmp_path)
+    folder, _ = federate(config, tmp_path, 2)
+    state, still = folder.load_state(), configured(method, "", tmp_path, **{"train.learning-rate": 1e-9})
+    assert state is not None
+    base = load_base(config.model, config.lora)
+    (order,) = config.build_strategy().plan_train(state, 3, [Client(0, 12)])
+    order = replace(order, knobs={"run": "r", "base": base.fingerprint, "rnd": 3})
+    report = Site(still, Node(0, 3, state_dir=str(tmp_path / "site-10"))).train(order)
+    assert abs(report.metrics["loss"] - math.log(2)) > 1e-3
+    assert report.metrics["rewards/margins"] > 0
+    frozen, policy = (Talker(base, Encoder(base.tokenizer, "auto", 64), frozen=f) for f in (True, False))
+    set_adapter(base, initial_adapter(base, 42))
+    pure = policy.logprob("question", ["yes", "no"])
+    set_adapter(base, state.adapters["global"], state.memory["global.merged"])
+    assert frozen.logprob("question", ["yes", "no"]) == pure
+    assert policy.logprob("question", ["yes", "no"]) != pure
+
+
+def test_what_travels_costs_what_the_table_says(tmp_path):
+    """Bytes of a round against the tensors alone: ffa and fedsa half, both ways; rolora half up."""
+    costs = {}
+    for method in ("separate", "ffa", "rolora", "fedsa"):
+        config = configured(method, "", tmp_path / method, **{"eval.every": 0})
+        _, records = federate(config, tmp_path / method, 2)
+        costs[method] = records[1]["bytes_up"], records[1]["bytes_down"]
+    base = load_base(config.model, config.lora)
+    sizes = {n: 4 * t.numel() * 3 for n, t in initial_adapter(base, 0).items()}
+    a, b = sum(v for n, v in sizes.items() if is_a(n)), sum(v for n, v in sizes.items() if is_b(n))
+    up, down = costs["separate"]
+    want = {"ffa": (a, a), "rolora": (a, 0), "fedsa": (b, b)}
+    for method, (less_up, less_down) in want.items():
+        assert up - costs[method][0] == pytest.approx(less_up, rel=0.1)
+        assert down - costs[method][1] == pytest.approx(less_down, rel=0.1, abs=4000)
+
+
+def test_fedsas_b_is_the_clients_own(tmp_path):
+    """B of the server never moves; each site scores with its own, so that the scores differ from the start's."""
+    config = configured("fedsa", "", tmp_path)
+    folder, records = federate(config, tmp_path, 2)
+    state = folder.load_state()
+    assert state is not None
+    assert not any(b.any() for b, _ in modules(state.adapters["global"]).values())
+    assert records[2]["eval"]["mean"]["kl"] > 0
