@@ -57,7 +57,6 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_worker_prestart": "0",  # actors bring a runtime environment, so waiting workers are never used
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_preload_python_modules": "client_app.site",  # while the server starts, not at the first message
     "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -235,6 +234,8 @@ def launch(asked: Request, *, verbose: bool) -> int:
         with contextlib.ExitStack() as stack:
             if not name:
                 env["FLWR_HOME"] = str(scratch / "flwr")
+                if not asked.federation["client-gpus"]:  # else Ray must first say which GPU is whose
+                    env["RAY_preload_python_modules"] = "client_app.site"  # now, not at the first message
                 name = stack.enter_context(_superlink(scratch, env))
             sources = str(stage(scratch / "app"))
             command = [str(BIN / "flwr"), "run", sources, name, "--stream", "--run-config", str(config)]

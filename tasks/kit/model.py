@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-if (
-    not torch.cuda.is_available()
-):  # bitsandbytes is refused below, yet peft would import it: a second a process
-    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # Python's word for: not there
+# Without a GPU bitsandbytes is refused below, yet peft would import it: a second of every process. device_count(),
+# not is_available(): that would fix what CUDA_VISIBLE_DEVICES says before Ray has written it.
+if not torch.cuda.device_count():
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # None: as if not installed
 
 import peft
 from peft.tuners.lora import LoraLayer
