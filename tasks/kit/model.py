@@ -34,6 +34,7 @@ from tasks.kit import attention
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.flat import Flat, everything
 from tasks.kit.head import Head
+from tasks.kit.linear import use_onednn
 from tasks.kit.logprobs import completion_logps
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def load_base(model: ModelConfig, lora: LoraConfig) -> Base:
     numerics = f"{model.dtype}-{model.quantization}"
     base = Base(adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, Head(None), packed=False)
     _choose_path(base)
+    use_onednn(adapted)
     parameters = sum(p.numel() for p in causal.parameters())
     log.info(
         "base model=%s fingerprint=%s parameters=%d lora=%d path=%s device=%s",
