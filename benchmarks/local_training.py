@@ -89,11 +89,12 @@ def same_settings(args: argparse.Namespace) -> None:
 
 
 def measure(task: str, args: argparse.Namespace) -> Figures:
-    """Compare the first steps, time the rounds in turn (A B C A B C), then each side's memory on its own."""
+    """Each side's memory on its own; compare the first steps; time the rounds in turn (A B C A B C)."""
     from benchmarks.sides import ROWS, SIDES, make_case
 
     case = make_case(task, args.folder, steps=args.steps, threads=args.threads)
     kinds = [kind for kind in SIDES if case.task.needs_reference or kind != "accord-first"]
+    peaks = {kind: peak_in_child(task, args, kind) for kind in kinds}
     sides = {kind: SIDES[kind](case) for kind in kinds}
     firsts = {}
     for kind, side in sides.items():
@@ -122,7 +123,7 @@ def measure(task: str, args: argparse.Namespace) -> Figures:
             "wall_s": statistics.median(wall[kind]),
             "over_default": seconds["trl-default"] / seconds[kind],
             "over_tuned": seconds["trl-tuned"] / seconds[kind],
-            "peak_mb": peak_in_child(task, args, kind),
+            "peak_mb": peaks[kind],
             "loss": loss[kind],
             "loss_error": error[kind][0],
             "gradient_error": error[kind][1],

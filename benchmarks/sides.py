@@ -1,6 +1,7 @@
 """The sides of benchmarks/local_training.py: the same rows from the same adapter through TRL and through Accord."""
 
 import random
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from trl.trainer import utils as trl_utils
 from core.config import LoraConfig, ModelConfig, TrainConfig
 from core.plugins import build
 from tasks.base import Example, Task
-from tasks.kit import loop, trl_engine
+from tasks.kit import linear, loop, trl_engine
 from tasks.kit.cache import Cache
 from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, set_adapter
 from tasks.kit.reference import reference_logps
@@ -138,7 +139,12 @@ def trl_default(case: Case) -> Side:
     """TRL as the reference implementations use it: text in, a new trainer every round, TRL's defaults."""
     base = load(case)
     base.causal.set_attn_implementation("sdpa")
-    return Side(_reset(base), lambda steps, keep: _default_round(case, base, steps, keep))
+
+    def run(steps: int, keep: bool) -> Step:
+        with torch_products():
+            return _default_round(case, base, steps, keep)
+
+    return Side(_reset(base), run)
 
 
 def trl_tuned(case: Case) -> Side:
@@ -151,7 +157,7 @@ def trl_tuned(case: Case) -> Side:
     base.causal.set_attn_implementation("sdpa")
 
     def run(steps: int, keep: bool) -> Step:
-        with compact_head():
+        with compact_head(), torch_products():
             return _engine_round(trl_engine.train, case, base, cache, steps, keep)
 
     return Side(_reset(base), run)
@@ -172,7 +178,25 @@ def accord(case: Case) -> Side:
     return Side(_reset(base), lambda steps, keep: _engine_round(loop.train, case, base, cache, steps, keep))
 
 
-SIDES = {"trl-default": trl_default, "trl-tuned": trl_tuned, "accord-first": accord_first, "accord": accord}
+def accord_torch(case: Case) -> Side:
+    """The same with torch's own matrix products, which are TRL's."""
+    base = load(case)
+    cache = filled(case, base)
+
+    def run(steps: int, keep: bool) -> Step:
+        with torch_products():
+            return _engine_round(loop.train, case, base, cache, steps, keep)
+
+    return Side(_reset(base), run)
+
+
+SIDES = {
+    "trl-default": trl_default,
+    "trl-tuned": trl_tuned,
+    "accord-torch": accord_torch,
+    "accord-first": accord_first,
+    "accord": accord,
+}
 
 
 def load(case: Case) -> Base:
@@ -261,6 +285,16 @@ def _default_round(case: Case, base: Base, steps: int, keep: bool) -> Step:
             base.model.delete_adapter("ref")
         loss = trainer.train().training_loss
     return loss, gradients
+
+
+@contextmanager
+def torch_products() -> Iterator[None]:
+    """Matrix products with frozen weights as torch makes them, not through oneDNN."""
+    usual, linear.LEAST = linear.LEAST, sys.maxsize
+    try:
+        yield
+    finally:
+        linear.LEAST = usual
 
 
 @contextmanager

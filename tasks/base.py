@@ -41,6 +41,7 @@ class Batch:
     knobs: Mapping[str, Scalar] = field(default_factory=dict)  # what Task.brief said for this round
     running: dict[str, float] = field(default_factory=dict)  # the task's own, from step to step
     sums: dict[str, float] = field(default_factory=dict)  # additive: reported to the server, for Task.brief
+    hits: Tensor | None = None  # (C,) int64, tokens that are the policy's first choice; None for kto
 
 
 class Task(Protocol):

@@ -36,7 +36,10 @@ class SFT:
         return list(examples)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        return sft_loss(batch.logps, batch.tokens), {}
+        loss = sft_loss(batch.logps, batch.tokens)
+        if batch.hits is None:
+            return loss, {}
+        return loss, {"mean_token_accuracy": float(batch.hits.sum() / batch.tokens.sum())}
 
     def census(self, examples: Sequence[Example]) -> Metrics:
         return {}

@@ -45,18 +45,17 @@ class Layout:
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        """Rows and what they see; a prompt and its first branch are one causal sequence."""
+        """Rows and what they see."""
         out: list[Piece] = []
         start = 0
         for stem, branches in self.forks:
-            stop = start + stem + sum(branches[:1])
-            out.append(Piece(slice(start, stop)))
             prompt = slice(start, start + stem)
-            for branch in branches[1:]:
+            out.append(Piece(prompt))
+            start += stem
+            for branch in branches:
                 if branch:
-                    out.append(Piece(slice(stop, stop + branch), prompt))
-                stop += branch
-            start = stop
+                    out.append(Piece(slice(start, start + branch), prompt))
+                start += branch
         return tuple(out)
 
 

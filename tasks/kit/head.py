@@ -10,29 +10,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-CHUNK_ROWS = 256
-CHUNK_ENTRIES = 8 << 20  # of the buffer of logits: 32 MB
+from tasks.kit.linear import product
+
+CHUNK_ROWS = 128
+CHUNK_ENTRIES = 8_000_000  # of logits: 32 MB, above which glibc's malloc gives memory back every time
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Head:
-    """A frozen linear head, or none: then `features` are logits already.
-
-    Its buffer of logits is kept between calls: fresh memory costs a page fault for every 4 KB.
-    """
+    """A frozen linear head, or none: then `features` are logits already."""
 
     linear: nn.Linear | None
-    buffer: Tensor | None = None
 
     def logps(self, features: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of each target: features (R, F), targets (R,) -> (R,) float32, with gradient."""
-        targets = targets.to(features.device)
+        return self.scores(features, targets)[0]
+
+    def scores(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """logps, and whether no token is likelier than the target, (R,) bool."""
         if self.linear is None:
-            return features.log_softmax(1).gather(1, targets[:, None])[:, 0]
-        features, targets = features.to(self.linear.weight.device), targets.to(self.linear.weight.device)
-        if torch.is_grad_enabled() and features.requires_grad:
-            return _EagerGradient.apply(features, targets, self)  # type: ignore[return-value]  # apply is untyped
-        return torch.cat([p.gather(1, targets[rows, None])[:, 0] for rows, p in self.log_softmax(features)])
+            wanted = features.gather(1, targets.to(features.device)[:, None])[:, 0]
+            return wanted - features.logsumexp(1), wanted >= features.detach().amax(1)
+        device = self.linear.weight.device
+        return _EagerGradient.apply(features.to(device), targets.to(device), self)  # type: ignore[return-value]  # apply is untyped
 
     def log_softmax(self, features: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Slices of rows with their (rows, V) float32 log-probabilities, without gradient."""
@@ -40,45 +40,44 @@ class Head:
             yield rows, torch.log_softmax(logits, 1)
 
     def chunks(self, features: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of rows with their (rows, V) float32 logits, without gradient, in a buffer that the next reuses."""
+        """Slices of rows with their (rows, V) float32 logits, without gradient."""
         vocabulary = features.shape[1] if self.linear is None else self.linear.out_features
         size = max(1, min(CHUNK_ROWS, CHUNK_ENTRIES // vocabulary))
         for start in range(0, len(features), size):
             rows = slice(start, min(start + size, len(features)))
             part = features[rows].detach()
-            yield rows, part if self.linear is None else self._project(part, size)
+            yield rows, part if self.linear is None else _project(self.linear, part)
 
-    def _project(self, features: Tensor, size: int) -> Tensor:
-        assert self.linear is not None
-        weight, bias = self.linear.weight.detach(), self.linear.bias
-        if weight.dtype != torch.float32:
-            return nn.functional.linear(features.to(weight.dtype), weight, bias).float()
-        if self.buffer is None:
-            self.buffer = weight.new_empty(size, len(weight))
-        logits = torch.mm(features, weight.T, out=self.buffer[: len(features)])
-        return logits if bias is None else logits.add_(bias.detach())
+
+def _project(head: nn.Linear, features: Tensor) -> Tensor:
+    bias = None if head.bias is None else head.bias.detach()
+    return product(features.to(head.weight.dtype), head.weight.detach(), bias).float()
 
 
 class _EagerGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, targets: Tensor, head: Head) -> Tensor:  # type: ignore[override]
+    def forward(ctx, features: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         assert head.linear is not None
         weight = head.linear.weight.detach()
         out = torch.empty(len(features), dtype=torch.float32, device=features.device)
-        gradient = torch.empty_like(features, dtype=weight.dtype)
+        best = torch.empty(len(features), dtype=torch.bool, device=features.device)
+        gradient = torch.empty_like(features, dtype=weight.dtype) if ctx.needs_input_grad[0] else None
         for rows, logits in head.chunks(features):
             target = targets[rows, None]
             most, wanted = logits.amax(1), logits.gather(1, target)[:, 0]
+            best[rows] = wanted >= most
             p = torch.softmax(logits, 1, out=logits)
             out[rows] = (
                 wanted - most + p.amax(1).log()
             )  # log sum exp = most - log p(most), and p(most) >= 1/V
-            p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand(len(p), 1))
-            torch.mm(p.to(weight.dtype), weight, out=gradient[rows])
+            if gradient is not None:
+                p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand(len(p), 1))
+                gradient[rows] = product(p.to(weight.dtype), weight.T)
         ctx.save_for_backward(gradient)
-        return out
+        ctx.mark_non_differentiable(best)
+        return out, best
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx, grad: Tensor, _: None) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
         return gradient * -grad[:, None].to(gradient.dtype), None, None

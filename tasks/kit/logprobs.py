@@ -18,8 +18,14 @@ if TYPE_CHECKING:  # model.py tries both paths of this file when it loads a base
 
 def completion_logps(base: Base, forks: Sequence[Fork]) -> Tensor:
     """Summed over each completion's tokens: (C,) float32, in order of forks and completions."""
+    return completion_scores(base, forks)[0]
+
+
+def completion_scores(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor]:
+    """completion_logps, and how many tokens of each completion are the model's first choice, (C,) int64."""
     features, targets, counts = predictions(base, forks)
-    return _sums(base.head.logps(features, targets), counts)
+    logps, best = base.head.scores(features, targets)
+    return _sums(logps, counts), _sums(best, counts)
 
 
 def with_strangers(base: Base, forks: Sequence[Fork], strangers: Sequence[Tokens]) -> tuple[Tensor, Tensor]:

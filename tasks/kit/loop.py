@@ -17,7 +17,7 @@ from tasks.kit.batches import draw, subset
 from tasks.kit.cache import Cache
 from tasks.kit.encode import key_of
 from tasks.kit.evaluate import evaluate
-from tasks.kit.logprobs import completion_logps, with_strangers
+from tasks.kit.logprobs import completion_scores, with_strangers
 from tasks.kit.model import Base, is_untouched, training
 from tasks.kit.reference import fork_of, reference_logps
 from tasks.kit.stepper import PLAIN, Bend, Stepper
@@ -114,10 +114,11 @@ class _Look:
     def loss(self, examples: Sequence[Example]) -> tuple[Tensor, Metrics]:
         forks = [fork_of(example) for example in examples]
         strangers = [example.mismatched for example in examples]
+        kl_logps = hits = None
         if any(strangers):
             logps, kl_logps = with_strangers(self.base, forks, strangers)
         else:
-            logps, kl_logps = completion_logps(self.base, forks), None
+            logps, hits = completion_scores(self.base, forks)
         ref_logps, kl_ref_logps = self._references(examples, logps, kl_logps)
         sizes = [len(completions) for _, completions in forks]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -132,6 +133,7 @@ class _Look:
             knobs=self.knobs,
             running=self.running,
             sums=self.sums,
+            hits=hits,
         )
         return self.task.loss(batch)
 

@@ -41,6 +41,7 @@ from tasks.kit.beside import Beside
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.flat import Flat, everything
 from tasks.kit.head import Head
+from tasks.kit.linear import use_onednn
 from tasks.kit.logprobs import completion_logps
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def load_base(model: ModelConfig, lora: LoraConfig) -> Base:
         adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, Beside(layers), lora.r, Head(None), False
     )  # fmt: skip
     _choose_path(base)
+    use_onednn(adapted)
     parameters = sum(p.numel() for p in causal.parameters())
     log.info(
         "base model=%s fingerprint=%s parameters=%d lora=%d path=%s device=%s",

@@ -18,9 +18,12 @@ def test_the_loss_is_a_mean_over_tokens_not_over_rows() -> None:
 def test_the_task_uses_it() -> None:
     logps = torch.tensor([-3.0, -6.0], requires_grad=True)
     examples = tuple(Example((1,), ((2,),)) for _ in range(2))
-    loss, _ = SFT().loss(Batch(examples, logps, None, torch.tensor([3, 1]), ((0,), (1,))))
+    hits = torch.tensor([1, 0])
+    batch = Batch(examples, logps, None, torch.tensor([3, 1]), ((0,), (1,)), hits=hits)
+    loss, metrics = SFT().loss(batch)
     loss.backward()
     assert loss.item() == 9 / 4
+    assert metrics == {"mean_token_accuracy": 1 / 4}
     assert logps.grad is not None
     assert logps.grad.tolist() == [-0.25, -0.25]
 

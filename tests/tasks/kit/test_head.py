@@ -34,6 +34,16 @@ def test_values_and_gradient_are_autograds(bias: bool) -> None:
         torch.testing.assert_close(Head(linear).logps(a, targets), want, rtol=1e-6, atol=1e-6)
 
 
+def test_the_first_choice_is_the_argmax() -> None:
+    """With a linear layer and without."""
+    linear = nn.Linear(6, 9).requires_grad_(False)
+    features, targets = torch.randn(200, 6), torch.arange(200) % 9
+    want = linear(features).argmax(1) == targets
+    assert 0 < want.sum() < 200
+    assert torch.equal(Head(linear).scores(features, targets)[1], want)
+    assert torch.equal(Head(None).scores(linear(features), targets)[1], want)
+
+
 def test_an_impossible_token_keeps_its_log_probability() -> None:
     """logits 0 and -300: log p = -300 although p is 0 in float32."""
     linear = nn.Linear(1, 2, bias=False).requires_grad_(False)

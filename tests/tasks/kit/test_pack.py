@@ -17,9 +17,10 @@ def test_a_row_holds_each_prompt_once_and_no_last_token() -> None:
 
 
 def test_pieces_see_their_prompt_and_themselves() -> None:
-    """A prompt with its first branch is one piece; an empty branch is none."""
+    """An empty branch is none."""
     assert pack(FORKS).layout.pieces == (
-        Piece(slice(0, 5)),
+        Piece(slice(0, 3)),
+        Piece(slice(3, 5), slice(0, 3)),
         Piece(slice(5, 6), slice(0, 3)),
         Piece(slice(6, 7)),
         Piece(slice(7, 8), slice(6, 7)),
