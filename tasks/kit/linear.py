@@ -1,7 +1,7 @@
 """Products with frozen float32 weights on the CPU through oneDNN.
 
-torch sends them to MKL, which keeps to 256-bit instructions on AMD processors: with AVX-512 oneDNN is twice as fast
-there and as fast elsewhere. The operator is the one that torch.compile uses for linear layers.
+torch sends them to MKL; oneDNN was measured twice as fast on an AMD processor with AVX-512 (docs/performance.md).
+The operator is the one that torch.compile uses for linear layers.
 """
 
 import torch
