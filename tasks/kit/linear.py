@@ -1,16 +1,16 @@
 """Products with frozen float32 weights on the CPU through oneDNN.
 
 torch sends them to MKL; oneDNN was measured twice as fast on an AMD processor with AVX-512 (docs/performance.md).
-The operator is the one that torch.compile uses for linear layers.
+The operator is the one that torch.compile uses for linear layers; a torch without it computes as ever.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-LEAST = (
-    1 << 25
-)  # multiply-adds; oneDNN prepares a kernel for each new shape, which smaller products do not earn
+# multiply-adds; oneDNN prepares a kernel for each new shape, which smaller products do not earn
+LEAST = 1 << 25
+FOUND = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -47,4 +47,4 @@ class _Product(torch.autograd.Function):
 
 
 def _covered(x: Tensor, weight: Tensor) -> bool:
-    return x.is_cpu and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return FOUND and x.is_cpu and x.dtype == weight.dtype == torch.float32
