@@ -1,4 +1,4 @@
-# make demo: the main job · make test: all tests · make check: ruff, pyright, the fast tests
+# make demo: the main job · make test: all tests but make test-faults: kill -9, full disks · make check: ruff, pyright, the fast tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 # Two tests at a time, handed out one by one: a federation alone leaves a core idle while it starts and ends.
 PAIR := -n 2 --maxschedchunk 1
 
-.PHONY: demo test check fix fab clean
+.PHONY: demo test test-faults check fix fab clean
 
 demo: $(STAMP)
 	$(BIN)/accord demo
@@ -21,11 +21,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PAIR)
 
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m faults $(PAIR)
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
 
 fix: $(STAMP)
 	$(BIN)/ruff format .

@@ -252,7 +252,10 @@ def launch(asked: Request, *, verbose: bool) -> int:
     word = "stopped" if code == 130 else "the run failed"
     typer.echo(f"accord: {word}; Flower's log: {scratch / 'stream.log'}", err=True)
     if folder and (folder / "checkpoints").is_dir():
-        typer.echo(f"accord: nothing committed is lost; continue with: accord resume {folder}", err=True)
+        again = f" federation.superlink={name}" if asked.federation["superlink"] else ""
+        typer.echo(
+            f"accord: nothing committed is lost; continue with: accord resume {folder}{again}", err=True
+        )
     return code
 
 

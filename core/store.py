@@ -1,15 +1,21 @@
-"""A folder on disk, whole or absent: written beside its place, flushed, then renamed."""
+"""A folder on disk, whole or absent: written beside its place, flushed, then renamed.
+
+Whatever writes raises CheckpointError, one line, when the disk refuses; what stood before still stands.
+"""
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core.errors import CheckpointError
 from core.tree import Tree
 from core.types import Json
 
@@ -18,27 +24,35 @@ TENSORS, FACTS = "tensors.safetensors", "facts.json"
 
 def save(folder: Path, trees: Mapping[str, Mapping[str, Tensor]], facts: Json) -> None:
     """Write named trees and facts to `folder`, replacing what stood there; a crash leaves the old or the new."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
     try:
-        flat = {
-            f"{tree}\t{name}": t.contiguous() for tree, named in trees.items() for name, t in named.items()
-        }
-        save_file(flat, part / TENSORS)
-        (part / FACTS).write_text(json.dumps({"trees": sorted(trees), "facts": facts}, sort_keys=True))
-        for file in (part / TENSORS, part / FACTS, part):
-            _flush(file)
-        if folder.exists():
-            old = part.with_name(part.name + ".old")
-            folder.rename(old)
-            part.rename(folder)
-            shutil.rmtree(old)
-        else:
-            part.rename(folder)
-        _flush(folder.parent)
+        with writing(folder):
+            _fill(part, trees, facts)
+            _put(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _fill(part: Path, trees: Mapping[str, Mapping[str, Tensor]], facts: Json) -> None:
+    flat = {f"{tree}\t{name}": t.contiguous() for tree, named in trees.items() for name, t in named.items()}
+    save_file(flat, part / TENSORS)
+    (part / FACTS).write_text(json.dumps({"trees": sorted(trees), "facts": facts}, sort_keys=True))
+    for file in (part / TENSORS, part / FACTS, part):
+        _flush(file)
+
+
+def _put(part: Path, folder: Path) -> None:
+    if folder.exists():
+        old = part.with_name(part.name + ".old")
+        folder.rename(old)
+        part.rename(folder)
+        shutil.rmtree(old)
+    else:
+        part.rename(folder)
+    _flush(folder.parent)
 
 
 def load(folder: Path) -> tuple[dict[str, Tree], Json]:
@@ -72,9 +86,32 @@ def prune(parent: Path, keep: set[int]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a small file in one step."""
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    _flush(part)
-    part.replace(path)
+    try:
+        with writing(path):
+            part.write_text(text, encoding="utf-8")
+            _flush(part)
+            part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def append(path: Path, line: str) -> None:
+    """Add a line to a file for good."""
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk that is full or refuses, in one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise CheckpointError(f"cannot write {path}: {why}; free space or mend the disk") from error
 
 
 def _flush(path: Path) -> None:

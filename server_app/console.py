@@ -114,6 +114,11 @@ def summary_lines(run_dir: Path | str) -> list[str]:
     return [*lines, "", *_places(run), *_next_commands(run)]
 
 
+def resume_line(run_dir: Path | str) -> str:
+    """What to do about a run that stopped."""
+    return f"nothing committed is lost; continue with: accord resume {shlex.quote(str(run_dir))}"
+
+
 def _places(run: Run) -> list[str]:
     adapters = run.adapters()
     note = (

@@ -1,5 +1,6 @@
 """The ServerApp: open the run, federate, then leave adapter, report and card."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from core import store
 from core.config import Config, parse
-from core.errors import AccordError, ConfigError
+from core.errors import AccordError, CheckpointError, ConfigError
 from core.factors import MERGED
 from core.types import Json, ServerState
 from server_app import console
@@ -28,10 +29,14 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
+    run = None
     try:
-        Run.open(parse(context.run_config)).go(grid)
+        run = Run.open(parse(context.run_config))
+        run.go(grid)
     except AccordError as error:
         console.say(f"accord: {type(error).__name__}: {error}")
+        if run and store.rounds(run.folder.checkpoints):
+            console.say(f"accord: {console.resume_line(run.folder.path)}")
         raise
 
 
@@ -51,6 +56,7 @@ class Run:
         """A new run, or the one that run.resume names."""
         check_files(config)
         folder = RunFolder.reopen(config) if config.run.resume else RunFolder.create(config)
+        folder.hold()
         base = load_base(config.model, config.lora)
         then = folder.manifest().get("base", {}).get("fingerprint", base.fingerprint)
         if then != base.fingerprint:
@@ -80,7 +86,8 @@ class Run:
             self._finish(state)
         except BaseException as error:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
-            self._leave(f"failed: {reason}")
+            with contextlib.suppress(CheckpointError):  # the disk that stopped the run may refuse this too
+                self._leave(f"failed: {reason}")
             raise
 
     def _live(self) -> Live:
@@ -96,6 +103,7 @@ class Run:
             brief=self.task.brief,
             on_hello=self._on_hello,
             on_round=self._on_round,
+            base_scored=bool(self.records),
         )
 
     def _on_hello(self, said: Mapping[int, Json]) -> None:
@@ -120,7 +128,8 @@ class Run:
     def _finish(self, state: ServerState) -> None:
         trained, merged = state.adapters["global"], state.memory.get(f"global.{MERGED}", {})
         name, folder = self.config.model.name, self.folder.path / "adapter"
-        save_adapter(self.base, trained, folder, base_name=name, merged=merged)
+        with store.writing(folder):
+            save_adapter(self.base, trained, folder, base_name=name, merged=merged)
         set_adapter(self.base, trained, merged)
         if not is_untouched(self.base):
             self._write("answers.json", self._answers())
@@ -133,8 +142,9 @@ class Run:
     def _leave(self, status: str) -> None:
         """What stands when a run ends, well or badly: manifest, report, model card."""
         self.folder.write_manifest(status=status)
-        write_report(self.folder.path)
-        write_card(self.folder.path)
+        with store.writing(self.folder.path / "report.html"):
+            write_report(self.folder.path)
+            write_card(self.folder.path)
 
     def _talkers(self) -> dict[str, Talker]:
         data, train = self.config.data, self.config.train

@@ -1,7 +1,9 @@
 """The folder a run leaves: config, manifest, metrics, checkpoints. A line of metrics and a checkpoint make a round."""
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import time
@@ -17,6 +19,8 @@ from core import store
 from core.config import Config, flatten
 from core.errors import CheckpointError
 from core.types import Json, ServerState
+
+log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
 MAY_CHANGE = ("run.resume", "run.dir", "run.num-server-rounds", "client.state-dir", "fault.", "eval.")
@@ -80,11 +84,31 @@ class RunFolder:
             raise CheckpointError(f"{path.name} cannot be resumed with another configuration: {told}")
         return RunFolder(path)
 
+    def hold(self) -> int:
+        """Keep other processes out for as long as this one lives; CheckpointError when one is already in.
+
+        A run goes on without the terminal that started it: it must not be resumed beside itself.
+        """
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise CheckpointError(
+                f"{self.name} is still being run by another process; wait for it, or stop it with `flwr stop`"
+            ) from error
+        except OSError:
+            log.warning("run=%s cannot be locked on this file system", self.name)
+        return handle
+
     # --- state -------------------------------------------------------------------
 
     def load_state(self) -> ServerState | None:
-        """The newest whole checkpoint, or None before the first; metrics of later rounds are dropped."""
+        """The newest whole checkpoint, or None before the first; what a crash left of later rounds is dropped."""
         saved = store.rounds(self.checkpoints)
+        store.prune(self.checkpoints, set(saved[-KEPT_CHECKPOINTS:]))
+        for part in self.path.glob(".*.part-*"):
+            part.unlink()
         last = saved[-1] if saved else -1
         self._write_metrics([r for r in self.metrics() if r["round"] <= last])
         if not saved:
@@ -97,15 +121,18 @@ class RunFolder:
         return ServerState(facts["seed"], facts["round"], parts["adapters"], parts["memory"], facts["facts"])
 
     def commit(self, state: ServerState, record: Json) -> None:
-        """Write a round: first its line of metrics, then the checkpoint that makes it count."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write a round: first its line of metrics, then the checkpoint that makes it count; CheckpointError if not."""
+        metrics = self.path / "metrics.jsonl"
+        before = metrics.stat().st_size if metrics.is_file() else 0
         trees = {f"adapters/{n}": t for n, t in state.adapters.items()}
         trees |= {f"memory/{n}": t for n, t in state.memory.items()}
         facts = {"seed": state.seed, "round": state.round, "facts": state.facts}
-        store.save(store.round_folder(self.checkpoints, state.round), trees, facts)
+        try:
+            store.append(metrics, json.dumps(record, sort_keys=True) + "\n")
+            store.save(store.round_folder(self.checkpoints, state.round), trees, facts)
+        except CheckpointError:
+            os.truncate(metrics, before)
+            raise
         store.prune(self.checkpoints, set(store.rounds(self.checkpoints)[-KEPT_CHECKPOINTS:]))
 
     def metrics(self) -> list[Json]:

@@ -3,12 +3,13 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
@@ -27,6 +28,10 @@ from strategies.kit.weighting import sample
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+EXPIRED = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+)  # the SuperLink's, at the deadline
 AT_ONCE = 4  # replies asked for in one call, so that no more of them are in memory
 
 
@@ -44,6 +49,7 @@ class Live:
     brief: Callable[[Mapping[str, float]], dict[str, Scalar]]  # a task's knobs from the pooled sums
     on_hello: Callable[[Mapping[int, Json]], None]  # client -> what it said of itself
     on_round: Callable[[ServerState, Json], None]  # commits the round
+    base_scored: bool = False  # round 0 was committed by a run that is now resumed
 
     def quorum(self, asked: int) -> int:
         """How many of the clients asked must answer."""
@@ -66,8 +72,8 @@ class Roster:
         self.nodes = {c: n for c, n in self.nodes.items() if n in present}
         return [n for n in present if n not in self.nodes.values()]
 
-    def enter(self, replies: Sequence[Message], max_examples: int) -> list[str]:
-        """Take the hellos in; why any of the nodes cannot take part."""
+    def enter(self, replies: Sequence[Message], max_examples: int, failed: Collection[str]) -> list[str]:
+        """Take the hellos in; why any of the nodes cannot take part. Who `failed` may come back as another node."""
         problems: set[str] = set()
         for reply in sorted(replies, key=lambda r: r.metadata.src_node_id):
             if failure := wire.failure_of(reply):
@@ -78,7 +84,7 @@ class Roster:
                 problems.add(f"node {reply.metadata.src_node_id} {bad}")
                 continue
             client = said["client"]
-            if client in self.nodes:
+            if client in self.nodes and str(client) not in failed:
                 problems.add(f"two nodes say that they are partition-id {client}; each needs its own")
                 continue
             self.nodes[client], self.said[client] = reply.metadata.src_node_id, said
@@ -108,6 +114,7 @@ class Exchange:
     bytes_up: int = 0
     seconds: float = 0.0  # from the first message to the last reply
     using: float = 0.0  # of these and after them: seconds spent on checking and folding replies
+    asked: dict[str, int] = field(default_factory=dict)  # message to node: Flower's own errors do not name it
 
 
 @dataclass
@@ -160,7 +167,10 @@ class Session:
 
         line = InOrder(sorted(failed), take, self.live.spool)
         for reply in replies:
-            order, started = self.orders[reply.metadata.src_node_id], time.monotonic()
+            node = self.exchange.asked[reply.metadata.reply_to_message_id]
+            if reply.has_error() and reply.error.code in EXPIRED:
+                continue  # it stays "no answer"
+            order, started = self.orders[node], time.monotonic()
             outcome = _read(order, reply, check)
             if isinstance(outcome, Update):
                 del failed[order.client]
@@ -253,7 +263,7 @@ class Strategy(FlowerStrategy):
         s = self._session = Session(live, state)
         self._meet(grid, s, at_start=True)
         live.on_hello(s.roster.said)
-        if state.round == 0:
+        if state.round == 0 and not live.base_scored:
             live.on_round(s.state, self._evaluate(grid, s, 0, {"round": 0, "participants": [], "failed": {}}))
         for rnd in range(state.round + 1, rounds + 1):
             started = time.monotonic()
@@ -284,7 +294,9 @@ class Strategy(FlowerStrategy):
         s.exchange = Exchange()
         messages = self.configure_evaluate(rnd, ArrayRecord(), ConfigRecord(), grid)
         self.aggregate_evaluate(rnd, self._answers(grid, s, messages))
-        record["failed"] |= {c: f"evaluation: {reason}" for c, reason in s.failed.items()}
+        for client, reason in s.failed.items():
+            before = f"{record['failed'][client]}; " if client in record["failed"] else ""
+            record["failed"][client] = f"{before}evaluation: {reason}"
         if s.updates:
             record["eval"] = {"mean": s.metrics, "clients": _by_client(s.updates)}
         record["bytes_down"] = record.get("bytes_down", 0) + s.exchange.bytes_down
@@ -396,22 +408,26 @@ class Strategy(FlowerStrategy):
             Message(wire.encode_facts(dict(s.live.knobs)), dst_node_id=n, message_type="query.hello")
             for n in asked
         ]
-        replies = list(_collect(grid, messages, s.live.fault.start_timeout_s))
-        silent = set(asked) - {r.metadata.src_node_id for r in replies}
-        problems = s.roster.enter(replies, s.live.fault.max_examples)
+        fault = s.live.fault
+        timeout_s = fault.start_timeout_s if at_start else min(fault.start_timeout_s, fault.round_deadline_s)
+        said = [m for m in _collect(grid, messages, timeout_s, {}) if m.metadata.src_node_id in asked]
+        silent = set(asked) - {m.metadata.src_node_id for m in said}  # Flower's own errors: the node is gone
+        problems = s.roster.enter(said, fault.max_examples, s.failed)
         if problems and at_start:
             raise ConfigError(
                 f"{len(problems)} of {len(asked)} clients cannot take part: {'; '.join(problems)}"
             )
-        problems += [
-            f"node {n} did not answer within {s.live.fault.start_timeout_s:g} s" for n in sorted(silent)
-        ]
+        problems += [f"node {n} did not say within {timeout_s:g} s who it is" for n in sorted(silent)]
         for problem in problems:
             log.warning("client left out: %s", problem)
         if at_start and len(s.roster.nodes) < s.live.min_available_nodes:
             raise RoundFailed(
                 f"{len(s.roster.nodes)} clients can take part, strategy.min-available-nodes = "
                 f"{s.live.min_available_nodes} ({'; '.join(problems)})"
+            )
+        if len(s.roster.nodes) < fault.min_replies:
+            raise RoundFailed(
+                f"{len(s.roster.nodes)} clients are still connected, fault.min-replies = {fault.min_replies}"
             )
         clients = max(s.state.facts.get("clients", 0), len(s.roster.said))
         s.state = replace(s.state, facts={**s.state.facts, "clients": clients})
@@ -425,7 +441,7 @@ class Strategy(FlowerStrategy):
                 s.exchange.bytes_down += wire.size_of(message.content)
                 yield message
 
-        for reply in _collect(grid, counted(), s.live.fault.round_deadline_s):
+        for reply in _collect(grid, counted(), s.live.fault.round_deadline_s, s.exchange.asked):
             if reply.has_content():
                 s.exchange.bytes_up += wire.size_of(reply.content)
             yield reply
@@ -433,9 +449,16 @@ class Strategy(FlowerStrategy):
         s.exchange.seconds = time.monotonic() - started
 
 
-def _collect(grid: Grid, messages: Iterable[Message], timeout_s: float) -> Iterator[Message]:
-    """Replies as they arrive, a few at a time, until all have come or `timeout_s` has passed since the sending."""
-    waiting = [i for message in messages for i in grid.push_messages([message]) if i]
+def _collect(
+    grid: Grid, messages: Iterable[Message], timeout_s: float, asked: dict[str, int]
+) -> Iterator[Message]:
+    """Replies as they arrive, a few at a time, until all have come or `timeout_s` has passed since the sending.
+
+    asked: takes the ids of the messages sent, and the node that each went to.
+    """
+    for message in messages:
+        asked |= {i: message.metadata.dst_node_id for i in grid.push_messages([message]) if i}
+    waiting = list(asked)
     deadline = time.monotonic() + timeout_s
     while waiting:
         came: set[str] = set()

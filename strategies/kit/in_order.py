@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from core import store
 from core.tree import flat, unflat
 from core.types import Update
 
@@ -51,9 +52,11 @@ class _OnDisk:
     def __init__(self, update: Update, folder: Path | None) -> None:
         self.update = replace(update, trees={})
         self.shapes = {name: {n: t.shape for n, t in tree.items()} for name, tree in update.trees.items()}
-        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by back)
-        for tree in update.trees.values():
-            np.save(self.file, flat(tree).numpy())
+        with store.writing(folder or Path(tempfile.gettempdir())):
+            self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by back)
+            for tree in update.trees.values():
+                np.save(self.file, flat(tree).numpy())
+            self.file.flush()
 
     def back(self) -> Update:
         with self.file as file:

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from core import store
 from tasks.base import Example, Row
 
 log = logging.getLogger(__name__)
@@ -79,10 +80,11 @@ Arrays = dict[str, np.ndarray]
 
 
 def _save(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(save({"digest": _digest(arrays), **arrays}))
-    part.replace(path)
+    with store.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part.write_bytes(save({"digest": _digest(arrays), **arrays}))
+        part.replace(path)
 
 
 def _load(path: Path) -> Arrays | None:

@@ -1,9 +1,13 @@
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from core import store
+from core.errors import CheckpointError
 
 TREES = {"global": {"a.weight": torch.arange(4.0), "b": torch.eye(2)}, "empty": {}}
 
@@ -52,3 +56,30 @@ def test_write_text_replaces(tmp_path):
     store.write_text(tmp_path / "m.json", json.dumps(2))
     assert (tmp_path / "m.json").read_text() == "2"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@contextmanager
+def no_file_above(most: int) -> Iterator[None]:
+    """Writes that make a file larger than so many bytes fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("most", [0, 100])
+def test_a_disk_that_refuses_is_one_line_and_leaves_what_stood(tmp_path, most):
+    folder, file = tmp_path / "00001", tmp_path / "m.json"
+    store.save(folder, TREES, {"try": 1})
+    store.write_text(file, "1")
+    with no_file_above(most):
+        with pytest.raises(CheckpointError, match=r"cannot write \S+/00001: .*File too large"):
+            store.save(folder, TREES, {"try": 2})
+        with pytest.raises(CheckpointError, match=r"cannot write \S+/m.json: File too large"):
+            store.write_text(file, "2" * 200)
+        with pytest.raises(CheckpointError, match=r"cannot write \S+/m.json: File too large"):
+            store.append(file, "2" * 200)
+    assert store.load(folder)[1] == {"try": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00001", "m.json"]

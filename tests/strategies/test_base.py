@@ -225,6 +225,78 @@ def test_a_silent_client_is_left_out_when_enough_others_are_there():
         strategy.run(Loopback([10, 11, 12], silent), LIVE, strategy.init({"global": X}, 7), 1)
 
 
+def gone(message: Message, code: int = 5, reason: str = "Node Unavailable") -> Message:
+    """What the SuperLink itself answers for a node that has left: the sender is the SuperLink."""
+    reply = Message(Error(code, reason), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = 1
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ((5, "Node Unavailable"), "Flower: Node Unavailable"),
+        ((3, "It may have expired"), "no answer within 0.3 s"),
+        ((4, "The reply message has expired"), "no answer within 0.3 s"),
+    ],
+)
+def test_a_node_that_flower_gives_up_on_is_left_out_and_named(word, reason):
+    _, records = federate(1, bad=lambda message, update: gone(message, *word))
+    assert records[1]["failed"] == {"1": reason}
+    assert records[1]["participants"] == [0, 2]
+
+
+def test_a_node_that_left_before_it_said_who_it_is_stops_nobody():
+    def left(node, message):
+        return gone(message) if node == 11 else answer(node, message)
+
+    strategy, seen = FedAvg(), []
+    live = replace(LIVE, min_available_nodes=2, on_round=lambda state, record: seen.append(record))
+    strategy.run(Loopback([10, 11, 12], left), live, strategy.init({"global": X}, 7), 1)
+    assert seen[-1]["participants"] == [0, 2]
+
+
+def test_a_client_that_failed_may_come_back_as_another_node():
+    """Node 11 dies in round 1 and stays listed; node 21 says that it is the same client."""
+    grid = Loopback([10, 11, 12], lambda n, m: None)
+
+    def restarted(node, message):
+        if message.metadata.message_type == "train" and node == 11:
+            grid.nodes = [10, 11, 12, 21]
+            return None
+        if node == 11 and 21 in grid.nodes:
+            return None
+        return answer(11 if node == 21 else node, message)
+
+    grid.answer = restarted
+    strategy, seen = FedAvg(), []
+    live = replace(LIVE, on_round=lambda state, record: seen.append(record))
+    strategy.run(grid, live, strategy.init({"global": X}, 7), 2)
+    assert [r["participants"] for r in seen[1:]] == [[0, 2], [0, 1, 2]]
+    late = "no answer within 0.3 s"
+    assert seen[1]["failed"] == {"1": f"{late}; evaluation: {late}"}
+    assert seen[2]["failed"] == {}
+
+
+def test_clients_that_leave_between_rounds_count_against_the_quorum():
+    grid = Loopback([10, 11, 12], answer)
+    live = replace(
+        LIVE,
+        fault=replace(LIVE.fault, min_replies=3),
+        on_round=lambda state, record: setattr(grid, "nodes", [10, 12] if state.round else [10, 11, 12]),
+    )
+    strategy = FedAvg()
+    with pytest.raises(RoundFailed, match=r"2 clients are still connected, fault.min-replies = 3"):
+        strategy.run(grid, live, strategy.init({"global": X}, 7), 2)
+
+
+def test_the_base_is_scored_once():
+    """A run that stopped after round 0 has its record."""
+    states, _ = federate(0)
+    _, records = federate(1, state=states[0], base_scored=True)
+    assert [r["round"] for r in records] == [1]
+
+
 def test_updates_are_folded_while_others_still_train():
     """The third reply comes only after the first two have been folded."""
     folded: list[int] = []

@@ -1,0 +1,129 @@
+"""For every strategy, die at seeded points, resume: adapter, moments, controls, memory, metrics are the same bytes."""
+
+import json
+import random
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from core import store
+from core.plugins import names
+from tests.faults.federation import CLIENTS, Kill, Step, start, steps
+from tests.federation.conftest import metrics_of, wait_until
+
+pytestmark = pytest.mark.faults
+SMALL = {
+    "run.num-server-rounds": 3,
+    "train.local-steps": 2,
+    "train.per-device-batch-size": 4,
+    "data.rows-per-client": 8,
+    "data.eval-rows-per-client": 4,
+    "eval.every": 0,
+    "strategy.min-available-nodes": CLIENTS,
+    "fault.min-replies": CLIENTS,  # a client that dies stops the run, so that resuming it gives the whole run
+    "fault.round-deadline-s": 0.2,
+    "fault.start-timeout-s": 0.2,
+}
+MORE = {  # what else of a run is remembered: the pooled reference point, kept moments, tensors merged or kept
+    "fedavg": {"task.name": "kto", "task.reference-point": "pooled"},
+    "local": {"task.name": "sft"},
+    "fedadam": {"train.optimizer-state": "keep"},
+    "fedavgm": {"train.optimizer-state": "keep", "lora.aggregation": "fedsa"},
+    "fedprox": {"lora.aggregation": "fedex"},
+}
+STRATEGIES = names("strategies")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The run that nobody interrupted."""
+
+    place: Path
+    words: dict
+    steps: list[Step]
+
+    def of(self, *words: str, client: bool = False) -> list[Step]:
+        """Steps of the server, or of clients while they train, on paths that hold one of the words."""
+        training = {s.process for s in self.steps if s.number == 0 and s.what.startswith("train")}
+        mine = [s for s in self.steps if s.number and (s.process in training if client else s.process == 0)]
+        return [s for s in mine if any(word in s.what for word in words)]
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def whole(request, tmp_path_factory) -> Whole:
+    place = tmp_path_factory.mktemp(request.param)
+    words = {**SMALL, "strategy.name": request.param, **MORE.get(request.param, {})}
+    assert start(words, place).ended() == 0, (place / "log").read_text()
+    return Whole(place, words, steps(place))
+
+
+def seeded(whole: Whole, *what: object) -> random.Random:
+    return random.Random(f"{whole.words['strategy.name']} {what}")
+
+
+@pytest.mark.parametrize("draw", range(2))
+def test_the_server_dies_before_a_step_of_a_commit(whole, tmp_path, draw):
+    step = seeded(whole, "commit", draw).choice(whole.of("checkpoints", "open a"))
+    assert start(whole.words, tmp_path, kill=Kill(step)).ended() == -signal.SIGKILL
+    resumed_is_whole(whole, tmp_path, step)
+
+
+def test_the_server_dies_in_the_middle_of_a_write(whole, tmp_path):
+    """Of the tensors or the facts of a checkpoint, of a line of metrics, of the manifest."""
+    rng = seeded(whole, "torn")
+    word, most = rng.choice([(".part-", 60_000), ("facts.json", 100), ("open a", 300), (".manifest", 300)])
+    writes = [s for s in whole.of(word) if s.what.startswith(("os.mkdir", "open w", "open a"))]
+    step, torn = rng.choice(writes), rng.randint(1, most)
+    assert start(whole.words, tmp_path, kill=Kill(step, torn)).ended() == -signal.SIGXFSZ
+    resumed_is_whole(whole, tmp_path, step)
+
+
+def test_the_server_dies_at_any_moment(whole, tmp_path):
+    """Its clients outlive it, or the whole machine goes."""
+    rng = seeded(whole, "moment")
+    after, pause_s, machine = (
+        rng.randint(10, int(0.8 * len(whole.steps))),
+        rng.uniform(0, 0.1),
+        rng.random() < 0.5,
+    )
+    running = start(whole.words, tmp_path)
+    wait_until(lambda: (tmp_path / "trace").is_file() and len(steps(tmp_path)) >= after)
+    time.sleep(pause_s)
+    running.kill(everything=machine)
+    assert running.ended() == -signal.SIGKILL
+    resumed_is_whole(whole, tmp_path, after)
+
+
+def test_a_client_dies_while_it_trains(whole, tmp_path):
+    """Where it keeps a memory, while it saves it; the run stops with the rounds before, and says how to go on."""
+    step = seeded(whole, "client").choice(whole.of("memory", client=True) or whole.of("home", client=True))
+    assert start(whole.words, tmp_path, kill=Kill(step)).ended() == 1
+    assert "by fault.min-replies = 3" in (tmp_path / "log").read_text()
+    resumed_is_whole(whole, tmp_path, step)
+
+
+def resumed_is_whole(whole: Whole, place: Path, why: object) -> None:
+    """Resume what died in `place`: all that was committed counts, and all that it leaves is as in `whole`."""
+    committed = store.rounds(run_of(place) / "checkpoints")
+    assert start({**whole.words, "run.resume": str(run_of(place))}, place).ended() == 0, why
+    log, run, want = (place / "log").read_text(), run_of(place), run_of(whole.place)
+    assert not committed or f"resuming {run.name} after round {committed[-1]}" in log
+    assert files(run / "checkpoints") == files(want / "checkpoints"), why
+    assert files(run / "adapter") == files(want / "adapter"), why
+    assert metrics_of(run) == metrics_of(want), why
+    for client in range(CLIENTS):
+        kept, memory = (p / f"home-{client}" / "memory" for p in (place, whole.place))
+        assert files(kept / run.name).items() >= files(memory / want.name).items(), why
+    assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
+
+
+def run_of(place: Path) -> Path:
+    (run,) = (place / "runs").iterdir()
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,75 @@
+"""A disk that fills up, on the server and at a client: one clear line, and nothing committed is lost."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from core import store
+from tests.faults.federation import start
+from tests.faults.test_crashes import SMALL, files, run_of
+from tests.federation.conftest import metrics_of
+
+pytestmark = pytest.mark.faults
+WORDS = {**SMALL, "strategy.name": "scaffold"}
+LINE = "accord: CheckpointError: cannot write"
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[Path, int], Path]]:
+    """A disk of so many KiB at a path; skips where mounting is not permitted. Its ballast can be deleted."""
+    with ExitStack() as stack:
+
+        def mount(path: Path, free_kib: int) -> None:
+            path.mkdir(parents=True)
+            done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)], check=False)
+            if done.returncode:
+                pytest.skip("mounting a small disk is not permitted here")
+            stack.callback(subprocess.run, ["umount", "--lazy", str(path)], check=False)
+            (path / "ballast").write_bytes(bytes((8192 - free_kib) * 1024))
+            return path / "ballast"
+
+        yield mount
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("whole")
+    assert start(WORDS, place).ended() == 0
+    return place
+
+
+@pytest.mark.parametrize("free_kib", [20, 280, 420, 500])
+def test_a_full_disk_of_the_server_stops_the_run_and_it_can_be_resumed(whole, tmp_path, small_disk, free_kib):
+    ballast = small_disk(tmp_path / "runs", free_kib)
+    assert start(WORDS, tmp_path).ended() == 1
+    log = (tmp_path / "log").read_text()
+    told = [line for line in log.splitlines() if line.startswith(LINE)]
+    assert len(told) == 1
+    assert "No space left on device" in told[0]
+    ballast.unlink()
+    run, want = run_of(tmp_path), run_of(whole)
+    committed = store.rounds(run / "checkpoints")
+    for rnd in committed:
+        store.load(store.round_folder(run / "checkpoints", rnd))
+    assert [r["round"] for r in metrics_of(run)] == list(range(len(committed and range(committed[-1] + 1))))
+    assert not committed or f"continue with: accord resume {run}" in log
+
+    assert start({**WORDS, "run.resume": str(run)}, tmp_path).ended() == 0
+    for folder in ("checkpoints", "adapter"):
+        assert files(run / folder) == files(want / folder)
+    assert metrics_of(run) == metrics_of(want)
+
+
+@pytest.mark.parametrize("free_kib", [0, 16])
+def test_a_full_disk_of_a_client_is_named_in_its_reply(whole, tmp_path, small_disk, free_kib):
+    ballast = small_disk(tmp_path / "home-1", free_kib)
+    assert start(WORDS, tmp_path).ended() == 1
+    log = (tmp_path / "log").read_text()
+    assert "cannot write" in log
+    assert "No space left on device" in log
+    ballast.unlink()
+    assert start({**WORDS, "run.resume": str(run_of(tmp_path))}, tmp_path).ended() == 0
+    assert files(run_of(tmp_path) / "checkpoints") == files(run_of(whole) / "checkpoints")

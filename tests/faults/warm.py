@@ -1,0 +1,20 @@
+"""Imported once by the fork server: what every federation of these tests would load for itself."""
+
+import torch
+
+torch.set_num_threads(1)  # before the first operation: a fork takes no threads along
+
+import matplotlib.figure  # noqa: E402, F401
+import scipy.stats  # noqa: E402, F401
+
+import client_app.main  # noqa: E402, F401
+import server_app.main  # noqa: E402, F401
+from core.config import LoraConfig, ModelConfig  # noqa: E402
+from core.plugins import names, plugin  # noqa: E402
+from tasks.kit.model import load_base  # noqa: E402
+from tests.faults import federation  # noqa: E402, F401
+
+for package in ("tasks", "strategies"):
+    for name in names(package):
+        plugin(package, name)
+load_base(ModelConfig(), LoraConfig())

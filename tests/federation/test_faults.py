@@ -1,0 +1,170 @@
+"""Processes of a real deployment that are killed, stopped or fed with bad rows: rounds close, runs go on."""
+
+import contextlib
+import functools
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core import store
+from tests.faults.federation import start
+from tests.faults.test_crashes import files, run_of
+from tests.federation.conftest import BIN, ROOT, Place, free_port, healthy, kill_tree, metrics_of, wait_until
+from tests.federation.test_deployment import rows
+
+pytestmark = pytest.mark.faults
+SITES = 3
+WORDS = {
+    "data.source": "jsonl",
+    "train.local-steps": 2,
+    "train.per-device-batch-size": 4,
+    "strategy.name": "scaffold",
+    "strategy.min-available-nodes": SITES,
+    "eval.every": 0,
+}
+LONG_S = 300
+
+
+class Deployment:
+    """One SuperLink with a database and three SuperNodes with files of their own, each of which can be killed."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.control, self.fleet = place, free_port(), free_port()
+        self.files = place.path / "sites"
+        self.files.mkdir()
+        for site in range(SITES):
+            self.file(site).write_text(rows(site))
+        (place.path / "flwr").mkdir(exist_ok=True)
+        (place.path / "flwr" / "config.toml").write_text(
+            '[superlink]\ndefault = "deployment"\n[superlink.deployment]\n'
+            f'address = "127.0.0.1:{self.control}"\ninsecure = true\n'
+        )
+        self.link = self.superlink()
+        self.nodes = [self.supernode(site) for site in range(SITES)]
+
+    def file(self, site: int) -> Path:
+        return self.files / f"site-{site}.jsonl"
+
+    def superlink(self) -> psutil.Popen:
+        process = self.place.start(
+            str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(self.control),
+            "--fleet-api-address", f"127.0.0.1:{self.fleet}", "--database", str(self.place.path / "state.db"),
+            log="superlink.log", ACCORD_HOME=str(self.place.path / "server"),
+        )  # fmt: skip
+        wait_until(lambda: healthy(self.control))
+        return process
+
+    def supernode(self, site: int) -> psutil.Popen:
+        node = f"partition-id={site} num-partitions={SITES} data-path='{self.file(site)}'"
+        return self.place.start(
+            str(BIN / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{self.fleet}",
+            "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", node,
+            log=f"site-{site}.log", ACCORD_HOME=str(self.place.path / f"home-{site}"),
+        )  # fmt: skip
+
+    def accord(self, *words: str, log: str = "accord.log"):
+        """`accord` against this deployment, in the background."""
+        command = [sys.executable, str(ROOT / "accord.py"), *words, "federation.superlink=deployment"]
+        return self.place.start(*command, log=log)
+
+    def run(self, **words: object):
+        keys = {**WORDS, **{k.replace("__", ".").replace("_", "-"): v for k, v in words.items()}}
+        return self.accord("run", *(f"{k}={v}" for k, v in keys.items()))
+
+    def log(self) -> str:
+        return (self.place.path / "accord.log").read_text()
+
+    def wait_for_round(self, rnd: int) -> None:
+        wait_until(lambda: store.rounds(run_of(self.place.path) / "checkpoints")[-1:] >= [rnd], LONG_S)
+
+
+def running_below(process, command: str, since: float = 0.0) -> psutil.Process | None:
+    """A process of that name that this one started, directly or not, after `since` (seconds since the epoch)."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if command in " ".join(child.cmdline()) and child.create_time() > since:
+                return child
+    return None
+
+
+@pytest.fixture
+def deployment(place) -> Deployment:
+    (place.path / "runs").mkdir()
+    return Deployment(place)
+
+
+def test_rounds_close_on_the_others_and_take_back_who_returns(deployment):
+    """Round 2: site 0 has a bad row, site 1 is killed with kill -9. Round 3: site 2 hangs. Then all are well."""
+    going = deployment.run(run__num_server_rounds=5, fault__round_deadline_s=90.0)
+    wait_until(lambda: list((deployment.place.path / "runs").glob("*/checkpoints/00001/facts.json")), LONG_S)
+    deployment.file(0).write_text("{\n")
+    kill_tree(deployment.nodes[1].pid)
+    deployment.nodes[1] = deployment.supernode(1)  # for Flower another node
+    deployment.wait_for_round(2)
+    deployment.file(0).write_text(rows(0))
+    third = functools.partial(running_below, deployment.nodes[2], "flwr-clientapp", time.time())
+    wait_until(third, LONG_S)
+    hanging = third()
+    assert hanging
+    hanging.send_signal(signal.SIGSTOP)
+    deployment.wait_for_round(3)
+    hanging.send_signal(signal.SIGCONT)  # it replies late
+    assert going.wait(LONG_S) == 0, deployment.log()
+
+    run = run_of(deployment.place.path)
+    records = metrics_of(run)
+    assert [r["participants"] for r in records[1:]] == [[0, 1, 2], [2], [0, 1], [0, 1, 2], [0, 1, 2]]
+    second, hung = records[2]["failed"], records[3]["failed"]
+    assert second["0"].startswith("DataError: ")
+    assert "Node Unavailable" in second["1"]
+    assert hung == {"2": "no answer within 90 s"}
+    for text in ((run / "report.md").read_text(), deployment.log()):
+        assert "no answer within 90 s" in text
+        assert "DataError: " in text
+
+
+def test_what_stops_a_run_loses_nothing(deployment):
+    """The ServerApp is killed, then the SuperLink, then a client that the quorum needs; then the run finishes."""
+    place = deployment.place
+    words = {"run.num-server-rounds": 4, "fault.min-replies": SITES, "fault.round-deadline-s": 400.0}
+    whole = place.path / "whole"
+    assert start({**WORDS, **words, "data.path": str(deployment.files)}, whole).ended() == 0
+
+    going = deployment.run(**{k.replace(".", "__").replace("-", "_"): v for k, v in words.items()})
+    wait_until(lambda: list((place.path / "runs").glob("*/checkpoints/00001/facts.json")), LONG_S)
+    run = run_of(place.path)
+    server = running_below(deployment.link, "flwr-serverapp")
+    assert server
+    server.kill()
+    assert going.wait(LONG_S) == 1
+    assert f"accord resume {run} federation.superlink=deployment" in deployment.log()
+
+    going = deployment.accord("resume", str(run))
+    deployment.wait_for_round(2)
+    kill_tree(deployment.link.pid)
+    assert going.wait(LONG_S) == 1
+    deployment.link = deployment.superlink()
+
+    going = deployment.accord("resume", str(run))
+    deployment.wait_for_round(3)
+    kill_tree(deployment.nodes[1].pid)
+    assert going.wait(LONG_S) == 1
+    assert "accord: RoundFailed: round 4: 2 of 3 clients answered" in deployment.log()
+    assert "client 1: Flower: Error: Node Unavailable" in deployment.log()  # long before the deadline
+    assert "Traceback" not in deployment.log()
+    assert json.loads((run / "manifest.json").read_text())["status"].startswith("failed: round 4")
+
+    deployment.nodes[1] = deployment.supernode(1)
+    assert deployment.accord("resume", str(run)).wait(LONG_S) == 0, deployment.log()
+    assert files(run / "checkpoints") == files(run_of(whole) / "checkpoints")
+    tensors = "adapter/adapter_model.safetensors"  # peft writes its configuration in any order
+    assert (run / tensors).read_bytes() == (run_of(whole) / tensors).read_bytes()
+    assert metrics_of(run) == metrics_of(run_of(whole))
+    for site in range(SITES):
+        kept, memory = (p / f"home-{site}" / "memory" for p in (place.path, whole))
+        assert files(kept / run.name).items() >= files(memory / run_of(whole).name).items()

@@ -1,0 +1,71 @@
+"""The run folder over crashes and refusals of the disk: a round counts whole or not at all."""
+
+import os
+
+import pytest
+import torch
+
+from core.config import parse
+from core.errors import CheckpointError
+from core.types import ServerState
+from server_app.run_folder import RunFolder
+from tests.core.test_store import no_file_above
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder.create(parse({"run.dir": str(tmp_path)}))
+
+
+def commit(folder: RunFolder, rnd: int) -> None:
+    state = ServerState(42, rnd, {"global": {"w": torch.full((500,), float(rnd))}}, {}, {"clients": 3})
+    folder.commit(state, {"round": rnd, "participants": [], "failed": {}})
+
+
+def rounds(folder: RunFolder) -> list[int]:
+    return [record["round"] for record in folder.metrics()]
+
+
+def test_what_was_committed_comes_back(folder):
+    for rnd in range(3):
+        commit(folder, rnd)
+    state = folder.load_state()
+    assert state is not None
+    assert (state.round, state.adapters["global"]["w"][0].item(), state.facts) == (2, 2.0, {"clients": 3})
+    assert rounds(folder) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("most", [60, 1000])
+def test_a_round_that_the_disk_refuses_never_was(folder, most):
+    """60 bytes: the line of metrics is torn; 1000: it is whole, and the tensors are torn."""
+    commit(folder, 0)
+    with no_file_above(most), pytest.raises(CheckpointError, match="cannot write"):
+        commit(folder, 1)
+    assert rounds(folder) == [0]
+    assert (folder.path / "metrics.jsonl").read_text().count("\n") == 1
+    commit(folder, 1)
+    assert rounds(folder) == [0, 1]
+
+
+def test_what_a_crash_left_is_cleared_away(folder):
+    commit(folder, 0)
+    commit(folder, 1)
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"failed": {}, "participants": [], "round": 2}\n{"fai')
+    (folder.checkpoints / ".00002.part-x").mkdir()
+    (folder.path / ".manifest.json.part-7").write_text("{")
+    state = folder.load_state()
+    assert state is not None
+    assert state.round == 1
+    assert rounds(folder) == [0, 1]
+    assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["00000", "00001"]
+    assert sorted(p.name for p in folder.path.iterdir()) == ["checkpoints", "config.toml", "metrics.jsonl"]
+
+
+def test_a_run_that_still_goes_on_is_not_resumed_beside_itself(folder):
+    again = RunFolder.reopen(parse({"run.dir": str(folder.path.parent), "run.resume": str(folder.path)}))
+    held = folder.hold()
+    with pytest.raises(CheckpointError, match="is still being run by another process"):
+        again.hold()
+    os.close(held)
+    os.close(again.hold())
