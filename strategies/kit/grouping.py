@@ -4,7 +4,8 @@
 constraint (7)), which depends on the order of the clients and can end far above the minimum.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,40 +16,47 @@ Groups = list[int]  # selector of each client
 
 
 def exact(
-    losses: np.ndarray, *, now: Sequence[int | None] = (), hysteresis: float = 0.0, softness: float = 0.0
+    losses: np.ndarray,
+    *,
+    now: Sequence[int | None] = (),
+    fixed: Sequence[bool] = (),
+    hysteresis: float = 0.0,
+    softness: float = 0.0,
 ) -> Groups:
     """The assignment of least total loss whose group sizes differ by at most 1; losses is (clients, selectors).
 
-    now, hysteresis: a client leaves its present selector only for a gain above hysteresis times the standard
-    deviation of the centred losses. softness: above 0, sizes are free and cost softness times that standard
+    fixed: these clients stay in their group of `now`, and count in its size; with too many of them in one group no
+    other client joins it. hysteresis: a client leaves its group of `now` only for a gain above hysteresis times the
+    standard deviation of the centred losses. softness: above 0, sizes are free and cost softness times that standard
     deviation times sum_u size_u^2 / (2 clients / selectors) instead.
     """
     cost = centred(losses)
     clients, selectors = cost.shape
     whole = np.isfinite(losses).all(axis=1)
     spread = float(cost[whole].std()) if whole.any() else 0.0
-    for client, selector in enumerate(now):
-        if selector is not None:
+    groups = [-1 if u is None else u for u in now] or [-1] * clients
+    for client, selector in enumerate(groups):
+        if selector >= 0:
             cost[client, selector] -= hysteresis * spread
+    free = [m for m in range(clients) if not (fixed and fixed[m])]
+    taken = Counter(groups[m] for m in range(clients) if m not in set(free))
+    price = softness * spread * selectors / clients
+    least = clients // selectors
+    places = [  # (selector, how many are in the group before)
+        (u, k)
+        for u in range(selectors)
+        for k in range(taken[u], clients if softness > 0 else max(taken[u], least + 1))
+    ]
+    table = cost[free][:, [u for u, _ in places]]
     if softness > 0:
-        price = softness * spread * selectors / clients
-        slots = [(u, price * (k + 0.5)) for u in range(selectors) for k in range(clients)]
-        rows = cost
-    else:
-        least, more = divmod(clients, selectors)
-        slots = [(u, float(k == least)) for u in range(selectors) for k in range(least + 1)]
-        rows = np.vstack(
-            [cost, np.zeros((selectors - more, selectors))]
-        )  # they fill the places that stay free
-    place = [u for u, _ in slots]
-    table = rows[:, place]
-    if softness > 0:
-        table = table + np.array([price for _, price in slots])
-    else:
-        optional = np.array([flag for _, flag in slots])
-        table[clients:] = np.where(optional > 0, 0.0, 4 * WORST * clients)
+        table = table + price * np.array([k + 0.5 for _, k in places])
+    else:  # rows of nobody fill the places that stay free: a group's last one at no cost, others at a forbidding one
+        nobody = [4 * WORST * clients * (least - k) for _, k in places]
+        table = np.vstack([table, np.tile(nobody, (len(places) - len(free), 1))])
     chosen = linear_sum_assignment(table)[1]
-    return [place[slot] for slot in chosen[:clients]]
+    for client, place in zip(free, chosen, strict=False):  # nobody comes last
+        groups[client] = places[place][0]
+    return groups
 
 
 def centred(losses: np.ndarray) -> np.ndarray:
@@ -96,3 +104,12 @@ def greedy(losses: np.ndarray, order: Sequence[int], trace: Trace | None = None)
         for m in kept:
             groups[m] = picked
     return groups
+
+
+def join(groups: Mapping[int, int], newcomers: Sequence[int], selectors: int) -> dict[int, int]:
+    """The groups with each newcomer, in the order given, in the smallest; the first of those on a tie."""
+    out, sizes = dict(groups), Counter(groups.values())
+    for client in newcomers:
+        out[client] = min(range(selectors), key=lambda u: (sizes[u], u))
+        sizes[out[client]] += 1
+    return out

@@ -84,3 +84,21 @@ def test_a_loss_that_is_not_a_number_is_the_worst():
 def test_more_selectors_than_clients():
     groups = grouping.exact(np.array([[0.1, 0.2, 0.3], [0.1, 0.15, 0.3]]))
     assert groups == [0, 1]
+
+
+def test_who_is_fixed_stays_and_counts_in_the_sizes():
+    """Everybody wants selector 0; clients 0 and 1 must stay in 2, so one more goes there only if sizes ask for it."""
+    losses = np.array([[0.1, 0.5, 0.9]] * 6)
+    groups = grouping.exact(losses, now=[2, 2, 0, 0, 1, None], fixed=[True, True, *[False] * 4])
+    assert groups[:2] == [2, 2]
+    assert sorted(groups) == [0, 0, 1, 1, 2, 2]
+    crowded = grouping.exact(losses, now=[2, 2, 2, 2, 1, None], fixed=[True] * 4 + [False] * 2)
+    assert crowded[:4] == [2, 2, 2, 2]
+    assert sorted(crowded[4:]) == [0, 1]
+    soft = grouping.exact(losses, now=[2, 2, 0, 0, 1, 1], fixed=[True, True, *[False] * 4], softness=0.01)
+    assert soft == [2, 2, 0, 0, 0, 0]
+    assert grouping.exact(losses, now=[0, 1, 2, 0, 1, 2], fixed=[True] * 6) == [0, 1, 2, 0, 1, 2]
+
+
+def test_newcomers_join_the_smallest_group():
+    assert grouping.join({0: 0, 1: 0, 2: 2}, [7, 5, 9], 3) == {0: 0, 1: 0, 2: 2, 7: 1, 5: 1, 9: 2}
