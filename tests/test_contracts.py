@@ -99,4 +99,6 @@ def test_a_run_leaves_adapters_whose_layout_is_the_models(name):
     strategy = build("strategies", name, {})
     left = strategy.final(one_round(strategy, start(strategy), 1))
     assert left
-    assert all({n: t.shape for n, t in x.items()} == {n: t.shape for n, t in tree(0).items()} for x in left.values())
+    assert all(
+        {n: t.shape for n, t in x.items()} == {n: t.shape for n, t in tree(0).items()} for x in left.values()
+    )
