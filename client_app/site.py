@@ -1,5 +1,6 @@
 """What a client does with an order: plain values in, plain values out; the Flower app is a thin face on it."""
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -16,12 +17,15 @@ from core.types import Json, Metrics, Order, Scalar, Update
 from strategies.base import Strategy
 from strategies.kit.client_rule import ClientRule, Outcome
 from strategies.kit.metrics import SUM
-from tasks.base import Task
-from tasks.kit import engine, schedule
+from tasks.base import Row, Task
+from tasks.kit import engine, partition, schedule
 from tasks.kit.cache import Cache
+from tasks.kit.loop import validation_loss
 from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, set_adapter
 from tasks.kit.rows import ClientRows, client_rows, stamp
 from tasks.kit.stepper import Bend
+
+MOST_ASIDE = 200  # rows
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,21 @@ class Site:
     def rows(self, *, everyone: bool = False) -> ClientRows:
         return _rows(self.config, self.node, everyone, stamp(self.config, self.node.data_path))
 
+    def parts(self, *, everyone: bool = False) -> tuple[list[Row], list[Row]]:
+        """The rows to train on, and those set aside to compare adapters; both views of a prompt are on one side."""
+        rows, share = self.rows(everyone=everyone).train, self._rule().aside
+        if not share:
+            return rows, []
+        prompts = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
+        seed = seed_for(self.config.run.seed, "aside", self.node.client)
+        train, aside = partition.held_out(prompts, min(share, MOST_ASIDE / len(rows)), seed)
+        return [rows[n] for n in train], [rows[n] for n in aside]
+
     def hello(self, knobs: Mapping[str, Scalar]) -> Json:
         """Who this client is and what it holds, in counts and fingerprints; never a row."""
         self._rule()  # refuses before the first round what the engine cannot do
         base, rows = self.base(str(knobs.get("base", ""))), self.rows()
-        examples = engine.examples(base, self.task, rows.train, self.config, self.cache)
+        examples = engine.examples(base, self.task, self.parts()[0], self.config, self.cache)
         return {
             "client": self.node.client,
             "clients": self.node.clients,
@@ -112,9 +126,8 @@ class Site:
         memory = Memory(self.state_dir, str(knobs["run"]), self.node.client)
         private = memory.load(order.recall)
         base = self.base(str(knobs["base"]))
-        examples = engine.examples(
-            base, self.task, self.rows(everyone=knobs.get("rows") == "all").train, self.config, self.cache
-        )
+        rows, _ = self.parts(everyone=knobs.get("rows") == "all")
+        examples = engine.examples(base, self.task, rows, self.config, self.cache)
         order = self._whole(base, order)
         before = rule.start(order, private)
         set_adapter(base, before, order.trees.get(MERGED))
@@ -127,7 +140,7 @@ class Site:
             examples.kept,
             cfg,
             seed=seed_for(self.config.run.seed, "batches", rnd, self.node.client),
-            data_seed=seed_for(self.config.run.seed, "pairs", self.node.client),
+            data_seed=self._data_seed,
             knobs=knobs,
             cache=self.cache,
             bend=Bend(
@@ -157,10 +170,11 @@ class Site:
         )
 
     def evaluate(self, order: Order) -> Update:
-        """Score the client's held-out rows with the adapter it would use itself."""
+        """Score the client's held-out rows with the adapter it would use itself; compare adapters where asked to."""
         knobs = order.knobs
         private = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
         base = self.base(str(knobs["base"]))
+        losses = self._compare(base, order) if "compare" in knobs else {}
         order = self._whole(base, order)
         set_adapter(base, self._rule().start(order, private), order.trees.get(MERGED))
         heldout = self.rows().heldout
@@ -169,14 +183,39 @@ class Site:
             base, self.task, heldout[:most] if most else heldout, self.config, self.cache
         )
         examples = int(metrics.pop("examples", 0))
-        return Update(self.node.client, examples, order.adapter, {}, metrics)
+        return Update(self.node.client, examples, order.adapter, {}, {**metrics, **losses})
+
+    def _compare(self, base: Base, order: Order) -> Metrics:
+        """The task's loss under each adapter of the order on the rows set aside; empty for a client without such."""
+        _, aside = self.parts()
+        if not aside:
+            return {}
+        examples = engine.examples(base, self.task, aside, self.config, self.cache).kept
+        losses: Metrics = {}
+        for name in str(order.knobs["compare"]).split(","):
+            set_adapter(base, self._whole(base, replace(order, adapter=name)).trees[name])
+            losses[f"loss/{name}"] = validation_loss(
+                base,
+                self.task,
+                examples,
+                data_seed=self._data_seed,
+                max_length=self.config.train.max_length,
+                knobs=order.knobs,
+                cache=self.cache,
+            )
+        return losses
+
+    @property
+    def _data_seed(self) -> int:
+        """Of what stays fixed for this client over all rounds."""
+        return seed_for(self.config.run.seed, "pairs", self.node.client)
 
     def _whole(self, base: Base, order: Order) -> Order:
         """The order with the tensors that its adapter leaves out: they are at the common start."""
         tree = order.trees[order.adapter]
         if base.flat.parameters.keys() <= tree.keys():
             return order
-        tree = {**initial_adapter(base, self.config.run.seed), **tree}
+        tree = {**initial_adapter(base, self.config.run.seed, order.adapter), **tree}
         return replace(order, trees={**order.trees, order.adapter: tree})
 
     def _rule(self) -> ClientRule:

@@ -321,6 +321,8 @@ def _check_combinations(config: Config) -> None:
             f"train.optimizer-state = 'keep': with lora.aggregation = {config.lora.aggregation!r} A and B are others "
             "in every round, and the moments of the last ones are not theirs; use 'reset'"
         )
+    if strategy == "fedbiscuit":
+        _check_selectors(config, dict(config.strategy_choice.options))
     if config.train.engine == "trl":
         options = dict(config.task_choice.options)
         if task not in ("sft", "dpo", "kto"):
@@ -340,6 +342,20 @@ def _check_combinations(config: Config) -> None:
         )
     if source == "jsonl" and strategy == "centralized" and not dict(config.source_choice.options).get("path"):
         raise ConfigError("strategy.name = 'centralized' needs every row in one place: set data.path")
+
+
+def _check_selectors(config: Config, options: Mapping[str, Any]) -> None:
+    warmup, rounds = options["selectors"] * options["warmup-rounds"], config.run.num_server_rounds
+    if warmup >= rounds:
+        raise ConfigError(
+            f"strategy.selectors x strategy.warmup-rounds = {warmup} rounds of warm-up, and run.num-server-rounds = "
+            f"{rounds}: no client would train the selector of its group; lower the first or raise the second"
+        )
+    if config.train.optimizer_state == "keep":
+        raise ConfigError(
+            "train.optimizer-state = 'keep': with strategy.name = 'fedbiscuit' a client trains one selector after "
+            "another, and the moments of the last one are not theirs; use 'reset'"
+        )
 
 
 def _check_train(train: TrainConfig) -> None:

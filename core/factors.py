@@ -48,3 +48,8 @@ def start(like: Mapping[str, Tensor], seed: int, *what: str | int) -> Tree:
             bound = 1 / math.sqrt(t[0].numel())
             out[name].uniform_(-bound, bound, generator=torch_rng_for(seed, "lora", *what, name))
     return out
+
+
+def first(like: Mapping[str, Tensor], seed: int, adapter: str) -> Tree:
+    """Where an adapter of that name begins: on the server and, of what does not travel, at every client."""
+    return start(like, seed) if adapter == "global" else start(like, seed, adapter)

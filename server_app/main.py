@@ -126,11 +126,17 @@ class Run:
             console.say(line)
 
     def _finish(self, state: ServerState) -> None:
-        trained, merged = state.adapters["global"], state.memory.get(f"global.{MERGED}", {})
-        name, folder = self.config.model.name, self.folder.path / "adapter"
-        with store.writing(folder):
-            save_adapter(self.base, trained, folder, base_name=name, merged=merged)
-        set_adapter(self.base, trained, merged)
+        left = self.strategy.final(state)
+        merged = {name: state.memory.get(f"{name}.{MERGED}", {}) for name in left}
+        main = next(iter(left))
+        folders = {self.folder.path / "adapter": main}
+        if len(left) > 1:
+            folders |= {self.folder.path / "adapters" / name: name for name in left}
+        for folder, name in folders.items():
+            base_name = self.config.model.name
+            with store.writing(folder):
+                save_adapter(self.base, left[name], folder, base_name=base_name, merged=merged[name])
+        set_adapter(self.base, left[main], merged[main])
         if not is_untouched(self.base):
             self._write("answers.json", self._answers())
         if self.config.benchmarks:

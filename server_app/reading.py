@@ -37,6 +37,7 @@ class Record:
     bytes_up: int | None = None  # of this round alone
     bytes_down: int | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage, and "total"
+    route: Mapping[int, str] = field(default_factory=dict)  # client -> the adapter of its group
 
     @property
     def total_s(self) -> float | None:
@@ -86,9 +87,12 @@ class Run:
         return str(self.manifest.get("task", self.config.get("task.name", "")))
 
     def adapters(self) -> list[Path]:
-        """The adapter folders on disk: adapter/ itself, or one below it for each adapter."""
-        top = self.dir / "adapter"
-        return [found.parent for found in sorted(top.glob("**/adapter_config.json"))]
+        """The adapter folders on disk: adapter/, and where there are several, adapters/ with one for each."""
+        found = [
+            *self.dir.glob("adapter/adapter_config.json"),
+            *self.dir.glob("adapters/*/adapter_config.json"),
+        ]
+        return [config.parent for config in sorted(found)]
 
 
 def read_run(run_dir: Path | str) -> Run:
@@ -120,6 +124,7 @@ def read_record(line: Mapping[str, Json]) -> Record:
         bytes_up=line.get("bytes_up"),
         bytes_down=line.get("bytes_down"),
         seconds=_numbers(line.get("seconds")),
+        route={int(c): str(name) for c, name in (line.get("route") or {}).items()},
     )
 
 

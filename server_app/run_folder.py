@@ -171,9 +171,10 @@ class RunFolder:
 def provenance(config: Config) -> Json:
     """What ran: versions, code, task, strategy, seed. The base and the data are added when they are known."""
     strategy: Json = {"name": config.strategy_choice.name}
-    aggregation = config.lora.aggregation
+    options, aggregation = dict(config.strategy_choice.options), config.lora.aggregation
     how = [
-        dict(config.strategy_choice.options).get("variant"),
+        options.get("variant"),
+        options.get("server-rule"),
         aggregation if aggregation != "separate" else "",
     ]
     if variant := ", ".join(str(word) for word in how if word):

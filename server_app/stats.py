@@ -6,8 +6,10 @@ its own before and after. Percentile bootstrap with Hesterberg's expanded percen
 Should Know About the Bootstrap", section 4.2), which undo its narrowness at few clients.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Literal
 
 import numpy as np
@@ -145,7 +147,42 @@ def headline(run: Run) -> list[Estimate]:
         _, last = first_and_last(run, metric)
         if last and metric in last.eval.mean:
             found.append(Estimate(metric, name, last.eval.mean[metric], n=rows(last.eval), unit="number"))
+    found += _groups(run)
     return [estimate for estimate in found if estimate is not None]
+
+
+def purity(groups: Sequence[str], truth: Sequence[int]) -> float:
+    """The share of clients that are of the most frequent type of their group."""
+    pairs = Counter(zip(groups, truth, strict=True))
+    return sum(max(n for (g, _), n in pairs.items() if g == group) for group in set(groups)) / len(groups)
+
+
+def adjusted_rand(groups: Sequence[str], truth: Sequence[int]) -> float | None:
+    """Agreement of two partitions over pairs of clients, 0 by chance and 1 for the same (Hubert and Arabie 1985).
+
+    None where neither of the two says anything: one part, or all alone, in both.
+    """
+    both, one, other = (
+        sum(comb(n, 2) for n in Counter(parts).values())
+        for parts in (zip(groups, truth, strict=True), groups, truth)
+    )
+    chance, most = one * other / comb(len(groups), 2) if len(groups) > 1 else 0.0, (one + other) / 2
+    return (both - chance) / (most - chance) if most != chance else None
+
+
+def _groups(run: Run) -> list[Estimate]:
+    """How well the last groups are the planted types, where those are known."""
+    routes = [record.route for record in run.records if record.route]
+    truth = {int(c): t for c, t in (run.manifest.get("truth") or {}).items()}
+    both = sorted(routes[-1].keys() & truth.keys()) if routes else []
+    if not both:
+        return []
+    groups, types = [routes[-1][c] for c in both], [truth[c] for c in both]
+    found = [Estimate("purity", "Purity of the groups", purity(groups, types), n=len(both), of="clients")]
+    if (index := adjusted_rand(groups, types)) is not None:
+        name = "Adjusted Rand index of the groups"
+        found.append(Estimate("rand", name, index, n=len(both), of="clients", unit="number"))
+    return found
 
 
 def rows(half: Half) -> int | None:

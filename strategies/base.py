@@ -249,8 +249,16 @@ class Strategy(FlowerStrategy):
     ) -> tuple[ServerState, Metrics]:
         return state, weighted_mean(updates)
 
+    def must_evaluate(self, rnd: int) -> bool:
+        """Whether the state needs the evaluation that follows round rnd, however rarely the user wants one."""
+        return False
+
     def client_rule(self) -> ClientRule:
         return ClientRule()
+
+    def final(self, state: ServerState) -> dict[str, Tree]:
+        """The adapters that a run leaves, by name; the first is the one to use where only one can be."""
+        return dict(state.adapters)
 
     # --- the loop ------------------------------------------------------------
 
@@ -260,7 +268,7 @@ class Strategy(FlowerStrategy):
         Raises ConfigError when a client cannot take part, RoundFailed when too few answer; what
         `live.on_round` committed before stays.
         """
-        s = self._session = Session(live, state)
+        s = self._session = Session(live, replace(state, facts={**state.facts, "rounds": rounds}))
         self._meet(grid, s, at_start=True)
         live.on_hello(s.roster.said)
         if state.round == 0 and not live.base_scored:
@@ -269,8 +277,10 @@ class Strategy(FlowerStrategy):
             started = time.monotonic()
             self._meet(grid, s, at_start=False)
             record = self._train(grid, s, rnd)
-            if rnd == rounds or (live.eval_every and rnd % live.eval_every == 0):
+            if rnd == rounds or (live.eval_every and rnd % live.eval_every == 0) or self.must_evaluate(rnd):
                 self._evaluate(grid, s, rnd, record)
+            if "route" in s.state.facts:
+                record["route"] = s.state.facts["route"]
             record["seconds"]["total"] = time.monotonic() - started
             live.on_round(s.state, record)
         return s.state
@@ -429,8 +439,11 @@ class Strategy(FlowerStrategy):
             raise RoundFailed(
                 f"{len(s.roster.nodes)} clients are still connected, fault.min-replies = {fault.min_replies}"
             )
-        clients = max(s.state.facts.get("clients", 0), len(s.roster.said))
-        s.state = replace(s.state, facts={**s.state.facts, "clients": clients})
+        facts = s.state.facts
+        clients = max(facts.get("clients", 0), len(s.roster.said))
+        held = {str(c): said["examples"] for c, said in sorted(s.roster.said.items())}
+        examples = {**facts.get("examples", {}), **held}
+        s.state = replace(s.state, facts={**facts, "clients": clients, "examples": examples})
 
     def _answers(self, grid: Grid, s: Session, messages: Iterable[Message]) -> Iterator[Message]:
         """Send, and give the replies as they come until all are in or the deadline has passed."""

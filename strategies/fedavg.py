@@ -38,6 +38,11 @@ class FedAvg(Strategy):
 
     def __post_init__(self) -> None:
         known_variant(self.variant)
+        if self.variant not in self.own_weighting:
+            raise ConfigError(
+                f"strategy.variant = {self.variant!r}: {type(self).__name__.lower()} has "
+                f"{' | '.join(self.own_weighting)}"
+            )
         if self.weighting not in WEIGHTINGS:
             raise ConfigError(
                 f"strategy.weighting must be one of {' | '.join(WEIGHTINGS)}, got {self.weighting!r}"
@@ -98,10 +103,14 @@ class FedAvg(Strategy):
     def server_opt(self) -> ServerOpt:
         return plain(self.eta)
 
+    @property
+    def weighs(self) -> str:
+        """What w_k is in proportion to."""
+        return self.own_weighting[self.variant] if self.weighting == "auto" else self.weighting
+
     def share(self, update: Update, name: str) -> Share:
         """What a tree of an update counts for."""
-        how = self.own_weighting[self.variant] if self.weighting == "auto" else self.weighting
-        return Share(weight(update, how), self.clip(update) if name == "delta" else 1.0)
+        return Share(weight(update, self.weighs), self.clip(update) if name == "delta" else 1.0)
 
     def clip(self, update: Update) -> float:
         """The factor that brings a delta's norm down to clip_norm."""
@@ -131,21 +140,22 @@ class FedAvg(Strategy):
                 state, more = self.lora.place(state, rnd, adapter, trees)
                 metrics |= more
             else:
-                state = self.move(state, rnd, adapter, trees["delta"])
+                state = move(state, rnd, adapter, trees["delta"], self.server_opt())
         return state, metrics
 
-    def move(self, state: ServerState, rnd: int, adapter: str, delta: Tree) -> ServerState:
-        """One step of the server's optimiser on the tensors that `delta` has; the others stay as they are."""
-        x, slots = state.adapters[adapter], {}
-        for slot in ("m", "v"):
-            kept = state.memory.get(f"{adapter}.{slot}", {})
-            if delta.keys() <= kept.keys():
-                slots[slot] = {name: kept[name] for name in delta}
-        moved, slots = self.server_opt().step({name: x[name] for name in delta}, delta, slots, rnd)
-        memory = dict(state.memory)
-        for slot, tree in slots.items():
-            memory[f"{adapter}.{slot}"] = {**memory.get(f"{adapter}.{slot}", {}), **tree}
-        return replace(state, adapters={**state.adapters, adapter: {**x, **moved}}, memory=memory)
+
+def move(state: ServerState, rnd: int, adapter: str, delta: Tree, opt: ServerOpt) -> ServerState:
+    """One step of the server's optimiser on the tensors that `delta` has; the others stay as they are."""
+    x, slots = state.adapters[adapter], {}
+    for slot in ("m", "v"):
+        kept = state.memory.get(f"{adapter}.{slot}", {})
+        if delta.keys() <= kept.keys():
+            slots[slot] = {name: kept[name] for name in delta}
+    moved, slots = opt.step({name: x[name] for name in delta}, delta, slots, rnd)
+    memory = dict(state.memory)
+    for slot, tree in slots.items():
+        memory[f"{adapter}.{slot}"] = {**memory.get(f"{adapter}.{slot}", {}), **tree}
+    return replace(state, adapters={**state.adapters, adapter: {**x, **moved}}, memory=memory)
 
 
 PLUGIN = FedAvg

@@ -32,10 +32,6 @@ class Scaffold(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in self.own_weighting:
-            raise ConfigError(
-                f"strategy.variant = {self.variant!r}: scaffold has {' | '.join(self.own_weighting)}"
-            )
         if self.control_variate not in ("gradients", "steps"):
             raise ConfigError(
                 f"strategy.control-variate must be one of gradients | steps, got {self.control_variate!r}"

@@ -45,7 +45,8 @@ def test_a_strategy_says_where_it_comes_from(name):
 
 def start(strategy: Strategy) -> ServerState:
     state = strategy.init({"global": tree(0)}, seed=1)
-    return replace(state, facts={**state.facts, "clients": len(EVERYONE)})
+    said = {"clients": len(EVERYONE), "examples": {str(c.id): c.examples for c in EVERYONE}, "rounds": 8}
+    return replace(state, facts={**state.facts, **said})
 
 
 def updates(strategy: Strategy, state: ServerState, rnd: int, *, scale: float = 1.0) -> list[Update]:
@@ -60,7 +61,8 @@ def updates(strategy: Strategy, state: ServerState, rnd: int, *, scale: float = 
 
 def one_round(strategy: Strategy, state: ServerState, rnd: int) -> ServerState:
     state, _ = merge(strategy, state, rnd, updates(strategy, state, rnd))
-    scores = [Update(c.id, 5, "global", {}, {"logps/accuracies": 0.5}) for c in EVERYONE]
+    asked = strategy.plan_evaluate(state, rnd, EVERYONE)
+    scores = [Update(o.client, 5, o.adapter, {}, {"logps/accuracies": 0.5}) for o in asked]
     return strategy.merge_evaluate(state, rnd, scores)[0]
 
 
@@ -85,8 +87,18 @@ def test_hooks_are_pure(name):
 
 @pytest.mark.parametrize("name", names("strategies"))
 def test_no_news_changes_nothing(name):
-    """All deltas zero from a fresh state: every method leaves the adapter where it was."""
+    """All deltas zero from a fresh state: every method leaves every adapter where it was."""
     strategy = build("strategies", name, {})
     state = start(strategy)
     after, _ = merge(strategy, state, 1, updates(strategy, state, 1, scale=0.0))
-    assert all(after.adapters["global"][n].equal(t) for n, t in state.adapters["global"].items())
+    assert same(replace(after, memory={}), replace(state, memory={}))
+
+
+@pytest.mark.parametrize("name", names("strategies"))
+def test_a_run_leaves_adapters_whose_layout_is_the_models(name):
+    strategy = build("strategies", name, {})
+    left = strategy.final(one_round(strategy, start(strategy), 1))
+    assert left
+    assert all(
+        {n: t.shape for n, t in x.items()} == {n: t.shape for n, t in tree(0).items()} for x in left.values()
+    )

@@ -5,19 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from flwr.app import Message
 
 from client_app.site import Node, Site
-from core import wire
-from core.config import Config, FaultConfig, parse
+from core.config import Config, parse
 from core.factors import is_a, is_b, modules
-from core.types import Client, ServerState
+from core.types import Client
 from server_app.run_folder import RunFolder
-from strategies.base import Live
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Talker
 from tasks.kit.model import initial_adapter, load_base, set_adapter
-from tests.loopback import Loopback
+from tests.sites import federate
 
 SMALL = {
     "data.rows-per-client": 12,
@@ -34,49 +31,6 @@ WAYS = [
 def configured(method: str, ranks: str, path: Path, **more) -> Config:
     flat = {"lora.aggregation": method, "lora.client-ranks": ranks, "run.dir": str(path / "runs")}
     return parse({**SMALL, **flat, **more})
-
-
-def federate(
-    config: Config, path: Path, rounds: int, folder: RunFolder | None = None
-) -> tuple[RunFolder, list]:
-    """Rounds up to `rounds`, from the last checkpoint of `folder` if there is one; the records of the new ones."""
-    folder, records = folder or RunFolder.create(config), []
-    base, strategy, task = (
-        load_base(config.model, config.lora),
-        config.build_strategy(),
-        config.task_choice.build(),
-    )
-
-    def answer(node: int, message: Message) -> Message:
-        site = Site(config, Node(node - 10, 3, state_dir=str(path / f"site-{node}")))
-        if message.metadata.message_type == "query.hello":
-            return Message(
-                wire.encode_facts(site.hello(wire.decode_facts(message.content))), reply_to=message
-            )
-        act = site.train if message.metadata.message_type == "train" else site.evaluate
-        return Message(wire.encode_update(act(wire.decode_order(message.content))), reply_to=message)
-
-    def on_round(state: ServerState, record: dict) -> None:
-        folder.commit(state, record)
-        records.append(record)
-
-    live = Live(
-        knobs={"run": "r", "base": base.fingerprint},
-        min_available_nodes=3,
-        fraction_train=1.0,
-        sampling="all",
-        fault=FaultConfig(),
-        eval_every=config.eval.every,
-        spool=folder.path,
-        brief=task.brief,
-        on_hello=lambda said: None,
-        on_round=on_round,
-    )
-    state = folder.load_state() or strategy.init(
-        {"global": initial_adapter(base, config.run.seed)}, config.run.seed
-    )
-    strategy.run(Loopback([10, 11, 12], answer), live, state, rounds)
-    return folder, records
 
 
 def tensors(folder: RunFolder) -> bytes:

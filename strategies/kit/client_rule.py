@@ -61,6 +61,7 @@ class ClientRule:
     `after_step(order, memory, learning_rate)`: a change of each tensor after each optimiser step, or None.
     `adds(order, memory, outcome)`: (trees to send, trees to keep) besides `delta` and `own`; it sees the
     outcome of the tensors that train and are shared. `sends` names all the trees that travel.
+    `aside`: the share of its training rows on which a client compares adapters, and never trains.
     """
 
     shares: Callable[[str, int], bool] = share_all
@@ -70,6 +71,7 @@ class ClientRule:
     wants_gradients: bool = False
     adds: Callable[[Order, Memory, Outcome], tuple[Trees, Trees]] = nothing_more
     sends: tuple[str, ...] = ("delta",)
+    aside: float = 0.0
 
     @property
     def plain(self) -> bool:

@@ -13,13 +13,13 @@ from core.seeds import rng_for, seed_for
 from core.tree import Tree
 from core.types import Metrics, Scalar
 from tasks.base import Batch, Example, Task
-from tasks.kit.batches import draw, subset
+from tasks.kit.batches import by_budget, draw, subset
 from tasks.kit.cache import Cache
 from tasks.kit.encode import key_of
-from tasks.kit.evaluate import evaluate
+from tasks.kit.evaluate import TOKENS, evaluate
 from tasks.kit.logprobs import completion_scores, with_strangers
 from tasks.kit.model import Base, is_untouched, training
-from tasks.kit.reference import fork_of, reference_logps
+from tasks.kit.reference import fork_of, reference_logps, tokens_of
 from tasks.kit.stepper import PLAIN, Bend, Stepper
 
 __all__ = ["TrainReport", "evaluate", "local_batches", "train"]
@@ -86,6 +86,29 @@ def train(
     return TrainReport(
         steps, rows, _means(history), look.sums, stepper.mean_gradient(), stepper.moments(), seconds
     )
+
+
+def validation_loss(
+    base: Base,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    data_seed: int,
+    max_length: int,
+    knobs: Mapping[str, Scalar],
+    cache: Cache,
+) -> float:
+    """The task's loss of examples under the base's current adapter; what the task itself reports as loss goes first."""
+    examples = task.prepare(examples, seed=data_seed, max_length=max_length)
+    refs = reference_logps(base, examples, cache) if task.needs_reference else {}
+    look, total, whole = _Look(base, task, refs, knobs), 0.0, 0
+    base.model.eval()
+    with torch.no_grad():
+        for batch in by_budget(examples, tokens_of, TOKENS):
+            loss, metrics = look.loss(batch)
+            total += metrics.get("loss", float(loss)) * _weight(task, batch)
+            whole += _weight(task, batch)
+    return total / whole
 
 
 def local_batches(

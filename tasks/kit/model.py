@@ -154,9 +154,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def initial_adapter(base: Base, seed: int) -> Tree:
+def initial_adapter(base: Base, seed: int, adapter: str = "global") -> Tree:
     """LoRA's start under this seed, at the full rank."""
-    return factors.start(base.flat.parameters, seed)
+    return factors.first(base.flat.parameters, seed, adapter)
 
 
 def get_adapter(base: Base) -> Tree:

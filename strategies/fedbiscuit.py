@@ -1,0 +1,207 @@
+"""FedBiscuit: U selectors, each trained by a balanced group of clients. Wu et al. 2024, Algorithm 1 (arXiv:2407.03038).
+
+Warm-up: every selector has `strategy.warmup-rounds` rounds of FedBis over all clients. Then each client trains the
+selector of its group and is sent no other. Clients are grouped by the losses of all selectors on rows of their own
+that they never train on, every `strategy.regroup-every` rounds, the first time when the warm-up ends: with sizes that
+differ by at most 1, constraint (7), at the least total loss (exact) or by the paper's procedure (greedy).
+With A_u of the A clients that answered training selector u, D_u the mean of their deltas and p as in FedBis:
+eq8, Eq. (8): x_u + eta sum_{A_u} p_m D_u. ma: x_u + eta (M/A) sum_{A_u} p_m D_u. cluster-norm: x_u + eta D_u.
+Deviations: server-rule = ma by default, since Eq. (8) has Eq. (4)'s sum without its M/A and moves a selector by only
+A/(U M) of a client's step in a round; "auto" is the variant's own (paper: eq8). Warm-up is the plain mean, as in the
+authors' code. The paper has 50 warm-up rounds and groups every 50 or 100; their code sends all selectors to everyone.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from core.config import LoraConfig
+from core.errors import ConfigError
+from core.factors import first
+from core.seeds import rng_for
+from core.tree import Tree
+from core.types import Client, Metrics, Order, ServerState, Update
+from strategies.fedbis import FedBis
+from strategies.kit.client_rule import ClientRule
+from strategies.kit.fold import Merged
+from strategies.kit.grouping import exact, greedy, join
+
+FEDERATED = (
+    "separate",
+    "ffa",
+    "rolora",
+)  # of lora.aggregation: nothing stays at a client when its group changes
+
+
+@dataclass
+class FedBiscuit(FedBis):
+    selectors: int = 3  # U
+    warmup_rounds: int = 2  # of each selector
+    warmup: str = (
+        "sequential"  # sequential (one selector after another) | interleaved (the cohort is split over them)
+    )
+    regroup_every: int = 2  # tau, rounds after the warm-up
+    grouping: str = "exact"  # exact | greedy (the paper's; the order of clients is drawn)
+    hysteresis: float = (
+        0.0  # exact: a client moves for a gain above this many standard deviations of the losses
+    )
+    soft_balance: float = 0.0  # exact: a price on unequal sizes in place of the constraint; 0: the constraint
+    grouping_fraction: float = (
+        0.1  # of a client's training rows: it compares selectors on them and trains on none
+    )
+    server_rule: str = "ma"  # eq8 | ma | cluster-norm; auto: the variant's own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._one_of("warmup", ("sequential", "interleaved"))
+        self._one_of("grouping", ("exact", "greedy"))
+        self._one_of("server_rule", ("auto", "eq8", "ma", "cluster-norm"))
+        for key, value, least in (
+            ("selectors", self.selectors, 2),
+            ("warmup-rounds", self.warmup_rounds, 1),
+            ("regroup-every", self.regroup_every, 1),
+            ("hysteresis", self.hysteresis, 0),
+            ("soft-balance", self.soft_balance, 0),
+        ):
+            if not value >= least:
+                raise ConfigError(f"strategy.{key} must be at least {least}, got {value!r}")
+        if not 0 < self.grouping_fraction < 1:
+            raise ConfigError(f"strategy.grouping-fraction must be in (0, 1), got {self.grouping_fraction!r}")
+        if self.grouping == "greedy" and (self.hysteresis or self.soft_balance):
+            raise ConfigError(
+                "strategy.hysteresis and strategy.soft-balance need strategy.grouping = 'exact'"
+            )
+
+    def under(self, lora: LoraConfig) -> Self:
+        if lora.aggregation not in FEDERATED:
+            raise ConfigError(
+                f"lora.aggregation = {lora.aggregation!r} cannot go with several selectors; "
+                f"use {' | '.join(FEDERATED)}"
+            )
+        return super().under(lora)
+
+    def init(self, adapters: dict[str, Tree], seed: int) -> ServerState:
+        """Every selector starts at an A of its own: with one for all they would stay alike."""
+        return super().init({name: first(adapters["global"], seed, name) for name in self.names}, seed)
+
+    @property
+    def names(self) -> list[str]:
+        return [f"c{u}" for u in range(self.selectors)]
+
+    def client_rule(self) -> ClientRule:
+        return replace(super().client_rule(), aside=self.grouping_fraction)
+
+    # --- who trains what -------------------------------------------------------------
+
+    @property
+    def settled(self) -> int:
+        """The rounds of the warm-up."""
+        return self.selectors * self.warmup_rounds
+
+    def groups_after(self, rnd: int) -> bool:
+        """Whether clients are grouped anew in the evaluation that follows a round."""
+        return rnd >= self.settled and (rnd - self.settled) % self.regroup_every == 0
+
+    def must_evaluate(self, rnd: int) -> bool:
+        return self.groups_after(rnd)
+
+    def plan_train(self, state: ServerState, rnd: int, cohort: list[Client]) -> list[Order]:
+        ids = [c.id for c in cohort]
+        if rnd > self.settled:
+            return self._orders(state, ids, self._groups(state, ids))
+        if self.warmup == "sequential":
+            return self._orders(state, ids, dict.fromkeys(ids, (rnd - 1) // self.warmup_rounds))
+        # over U rounds of A clients each selector is trained by A
+        dealt = rng_for(state.seed, "warmup", rnd).sample(ids, len(ids))
+        return self._orders(state, ids, {c: (place + rnd) % self.selectors for place, c in enumerate(dealt)})
+
+    def plan_evaluate(self, state: ServerState, rnd: int, everyone: list[Client]) -> list[Order]:
+        """Everyone's own selector; with all of them to compare when clients are grouped anew."""
+        state, ids = self.shown(state), [c.id for c in everyone]
+        if rnd > self.settled:
+            owners = self._groups(state, ids)
+        elif self.warmup == "sequential":  # the one that was trained last
+            owners = dict.fromkeys(ids, max(0, rnd - 1) // self.warmup_rounds)
+        else:
+            owners = {c: c % self.selectors for c in ids}
+        orders = self._orders(state, ids, owners)
+        if not self.groups_after(rnd):
+            return orders
+        every = {a: self.lora.orders(state, [Order(0, {}, a)])[0].trees[a] for a in self.names}
+        return [replace(o, trees=every, knobs={**o.knobs, "compare": ",".join(every)}) for o in orders]
+
+    def _orders(self, state: ServerState, ids: Sequence[int], owners: Mapping[int, int]) -> list[Order]:
+        return self.lora.orders(state, [Order(c, {}, self.names[owners[c]]) for c in ids])
+
+    def _groups(self, state: ServerState, ids: Sequence[int]) -> dict[int, int]:
+        """The group of every known client and of these; who is in none joins the smallest."""
+        known = {int(c): self.names.index(name) for c, name in state.facts.get("route", {}).items()}
+        return join(known, [c for c in ids if c not in known], self.selectors)
+
+    # --- what comes of it --------------------------------------------------------------
+
+    def gain(self, state: ServerState, rnd: int, adapter: str, updates: Sequence[Update]) -> float:
+        rule = "eq8" if self.server_rule == "auto" else self.server_rule
+        if rule == "cluster-norm" or rnd <= self.settled:
+            return 1.0
+        if rule == "ma":
+            return super().gain(state, rnd, adapter, updates)
+        return self.part(state, adapter, updates)
+
+    def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
+        state, metrics = super().merge_train(state, rnd, merged)
+        if rnd > self.settled:
+            route = {**state.facts.get("route", {}), **{str(u.client): u.adapter for u in merged.updates}}
+            state = replace(state, facts={**state.facts, "route": route})
+        return state, metrics
+
+    def merge_evaluate(
+        self, state: ServerState, rnd: int, updates: list[Update]
+    ) -> tuple[ServerState, Metrics]:
+        state, metrics = super().merge_evaluate(state, rnd, updates)
+        return (self._regroup(state, rnd, updates) if self.groups_after(rnd) else state), metrics
+
+    def _regroup(self, state: ServerState, rnd: int, updates: Sequence[Update]) -> ServerState:
+        """Group the clients that told their losses; the others keep what they told last, and their group."""
+        names, route = self.names, state.facts.get("route", {})
+        told = {u.client: found for u in updates if (found := _losses(u, names))}
+        losses = {**state.facts.get("losses", {}), **{str(c): found for c, found in told.items()}}
+        clients = sorted({int(c) for c in (*losses, *route)})
+        if not told:
+            return state
+        now = [names.index(route[str(c)]) if str(c) in route else None for c in clients]
+        if self.grouping == "exact":
+            unknown = [np.nan] * len(names)
+            groups = exact(
+                np.array([losses.get(str(c), unknown) for c in clients]),
+                now=now,
+                fixed=[c not in told for c in clients],
+                hysteresis=self.hysteresis,
+                softness=self.soft_balance,
+            )
+            route = {str(c): names[u] for c, u in zip(clients, groups, strict=True)}
+        else:
+            here = sorted(told)
+            order = rng_for(state.seed, "regroup", rnd).sample(range(len(here)), len(here))
+            groups = greedy(np.array([told[c] for c in here]), order)
+            route = {**route, **{str(c): names[u] for c, u in zip(here, groups, strict=True)}}
+        return replace(state, facts={**state.facts, "route": route, "losses": losses})
+
+    def final(self, state: ServerState) -> dict[str, Tree]:
+        """Every selector, the one of the largest group first."""
+        sizes = Counter(state.facts.get("route", {}).values())
+        adapters = self.shown(state).adapters
+        return {name: adapters[name] for name in sorted(self.names, key=lambda a: -sizes[a])}
+
+
+def _losses(update: Update, names: Sequence[str]) -> list[float] | None:
+    """What a client said of every selector; None if it left one out. What a client says is not trusted."""
+    found = [update.metrics[f"loss/{name}"] for name in names if f"loss/{name}" in update.metrics]
+    numbers = [float(loss) for loss in found if isinstance(loss, int | float)]
+    return numbers if len(numbers) == len(names) else None
+
+
+PLUGIN = FedBiscuit

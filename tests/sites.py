@@ -1,0 +1,57 @@
+"""Whole rounds without processes: real sites on the real model, the real loop, messages in this process."""
+
+from pathlib import Path
+
+from flwr.app import Message
+
+from client_app.site import Node, Site
+from core import wire
+from core.config import Config, FaultConfig
+from core.types import ServerState
+from server_app.run_folder import RunFolder
+from strategies.base import Live
+from tasks.kit.model import initial_adapter, load_base
+from tests.loopback import Loopback
+
+
+def federate(
+    config: Config, path: Path, rounds: int, folder: RunFolder | None = None, *, clients: int = 3
+) -> tuple[RunFolder, list]:
+    """Rounds up to `rounds`, from the last checkpoint of `folder` if there is one; the records of the new ones."""
+    folder, records = folder or RunFolder.create(config), []
+    base, strategy, task = (
+        load_base(config.model, config.lora),
+        config.build_strategy(),
+        config.task_choice.build(),
+    )
+
+    def answer(node: int, message: Message) -> Message:
+        site = Site(config, Node(node - 10, clients, state_dir=str(path / f"site-{node}")))
+        if message.metadata.message_type == "query.hello":
+            return Message(
+                wire.encode_facts(site.hello(wire.decode_facts(message.content))), reply_to=message
+            )
+        act = site.train if message.metadata.message_type == "train" else site.evaluate
+        return Message(wire.encode_update(act(wire.decode_order(message.content))), reply_to=message)
+
+    def on_round(state: ServerState, record: dict) -> None:
+        folder.commit(state, record)
+        records.append(record)
+
+    live = Live(
+        knobs={"run": "r", "base": base.fingerprint},
+        min_available_nodes=clients,
+        fraction_train=1.0,
+        sampling="all",
+        fault=FaultConfig(),
+        eval_every=config.eval.every,
+        spool=folder.path,
+        brief=task.brief,
+        on_hello=lambda said: None,
+        on_round=on_round,
+    )
+    state = folder.load_state() or strategy.init(
+        {"global": initial_adapter(base, config.run.seed)}, config.run.seed
+    )
+    strategy.run(Loopback(range(10, 10 + clients), answer), live, state, rounds)
+    return folder, records

@@ -1,0 +1,130 @@
+"""FedBiscuit in whole rounds: real sites on the toy model; what it groups, what travels, what is set aside."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from client_app.site import Node, Site
+from core.config import Config, parse
+from core.types import Order
+from tasks.kit.model import initial_adapter, load_base
+from tests.sites import federate
+
+SMALL = {
+    "strategy.name": "fedbiscuit",
+    "strategy.selectors": 2,
+    "strategy.warmup-rounds": 1,
+    "data.rows-per-client": 16,
+    "data.eval-rows-per-client": 6,
+    "train.local-steps": 2,
+    "lora.r": 4,
+    "eval.every": 0,
+    "run.num-server-rounds": 4,
+}
+
+
+def configured(path: Path, **more) -> Config:
+    return parse({**SMALL, "run.dir": str(path / "runs"), **more})
+
+
+@pytest.mark.slow
+def test_a_run_stopped_between_groupings_is_the_uninterrupted_one(tmp_path):
+    more = {
+        "strategy.ema": 0.5,
+        "strategy.server-optimizer": "momentum",
+        "strategy.server-lr-schedule": "cosine",
+    }
+    whole, records = federate(configured(tmp_path / "one", **more), tmp_path / "one", 4)
+    half, _ = federate(configured(tmp_path / "two", **more), tmp_path / "two", 3)
+    _, last = federate(configured(tmp_path / "two", **more), tmp_path / "two", 4, half)
+    read = [(f.checkpoints / "00004" / "tensors.safetensors").read_bytes() for f in (whole, half)]
+    assert read[0] == read[1]
+    assert last[-1]["eval"]["mean"] == records[-1]["eval"]["mean"]
+    assert [r["route"] for r in records if "route" in r] == [*[records[2]["route"]] * 2, records[4]["route"]]
+    assert not any(r["failed"] for r in records)
+
+
+def test_a_step_costs_one_adapter_and_a_grouping_all_of_them_once(tmp_path):
+    """Three clients: down 3 adapters a round, and 2 x 3 more after round 2; nothing but losses comes up for it."""
+    config = configured(tmp_path)
+    _, records = federate(config, tmp_path, 3)
+    base = load_base(config.model, config.lora)
+    one = 4 * sum(t.numel() for t in initial_adapter(base, 0).values())
+    facts = 24_000  # layouts, knobs and metrics in text, for three clients
+    down, up = ([r[way] for r in records] for way in ("bytes_down", "bytes_up"))
+    assert 3 * one < down[1] < 3 * one + facts
+    assert 9 * one < down[2] < 9 * one + 3 * facts
+    assert 6 * one < down[3] < 6 * one + 2 * facts, "the last round is evaluated, each with its own"
+    assert all(3 * one < u < 3 * one + facts for u in up[1:])
+    assert "eval" not in records[1]
+    assert {"loss/c0", "loss/c1"} <= records[2]["eval"]["clients"]["0"].keys()
+    assert not {"loss/c0", "loss/c1"} & records[3]["eval"]["clients"]["0"].keys()
+
+
+def site(path: Path, **more) -> Site:
+    return Site(configured(path, **more), Node(0, 3, state_dir=str(path)))
+
+
+@pytest.mark.parametrize("task", ["dpo", "kto", "sft"])
+def test_no_prompt_is_trained_on_that_compares_selectors(task, tmp_path):
+    here = site(tmp_path, **{"task.name": task})
+    train, aside = here.parts()
+    assert aside
+    assert sorted(map(str, train + aside)) == sorted(map(str, here.rows().train))
+    assert not {r["prompt"] for r in train} & {r["prompt"] for r in aside}
+    assert here.hello({})["examples"] == len(train)
+    assert here.parts() == (train, aside)
+    other = Site(parse({"strategy.name": "fedbis", "task.name": task}), here.node)
+    assert other.parts() == (other.rows().train, [])
+
+
+def test_no_more_rows_are_set_aside_than_the_most(tmp_path):
+    many = site(tmp_path, **{"data.rows-per-client": 3000, "strategy.grouping-fraction": 0.5})
+    _, aside = many.parts()
+    assert 100 < len(aside) <= 250
+
+
+@pytest.mark.parametrize("task", ["dpo", "kto", "sft"])
+def test_the_comparison_is_the_tasks_loss_of_each_adapter(task, tmp_path):
+    """The start has the loss of the base (dpo: ln 2); an adapter trained on the very rows has a lower one."""
+    here = site(tmp_path, **{"task.name": task, "train.local-steps": 20, "train.local-epochs": 0.0})
+    base = here.base()
+    knobs = {"run": "r", "base": base.fingerprint, "rnd": 1, **here.task.brief(here.hello({})["census"])}
+    start = {n: initial_adapter(base, 42, n) for n in ("c0", "c1")}
+    assert any(not t.equal(start["c1"][n]) for n, t in start["c0"].items())
+    delta = here.train(Order(0, {"c1": start["c1"]}, "c1", knobs=knobs)).trees["delta"]
+    trained = {n: t + delta[n] for n, t in start["c1"].items()}
+    asked = Order(0, {"c0": start["c0"], "c1": trained}, "c0", knobs={**knobs, "compare": "c0,c1"})
+    update = here.evaluate(asked)
+    assert update.metrics["loss/c0"] != update.metrics["loss/c1"]
+    if task == "dpo":
+        assert update.metrics["loss/c0"] == pytest.approx(0.693147, abs=1e-5)
+    swapped = Order(0, {"c0": trained, "c1": start["c0"]}, "c1", knobs={**knobs, "compare": "c0,c1"})
+    again = here.evaluate(swapped).metrics
+    assert (again["loss/c0"], again["loss/c1"]) == (update.metrics["loss/c1"], update.metrics["loss/c0"])
+    held = {n: v for n, v in update.metrics.items() if not n.startswith("loss/")}
+    assert held == {n: v for n, v in again.items() if not n.startswith("loss/")}, "the order's own is scored"
+
+
+def test_a_selector_whose_a_does_not_travel_begins_at_its_own_start(tmp_path):
+    """ffa sends B alone: a client completes every selector by the start that the server drew for it."""
+    here = site(tmp_path, **{"lora.aggregation": "ffa"})
+    strategy, base = here.strategy, here.base()
+    state = strategy.init({"global": initial_adapter(base, 42)}, 42)
+    for name in ("c0", "c1"):
+        b = {n: t for n, t in state.adapters[name].items() if ".lora_B." in n}
+        whole = here._whole(base, Order(0, {name: b}, name)).trees[name]
+        assert all(t.equal(whole[n]) for n, t in state.adapters[name].items())
+
+
+def test_groups_are_written_down_and_read_from_json(tmp_path):
+    folder, records = federate(configured(tmp_path), tmp_path, 2)
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[2]["route"] == records[2]["route"]
+    assert set(lines[2]["route"]) == {"0", "1", "2"}
+    state = folder.load_state()
+    assert state is not None
+    assert state.facts["route"] == lines[2]["route"]
+    assert all(torch.isfinite(torch.tensor(found)).all() for found in state.facts["losses"].values())
