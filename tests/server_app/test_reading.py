@@ -58,3 +58,13 @@ def test_a_round_without_a_total_sums_its_stages(tmp_path):
     empty = {**dpo_record(2), "seconds": {}}
     run = read_run(write_run(tmp_path, [record, empty]))
     assert [r.total_s for r in run.records] == [2.5, None]
+
+
+def test_several_adapters_lie_beside_the_one(tmp_path):
+    folder = write_run(tmp_path, [{**dpo_record(1), "route": {"3": "c1", "10": "c0"}}])
+    for name in ("c0", "c1"):
+        (folder / "adapters" / name).mkdir(parents=True)
+        (folder / "adapters" / name / "adapter_config.json").write_text("{}")
+    run = read_run(folder)
+    assert [path.name for path in run.adapters()] == ["adapter", "c0", "c1"]
+    assert run.records[0].route == {3: "c1", 10: "c0"}

@@ -9,11 +9,13 @@ from server_app.reading import Half, Run, read_run
 from server_app.stats import (
     MIN_CLUSTERS,
     PREFERENCE,
+    adjusted_rand,
     by_key,
     cluster_interval,
     gain,
     headline,
     pooled,
+    purity,
     spread,
     wilson,
     worst,
@@ -127,3 +129,25 @@ def test_an_impossible_share_gets_no_interval(tmp_path):
     shown = by_key(headline(read_run(write_run(tmp_path, [record]))))["before"]
     assert shown.value > 1
     assert shown.low is None
+
+
+def test_purity_and_the_adjusted_rand_index_by_hand():
+    """Groups aabb against types 0012: 2 + 1 of 4 are of their group's type. Pairs together in both: 1; in either: 2
+    and 1 of 6, so by chance 1/3: (1 - 1/3) / (3/2 - 1/3) = 4/7."""
+    assert purity("aabb", [0, 0, 1, 2]) == 0.75
+    assert adjusted_rand("aabb", [0, 0, 1, 2]) == pytest.approx(4 / 7)
+    assert adjusted_rand("ab", [5, 3]) is None, "all alone, in both"
+    assert (purity("bca", [0, 1, 2]), purity("aaa", [0, 1, 2])) == (1.0, 1 / 3)
+    assert adjusted_rand("abcabc", [2, 0, 1, 2, 0, 1]) == 1.0
+    assert adjusted_rand("aaabbb", [0, 1, 0, 1, 0, 1]) < 0
+
+
+def test_the_last_groups_are_held_against_the_planted_types(tmp_path):
+    """Without the truth, or without groups, nothing is said of them."""
+    routes = [{}, {"0": "c0", "1": "c0", "2": "c1"}, {"0": "c0", "1": "c1", "2": "c0"}, {}]
+    records = [{**dpo_record(rnd), **({"route": r} if r else {})} for rnd, r in enumerate(routes)]
+    truth = {"0": 1, "1": 0, "2": 1, "3": 0}
+    found = by_key(headline(read_run(write_run(tmp_path, records, truth=truth))))
+    assert (found["purity"].value, found["purity"].n, found["rand"].value) == (1.0, 3, 1.0)
+    (tmp_path / "other").mkdir()
+    assert "purity" not in by_key(headline(read_run(write_run(tmp_path / "other", records))))
