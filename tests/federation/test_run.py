@@ -58,12 +58,34 @@ def test_what_a_run_leaves(place, finished):
     assert [r["round"] for r in records] == [0, 1, 2, 3]
     assert all(0 <= r["eval"]["mean"]["logps/accuracies"] <= 1 for r in records)
     assert "rewards/accuracies" not in records[0]["eval"]["mean"], "the start is the reference: no reward yet"
-    for mode in ("reader", "server"):
-        load = [sys.executable, "-c", LOAD[mode], str(run), str(place.path / f"{mode}.pt")]
-        subprocess.run(load, cwd=ROOT, env=place.env, check=True)
-    reader, server = (torch.load(place.path / f"{m}.pt") for m in ("reader", "server"))
+    reader, server = loaded(place, "reader", run / "adapter"), loaded(place, "server", run)
     torch.testing.assert_close(reader, server, rtol=1e-5, atol=1e-5)
     assert not done.place.alive()
+
+
+def test_every_selector_is_left_for_peft(place):
+    """adapter/ is the one of the largest group: with three clients and two selectors the one of two of them."""
+    words = ["strategy.name=fedbiscuit", "strategy.selectors=2", "strategy.warmup-rounds=1", "data.types=2"]
+    place.accord("run", *SMALL, *words, "strategy.regroup-every=1", "eval.every=0")
+    (run,) = place.runs()
+    assert sorted(p.name for p in (run / "adapters").iterdir()) == ["c0", "c1"]
+    logits = [loaded(place, "reader", run / name) for name in ("adapter", "adapters/c0", "adapters/c1")]
+    assert not torch.allclose(logits[1], logits[2], atol=1e-4)
+    route = list(metrics_of(run)[-1]["route"].values())
+    assert logits[0].equal(logits[1 if route.count("c0") == 2 else 2])
+    assert "Purity of the groups" in (run / "report.md").read_text()
+    assert json.loads((run / "manifest.json").read_text())["strategy"] == {
+        "name": "fedbiscuit",
+        "variant": "paper, ma",
+    }
+
+
+def loaded(place, mode: str, folder) -> torch.Tensor:
+    """The logits of the base with what is in a folder, in a process of its own."""
+    out = place.path / "logits.pt"
+    load = [sys.executable, "-c", LOAD[mode], str(folder), str(out)]
+    subprocess.run(load, cwd=ROOT, env=place.env, check=True)
+    return torch.load(out)
 
 
 LOAD = {
@@ -73,7 +95,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from tasks.kit import toy_base
 base = AutoModelForCausalLM.from_pretrained(toy_base.folder(), dtype=torch.float32)
-model = PeftModel.from_pretrained(base, sys.argv[1] + "/adapter").eval()
+model = PeftModel.from_pretrained(base, sys.argv[1]).eval()
 torch.save(model(torch.arange(3, 13)[None]).logits.detach(), sys.argv[2])
 """,
     "server": """
