@@ -27,12 +27,18 @@ SMALL = {
     "fault.round-deadline-s": 0.2,
     "fault.start-timeout-s": 0.2,
 }
-MORE = {  # what else of a run is remembered: the pooled reference point, kept moments, tensors merged or kept
+MORE = {  # what else of a run is remembered: the pooled reference point, moments, averages, groups, tensors merged
     "fedavg": {"task.name": "kto", "task.reference-point": "pooled"},
     "local": {"task.name": "sft"},
     "fedadam": {"train.optimizer-state": "keep"},
     "fedavgm": {"train.optimizer-state": "keep", "lora.aggregation": "fedsa"},
     "fedprox": {"lora.aggregation": "fedex"},
+    "fedbis": {"strategy.server-optimizer": "adam", "strategy.ema": 0.5},
+    "fedbiscuit": {
+        "strategy.selectors": 2,
+        "strategy.warmup-rounds": 1,
+        "strategy.server-optimizer": "momentum",
+    },
 }
 STRATEGIES = names("strategies")
 
