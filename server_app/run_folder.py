@@ -24,6 +24,12 @@ log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
 MAY_CHANGE = ("run.resume", "run.dir", "run.num-server-rounds", "client.state-dir", "fault.", "eval.")
+# what is laid out over all rounds of a run, unless it has this value
+WHOLE_RUN = {
+    "train.lr-schedule": "constant",
+    "train.total-epochs": 0.0,
+    "strategy.server-lr-schedule": "constant",
+}
 PACKAGES = ("flwr", "torch", "transformers", "peft", "trl", "datasets", "ray", "safetensors", "numpy")
 ROOT = Path(__file__).parents[1]
 
@@ -82,6 +88,13 @@ class RunFolder:
         if refused := [k for k in changed if not k.startswith(MAY_CHANGE)]:
             told = ", ".join(f"{k} was {then.get(k)!r} and is {now.get(k)!r}" for k in refused)
             raise CheckpointError(f"{path.name} cannot be resumed with another configuration: {told}")
+        planned = [k for k, constant in WHOLE_RUN.items() if now.get(k) != constant]
+        if planned and "run.num-server-rounds" in changed:
+            raise CheckpointError(
+                f"{path.name} was planned for run.num-server-rounds = {then['run.num-server-rounds']} by "
+                f"{planned[0]} = {now[planned[0]]!r} and cannot be extended to {now['run.num-server-rounds']}: "
+                "its past rounds would have been others; start a new run"
+            )
         return RunFolder(path)
 
     def hold(self) -> int:

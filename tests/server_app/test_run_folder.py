@@ -69,3 +69,16 @@ def test_a_run_that_still_goes_on_is_not_resumed_beside_itself(folder):
         again.hold()
     os.close(held)
     os.close(again.hold())
+
+
+def test_a_run_laid_out_over_its_rounds_is_not_extended(tmp_path):
+    cosine = {"run.dir": str(tmp_path), "train.lr-schedule": "cosine"}
+    path = str(RunFolder.create(parse(cosine)).path)
+    RunFolder.reopen(parse({**cosine, "run.resume": path}))
+    with pytest.raises(
+        CheckpointError, match=r"was planned for run.num-server-rounds = 12 by train.lr-schedule"
+    ):
+        RunFolder.reopen(parse({**cosine, "run.resume": path, "run.num-server-rounds": 20}))
+    constant = {"run.dir": str(tmp_path)}
+    path = str(RunFolder.create(parse(constant)).path)
+    RunFolder.reopen(parse({**constant, "run.resume": path, "run.num-server-rounds": 20}))
