@@ -28,7 +28,7 @@ from tasks.kit.encode import Encoder
 
 @dataclass(frozen=True)
 class Reward:
-    """A Bradley-Terry reward model; pairs may bring the probability that their label is right as `confidence`."""
+    """A Bradley-Terry reward model; pairs may bring the probability that they are right as `label_confidence`."""
 
     label_smoothing: float = 0.0
 

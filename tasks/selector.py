@@ -39,7 +39,7 @@ def selector_loss(z: Tensor, p: Tensor, *, antisymmetry: float = 0.0) -> Tensor:
 
 @dataclass(frozen=True)
 class Selector:
-    """Choosing between two answers; pairs may bring the probability that their label is right as `confidence`."""
+    """Choosing between two answers; pairs may bring the probability that they are right as `label_confidence`."""
 
     label_smoothing: float = 0.0
     antisymmetry: float = 0.0

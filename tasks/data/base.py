@@ -2,7 +2,7 @@
 
 Canonical rows have TRL's columns: pair (prompt, chosen, rejected), thumb (prompt, completion, label) and
 demonstration (prompt, completion). Texts are strings, or lists of messages with `role` and `content`. A pair may
-bring `confidence`, the probability that its label is right, which selector and reward read.
+bring `label_confidence`, the probability that its label is right, which selector and reward read.
 """
 
 import random
@@ -18,7 +18,7 @@ from tasks.base import Row
 PAIR = ("prompt", "chosen", "rejected")
 THUMB = ("prompt", "completion", "label")
 DEMONSTRATION = ("prompt", "completion")
-EXTRA = "confidence"  # of a pair, where it has one
+EXTRA = "label_confidence"  # of a pair, where it has one
 KINDS = {PAIR: "pairs", THUMB: "thumbs", DEMONSTRATION: "demonstrations"}
 ANSWER_TURN = "\n\nAssistant:"  # of the transcripts of HH-RLHF
 
@@ -114,7 +114,9 @@ def canonical(found: Found) -> Row:
         if all(column in raw for column in kind):
             row = {column: raw[column] for column in kind}
             _check(row)
-            return row | {EXTRA: raw[EXTRA]} if kind == PAIR and EXTRA in raw else row
+            if kind == PAIR and EXTRA in raw:
+                row[EXTRA] = _probability(raw[EXTRA])
+            return row
     wanted = " or ".join("+".join(kind) for kind in KINDS)
     raise BadRow(f"misses columns: expected {wanted}, got {'+'.join(sorted(map(str, found.raw))) or 'none'}")
 
@@ -224,6 +226,12 @@ def _check(row: Row) -> None:
         raise BadRow("mixes strings and lists of messages")
     if "chosen" in row and row["chosen"] == row["rejected"]:
         raise BadRow("chosen equals rejected")
+
+
+def _probability(value: Json) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BadRow(f"{EXTRA} must be a number from 0 to 1")
+    return float(value)
 
 
 def _check_messages(column: str, messages: list[Any]) -> None:  # Any: not checked yet

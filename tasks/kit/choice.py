@@ -86,9 +86,15 @@ class Asker:
         )
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
-        """Canonical pairs, the chosen answer first; a row's `confidence`, if it has one, is a number from 0 to 1."""
+        """Canonical pairs, the chosen answer first."""
         made = (
-            self.example(r["prompt"], r["chosen"], r["rejected"], confidence=_confidence(r, i), row=i)
+            self.example(
+                r["prompt"],
+                r["chosen"],
+                r["rejected"],
+                confidence=float(r.get("label_confidence", 1.0)),
+                row=i,
+            )
             for i, r in enumerate(rows)
         )
         return [example for example in made if example]
@@ -186,13 +192,6 @@ def calibration_error(s: Tensor) -> float:
     places = ((certain - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
     gaps = [float((certain[places == i] - right[places == i]).sum().abs()) for i in range(BINS)]
     return sum(gaps) / len(s)
-
-
-def _confidence(row: Row, number: int) -> float:
-    value = row.get("confidence", 1.0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise DataError(f"row {number}: confidence must be a number from 0 to 1, got {value!r}")
-    return float(value)
 
 
 def _longest(ids: Sequence[Sequence[int]]) -> int:
