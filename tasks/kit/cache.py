@@ -131,10 +131,10 @@ def _unflatten(arrays: Arrays) -> Made:
             stop = start + next(lengths)
             parts.append(tuple(tokens[start:stop]))
             start = stop
-        prompt, twin, lengths, *completions = parts
+        prompt, twin, answers, *completions = parts
         known = None if label < 0 else bool(label)
         examples.append(
-            Example(prompt, tuple(completions), known, twin=twin, lengths=lengths, confidence=confidence)
+            Example(prompt, tuple(completions), known, twin=twin, lengths=answers, confidence=confidence)
         )
     return examples, Counter(json.loads(arrays["skipped"].tobytes()))
 
