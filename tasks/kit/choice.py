@@ -65,7 +65,7 @@ RATE = Form(
 class Asker:
     """Pairs of answers to Examples: the first answer's prompt, the second's as `twin`, and the two letters.
 
-    compare: both answers in either order. rate: one answer in each. Answers lose the white space around them.
+    By COMPARE each prompt shows both answers, by RATE one. Answers lose the white space around them.
     A prompt above the encoder's max_length loses the start of the post or query, so that answers and cue stay;
     a pair without room for any of it is skipped and counted. `on_long_row` = skip or error hold for any cut.
     """
