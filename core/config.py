@@ -315,6 +315,11 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError(
             f"lora.dropout = {config.lora.dropout} is for task.name = 'sft'; {task} trains without dropout"
         )
+    if config.data.prompt_format != "auto" and task in ("selector", "reward"):
+        raise ConfigError(
+            f"data.prompt-format = {config.data.prompt_format!r} has no effect with task.name = {task!r}, whose "
+            "prompts are its own"
+        )
     _check_train(config.train)
     if config.train.optimizer_state == "keep" and config.lora.aggregation in ("flora", "flexlora"):
         raise ConfigError(

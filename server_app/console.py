@@ -27,7 +27,7 @@ from server_app.show import (
     value,
     verdict,
 )
-from server_app.stats import PREFERENCE, TOKENS, headline, worst
+from server_app.stats import ACCURACIES, TOKENS, headline, worst
 
 WIDTH = 100
 WIDTHS = (7, 9, 10, 10, 16, 10, 10, 11, 14)
@@ -75,7 +75,7 @@ def round_lines(lines: Sequence[Mapping[str, Json]], rounds: int) -> list[str]:
     """
     record = read_record(lines[-1])
     asked = len({*record.participants, *record.failed})
-    metric = PREFERENCE if PREFERENCE in record.eval.mean else TOKENS
+    metric = next((name for name in ACCURACIES if name in record.eval.mean), TOKENS)
     low = worst(record.eval, metric)
     row = _row((
         f"{record.round}/{rounds}",

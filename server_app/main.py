@@ -137,7 +137,7 @@ class Run:
             with store.writing(folder):
                 save_adapter(self.base, left[name], folder, base_name=base_name, merged=merged[name])
         set_adapter(self.base, left[main], merged[main])
-        if not is_untouched(self.base):
+        if not is_untouched(self.base) and self.task.reads == "logps":  # a judge learns no answers
             self._write("answers.json", self._answers())
         if self.config.benchmarks:
             self._write("benchmarks.json", self._benchmarks())

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from server_app.reading import Half, Record, Run
-from server_app.stats import LONGER, PREFERENCE, accuracy_metric
+from server_app.stats import CHOICE, LONGER, PREFERENCE, TOKENS, accuracy_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def accuracy(run: Run) -> Plot | None:
     metric = accuracy_metric(run)
     if metric is None:
         return None
-    what = "Preference accuracy" if metric == PREFERENCE else "Token accuracy"
+    what = "Token accuracy" if metric == TOKENS else "Preference accuracy"
 
     def draw(ax: "Axes") -> None:
         shown = [r for r in run.records if metric in r.eval.mean]
@@ -78,15 +78,15 @@ def accuracy(run: Run) -> Plot | None:
         longer = next((r.eval.mean[LONGER] for r in reversed(run.records) if LONGER in r.eval.mean), None)
         if base is not None:
             ax.axhline(100 * base, color=SOFT, linestyle=":", linewidth=1.6, label="base model")
-        if longer is not None and metric == PREFERENCE:
+        if longer is not None and metric != TOKENS:
             ax.axhline(100 * longer, color=GREEN, linestyle="-.", linewidth=1.6, label="longer answer wins")
-        ax.set_ylabel("% of held-out " + ("pairs" if metric == PREFERENCE else "tokens"))
+        ax.set_ylabel("% of held-out " + ("tokens" if metric == TOKENS else "pairs"))
 
-    caption = (
-        "Share of held-out pairs whose chosen answer the model finds the more likely. "
-        if metric == PREFERENCE
-        else "Share of held-out tokens the model predicts. "
-    ) + "The band runs from the lowest to the highest client."
+    caption = {
+        PREFERENCE: "Share of held-out pairs whose chosen answer the model finds the more likely. ",
+        CHOICE: "Share of held-out pairs whose chosen answer the model picks. ",
+        TOKENS: "Share of held-out tokens the model predicts. ",
+    }[metric] + "The band runs from the lowest to the highest client."
     return _plot("accuracy", f"{what} by round", caption, draw)
 
 

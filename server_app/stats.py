@@ -18,8 +18,10 @@ from core.seeds import seed_for
 from server_app.reading import Half, Record, Run
 
 PREFERENCE = "logps/accuracies"  # the model itself prefers the chosen answer
+CHOICE = "accuracy"  # a selector or a reward model picks the chosen answer
 LONGER = "length/accuracies"  # the longer answer is the chosen one
 TOKENS = "mean_token_accuracy"
+ACCURACIES = (PREFERENCE, CHOICE, TOKENS)  # what a run can be about; the first that was measured is
 MIN_CLUSTERS = (
     6  # all clients fall on one side of the true median with probability 2^(1-C): above 5 % below 6
 )
@@ -118,7 +120,7 @@ def cluster_interval(deltas: np.ndarray, weights: np.ndarray, *, seed: int) -> t
 
 def accuracy_metric(run: Run) -> str | None:
     """The accuracy this run is about: preference where pairs were held out, else of tokens."""
-    for metric in (PREFERENCE, TOKENS):
+    for metric in ACCURACIES:
         if any(metric in half_metrics(record.eval) for record in run.records):
             return metric
     return None
@@ -138,7 +140,8 @@ def first_and_last(run: Run, metric: str) -> tuple[Record | None, Record | None]
 
 def headline(run: Run) -> list[Estimate]:
     """The run in a few numbers, most important first; what was not measured is not in the list."""
-    found = _preference(run) if accuracy_metric(run) == PREFERENCE else []
+    metric = accuracy_metric(run)
+    found = _preference(run, metric) if metric in (PREFERENCE, CHOICE) else []
     _, last = first_and_last(run, "rewards/accuracies")
     found.append(_share("reward", "Reward accuracy (TRL)", last, "rewards/accuracies"))
     found += _before_after(run, TOKENS, "Token accuracy", "share")
@@ -190,18 +193,18 @@ def rows(half: Half) -> int | None:
     return sum(_rows(half).values()) or int(half.mean.get("examples", 0)) or None
 
 
-def _preference(run: Run) -> list[Estimate | None]:
-    base, last = first_and_last(run, PREFERENCE)
-    found = [_share("before", "Preference accuracy, base", base, PREFERENCE)]
+def _preference(run: Run, metric: str) -> list[Estimate | None]:
+    base, last = first_and_last(run, metric)
+    found = [_share("before", "Preference accuracy, base", base, metric)]
     if last:
-        found.append(_share("after", f"Preference accuracy, round {last.round}", last, PREFERENCE))
+        found.append(_share("after", f"Preference accuracy, round {last.round}", last, metric))
         if base:
-            found.append(gain(base.eval, last.eval, PREFERENCE, seed=int(run.manifest.get("seed", 0))))
-        if low := worst(last.eval, PREFERENCE):
+            found.append(gain(base.eval, last.eval, metric, seed=int(run.manifest.get("seed", 0))))
+        if low := worst(last.eval, metric):
             client, share = low
             found.append(Estimate("worst", f"Worst client ({client})", share, n=_rows(last.eval).get(client)))
-        if (sd := spread(last.eval, PREFERENCE)) is not None:
-            n = len(last.eval.by_client(PREFERENCE))
+        if (sd := spread(last.eval, metric)) is not None:
+            n = len(last.eval.by_client(metric))
             found.append(Estimate("spread", "Std. dev. over clients", sd, n=n, of="clients", unit="points"))
     found.append(_share("longer", 'Baseline "longer answer wins"', last or base, LONGER))
     return found

@@ -16,19 +16,25 @@ class Example:
     """One tokenised row: a prompt and its completions, which share it (a tree of depth two).
 
     dpo: completions = (chosen, rejected). kto: (completion,), later joined by `mismatched`. sft: (completion,).
+    selector, reward: completions = the letters A and B; the answers are in the prompt, in one order or one alone,
+    and in `twin`, in the other order or the other alone.
     """
 
     prompt: tuple[int, ...]  # token ids, BOS included where the tokenizer adds one
     completions: tuple[tuple[int, ...], ...]  # token ids, EOS included where it fits
     label: bool | None = None  # kto: desirable?
     mismatched: tuple[int, ...] = ()  # kto: another row's completion, for the KL estimate; () for none
+    twin: tuple[int, ...] = ()  # a second prompt, followed by the same completions
+    lengths: tuple[int, ...] = ()  # tokens of the answers that are in the prompts
+    confidence: float = 1.0  # probability that the label, or the order of the pair, is right
 
 
 @dataclass(frozen=True)
 class Batch:
     """What a loss sees: summed log-probabilities of every completion under policy and reference.
 
-    Completions are flattened in example order; `index[i]` lists example i's completions. All float32.
+    Completions are flattened in example order, those after `twin` last; `index[i]` lists example i's. All float32.
+    Where Task.reads is "choices", `logps` holds their logits instead.
     """
 
     examples: tuple[Example, ...]
@@ -50,10 +56,14 @@ class Task(Protocol):
     columns: ClassVar[tuple[str, ...]]  # of the canonical row it trains on
     needs_reference: ClassVar[bool]
     averages: ClassVar[Literal["examples", "tokens"]]  # what its loss is a mean over; weighs micro-batches
+    reads: ClassVar[
+        Literal["logps", "choices"]
+    ]  # of completions: all tokens | the logit of their only one, raw
 
     @property
     def reward_scale(self) -> float:
-        """The implicit reward of a completion is reward_scale * log(pi / pi_ref)."""
+        """The implicit reward of a completion is reward_scale * log(pi / pi_ref). Where choices are read: the
+        log-odds that the first answer is the better one are reward_scale * (z - z of the twin)."""
         ...
 
     def examples(self, rows: Sequence[Row], encode: Any) -> list[Example]:

@@ -48,6 +48,7 @@ class DPO:
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = True
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"
+    reads: ClassVar[Literal["logps", "choices"]] = "logps"
 
     def __post_init__(self) -> None:
         if not self.beta > 0:

@@ -58,6 +58,7 @@ class KTO:
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion", "label")
     needs_reference: ClassVar[bool] = True
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"
+    reads: ClassVar[Literal["logps", "choices"]] = "logps"
 
     def __post_init__(self) -> None:
         if not self.beta > 0:

@@ -23,6 +23,7 @@ class SFT:
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     needs_reference: ClassVar[bool] = False
     averages: ClassVar[Literal["examples", "tokens"]] = "tokens"
+    reads: ClassVar[Literal["logps", "choices"]] = "logps"
 
     @property
     def reward_scale(self) -> float:

@@ -23,11 +23,13 @@ CHAT = (
 )
 
 
-def tokenizer(*, bos: bool = True, eos: bool = True, chat: bool = False) -> PreTrainedTokenizerFast:
-    """One token a character; adds BOS by itself where it has one."""
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
+def tokenizer(
+    *, bos: bool = True, eos: bool = True, chat: bool = False, merged: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
+    """One token a character, and the `merged` strings; adds BOS by itself where it has one."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS, *merged])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*merged, r"[\s\S]"])), "isolated")
     if bos:
         inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     out = PreTrainedTokenizerFast(

@@ -1,7 +1,8 @@
 """Rows: the canonical formats, how users' columns become them, and what a source of data has to offer.
 
 Canonical rows have TRL's columns: pair (prompt, chosen, rejected), thumb (prompt, completion, label) and
-demonstration (prompt, completion). Texts are strings, or lists of messages with `role` and `content`.
+demonstration (prompt, completion). Texts are strings, or lists of messages with `role` and `content`. A pair may
+bring `label_confidence`, the probability that its label is right, which selector and reward read.
 """
 
 import random
@@ -17,6 +18,7 @@ from tasks.base import Row
 PAIR = ("prompt", "chosen", "rejected")
 THUMB = ("prompt", "completion", "label")
 DEMONSTRATION = ("prompt", "completion")
+EXTRA = "label_confidence"  # of a pair, where it has one
 KINDS = {PAIR: "pairs", THUMB: "thumbs", DEMONSTRATION: "demonstrations"}
 ANSWER_TURN = "\n\nAssistant:"  # of the transcripts of HH-RLHF
 
@@ -85,9 +87,11 @@ def read(found: Iterable[Found], on_bad_row: str) -> Table:
     for one in found:
         try:
             row = canonical(one)
-            kind = kind or tuple(row)
-            if tuple(row) != kind:
-                raise BadRow(f"is one of {KINDS[tuple(row)]}, but the first good row is one of {KINDS[kind]}")
+            kind = kind or kind_of(row)
+            if kind_of(row) != kind:
+                raise BadRow(
+                    f"is one of {KINDS[kind_of(row)]}, but the first good row is one of {KINDS[kind]}"
+                )
         except BadRow as bad:
             skipped[str(bad)] += 1
             first = first or f"{one.where}: {bad}"
@@ -110,9 +114,16 @@ def canonical(found: Found) -> Row:
         if all(column in raw for column in kind):
             row = {column: raw[column] for column in kind}
             _check(row)
+            if kind == PAIR and EXTRA in raw:
+                row[EXTRA] = _probability(raw[EXTRA])
             return row
     wanted = " or ".join("+".join(kind) for kind in KINDS)
     raise BadRow(f"misses columns: expected {wanted}, got {'+'.join(sorted(map(str, found.raw))) or 'none'}")
+
+
+def kind_of(row: Row) -> tuple[str, ...]:
+    """The columns that a canonical row has for certain: a key of KINDS."""
+    return tuple(column for column in row if column != EXTRA)
 
 
 def renamed(raw: Mapping[str, Any]) -> dict[str, Any]:  # Any: not checked yet
@@ -188,14 +199,14 @@ def view(rows: Sequence[Row], columns: tuple[str, ...]) -> list[Row]:
 
     Raises ConfigError where no view leads there.
     """
-    if not rows or tuple(rows[0]) == columns:
+    if not rows or kind_of(rows[0]) == columns:
         return list(rows)
-    if columns == THUMB and tuple(rows[0]) == PAIR:
+    if columns == THUMB and kind_of(rows[0]) == PAIR:
         return thumbs(rows)
     if columns == DEMONSTRATION:
         return demonstrations(rows)
     raise ConfigError(
-        f"the task trains on {KINDS[columns]} ({'+'.join(columns)}), but the data are {KINDS[tuple(rows[0])]}; "
+        f"the task trains on {KINDS[columns]} ({'+'.join(columns)}), but the data are {KINDS[kind_of(rows[0])]}; "
         "choose another task.name or another data.source"
     )
 
@@ -215,6 +226,12 @@ def _check(row: Row) -> None:
         raise BadRow("mixes strings and lists of messages")
     if "chosen" in row and row["chosen"] == row["rejected"]:
         raise BadRow("chosen equals rejected")
+
+
+def _probability(value: Json) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BadRow(f"{EXTRA} must be a number from 0 to 1")
+    return float(value)
 
 
 def _check_messages(column: str, messages: list[Any]) -> None:  # Any: not checked yet

@@ -20,7 +20,7 @@ from tasks.base import Example, Row
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of both file formats and of the arithmetic behind them
+VERSION = 2  # of both file formats and of the arithmetic behind them
 Made = tuple[list[Example], Counter[str]]
 
 
@@ -110,12 +110,13 @@ def _digest(arrays: Arrays) -> np.ndarray:
 
 def _flatten(made: Made) -> Arrays:
     examples, skipped = made
-    parts = [[e.prompt, *e.completions] for e in examples]
+    parts = [[e.prompt, e.twin, e.lengths, *e.completions] for e in examples]
     return {
         "tokens": np.array([token for part in parts for ids in part for token in ids], np.int32),
         "lengths": np.array([len(ids) for part in parts for ids in part], np.int32),
         "widths": np.array([len(part) for part in parts], np.int32),
         "labels": np.array([-1 if e.label is None else int(e.label) for e in examples], np.int8),
+        "confidence": np.array([e.confidence for e in examples], np.float64),
         "skipped": np.frombuffer(json.dumps(skipped).encode(), np.uint8),
     }
 
@@ -123,13 +124,18 @@ def _flatten(made: Made) -> Arrays:
 def _unflatten(arrays: Arrays) -> Made:
     tokens, lengths = arrays["tokens"].tolist(), iter(arrays["lengths"].tolist())
     examples, start = [], 0
-    for width, label in zip(arrays["widths"].tolist(), arrays["labels"].tolist(), strict=True):
+    facts = (arrays[name].tolist() for name in ("widths", "labels", "confidence"))
+    for width, label, confidence in zip(*facts, strict=True):
         parts = []
         for _ in range(width):
             stop = start + next(lengths)
             parts.append(tuple(tokens[start:stop]))
             start = stop
-        examples.append(Example(parts[0], tuple(parts[1:]), None if label < 0 else bool(label)))
+        prompt, twin, answers, *completions = parts
+        known = None if label < 0 else bool(label)
+        examples.append(
+            Example(prompt, tuple(completions), known, twin=twin, lengths=answers, confidence=confidence)
+        )
     return examples, Counter(json.loads(arrays["skipped"].tobytes()))
 
 

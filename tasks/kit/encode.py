@@ -59,7 +59,7 @@ class Encoder:
             texts = self._texts(prompt, completions)
         except (Unsuited, jinja2.TemplateError) as error:
             raise DataError(f"row {row}: {_reason(error)}") from None
-        ids = self._ids(texts)
+        ids = self.ids(texts)
         stem = min(_common(ids[0], other) for other in ids[1:])
         head, tails = ids[0][:stem], [self._closed(other[stem:]) for other in ids[1:]]
         if not head:
@@ -69,7 +69,7 @@ class Encoder:
     def prompt(self, prompt: Text) -> tuple[int, ...]:
         """The ids to generate from; the start of a long prompt goes. Raises DataError."""
         try:
-            ids = self._ids(self._texts(prompt, []))[0]
+            ids = self.ids(self._texts(prompt, []))[0]
         except (Unsuited, jinja2.TemplateError) as error:
             raise DataError(f"a prompt to answer: {_reason(error)}") from None
         return tuple(_cut(ids, self.max_length, len(self._bos)))
@@ -87,7 +87,8 @@ class Encoder:
         whole = [render_chat(turns + _turns(c, "assistant"), tokenize=False) for c in completions]
         return [str(render_chat(turns, tokenize=False, add_generation_prompt=True)), *map(str, whole)]
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Plain texts as they are, with BOS at the front where the tokenizer adds one."""
         bos = self._bos
         rows = self.tokenizer(texts, add_special_tokens=False).input_ids
         return [ids if not bos or ids[:1] == bos else bos + ids for ids in rows]

@@ -64,11 +64,12 @@ def train(
 
 def evaluate(base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache) -> Metrics:
     """The scores of held-out rows under the base's current adapter."""
-    key = rows_key(heldout, "heldout", base.fingerprint, *_lengths(config))
+    kind = "heldout" if task.reads == "logps" else type(task).__name__  # choices have prompts of their own
+    key = rows_key(heldout, kind, base.fingerprint, *_lengths(config))
 
     def make() -> tuple[list[Example], Counter[str]]:
         encoder = Encoder(base.tokenizer, *_lengths(config))
-        return heldout_examples(heldout, encoder), encoder.skipped
+        return heldout_examples(heldout, encoder, task), encoder.skipped
 
     return score(base, task, cache.examples(key, make)[0], cache=cache)
 

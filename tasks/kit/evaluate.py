@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from core.types import Metrics
-from tasks.base import Example, Row, Task
+from tasks.base import Batch, Example, Row, Task
 from tasks.kit.batches import by_budget
 from tasks.kit.cache import Cache
+from tasks.kit.choice import calibration_error, margins, share_right
 from tasks.kit.encode import Encoder, key_of
-from tasks.kit.logprobs import completion_logps, predictions
+from tasks.kit.logprobs import choice_logits, completion_logps, predictions
 from tasks.kit.model import Base, is_untouched, reference
-from tasks.kit.reference import fork_of, reference_logps, tokens_of
+from tasks.kit.reference import fork_of, forks_of, reference_logps, tokens_of
 
 TOKENS = 4096  # scored at once
 KL_ROWS = 32  # rows whose exact KL is computed: each costs two passes and two full vocabularies a token
@@ -22,7 +23,8 @@ KL_ROWS = 32  # rows whose exact KL is computed: each costs two passes and two f
 def evaluate(
     base: Base, task: Task, examples: Sequence[Example], *, cache: Cache | None = None, kl_rows: int = KL_ROWS
 ) -> Metrics:
-    """Metrics of pairs, of labelled single completions, or of unlabelled ones, by what the examples are.
+    """Metrics of pairs, of labelled single completions, or of unlabelled ones, by what the examples are; of choices
+    where the task reads them, its own loss among them.
 
     Every example must be of one kind. kl is over the first kl_rows examples.
     """
@@ -30,6 +32,8 @@ def evaluate(
         return {}
     base.model.eval()
     with torch.no_grad():
+        if task.reads == "choices":
+            return {"examples": float(len(examples)), **_choices(base, task, examples)}
         if len(examples[0].completions) == 1 and examples[0].label is None:
             return {"examples": float(len(examples)), **_language(base, examples)}
         scores = _scores(base, examples, cache or Cache(None))
@@ -41,8 +45,21 @@ def evaluate(
     return {"examples": float(len(examples)), **metrics}
 
 
-def heldout_examples(rows: Sequence[Row], encode: Encoder) -> list[Example]:
-    """Canonical rows of any view as what evaluate() scores: pairs, thumbs or plain completions."""
+def choice_batch(base: Base, examples: Sequence[Example]) -> Batch:
+    """Examples of choices with their logits under the current adapter, without gradient, as one batch: `margins`
+    and `preference` of tasks.kit.choice say what the model thinks of each pair, in the order given."""
+    with torch.no_grad():
+        groups = by_budget(examples, tokens_of, TOKENS)
+        parts = [choice_logits(base, [fork for e in group for fork in forks_of(e)]) for group in groups]
+    logits = torch.cat(parts).flatten()
+    index = tuple(tuple(range(4 * i, 4 * i + 4)) for i in range(len(examples)))
+    return Batch(tuple(examples), logits, None, torch.ones_like(logits, dtype=torch.int64), index)
+
+
+def heldout_examples(rows: Sequence[Row], encode: Encoder, task: Task) -> list[Example]:
+    """Canonical rows of any view as what evaluate() scores: pairs, thumbs or plain completions; or choices."""
+    if task.reads == "choices":
+        return task.examples(rows, encode)
     out = []
     for i, row in enumerate(rows):
         if "chosen" in row:
@@ -76,7 +93,7 @@ def pair_metrics(scores: Scores, reward_scale: float) -> Metrics:
         "logps/chosen": logp_chosen,
         "logps/rejected": logp_rejected,
         "logps/accuracies": _share(scores.logps[:, 0] > scores.logps[:, 1]),
-        "length/accuracies": float((longer.sign() + 1).mean() / 2),  # the longer answer wins; a tie is half
+        "length/accuracies": share_right(longer),  # the longer answer wins; a tie is half
     }
     if rewards.any():
         metrics["rewards/accuracies"] = _share(rewards[:, 0] > rewards[:, 1])
@@ -117,6 +134,19 @@ def exact_kl(base: Base, examples: Sequence[Example]) -> float:
             total += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
         count += len(policy)
     return total / count
+
+
+def _choices(base: Base, task: Task, examples: Sequence[Example]) -> Metrics:
+    batch = choice_batch(base, examples)
+    loss, metrics = task.loss(batch)
+    z = margins(batch)
+    longer = torch.tensor([one - two for one, two in (e.lengths for e in examples)])
+    return {
+        "loss": float(loss),
+        **metrics,
+        "ece": calibration_error(task.reward_scale * (z[:, 0] - z[:, 1])),
+        "length/accuracies": share_right(longer),
+    }
 
 
 def _scores(base: Base, examples: Sequence[Example], cache: Cache) -> Scores:

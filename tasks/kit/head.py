@@ -34,6 +34,16 @@ class Head:
         device = self.linear.weight.device
         return _EagerGradient.apply(features.to(device), targets.to(device), self)  # type: ignore[return-value]  # apply is untyped
 
+    def logits(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Logits of a few tokens for each row: features (R, F), targets (R, k) -> (R, k) float32, with gradient.
+        No other row of the head is read."""
+        if self.linear is None:
+            return features.gather(1, targets.to(features.device))
+        weight, bias = self.linear.weight, self.linear.bias
+        targets, features = targets.to(weight.device), features.to(weight.device)
+        wanted = torch.einsum("rf,rkf->rk", features.float(), weight.detach()[targets].float())
+        return wanted if bias is None else wanted + bias.detach()[targets].float()
+
     def log_softmax(self, features: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Slices of rows with their (rows, V) float32 log-probabilities, without gradient."""
         for rows, logits in self.chunks(features):

@@ -28,6 +28,13 @@ def completion_scores(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor
     return _sums(logps, counts), _sums(best, counts)
 
 
+def choice_logits(base: Base, forks: Sequence[Fork]) -> Tensor:
+    """Logit of each completion's only token, where its prompt ends: (N, k) float32 for N forks of k completions."""
+    assert all(len(completion) == 1 for _, completions in forks for completion in completions)
+    features, _, _ = predictions(base, [(prompt, completions[:1]) for prompt, completions in forks])
+    return base.head.logits(features, torch.tensor([[c[0] for c in cs] for _, cs in forks]))
+
+
 def with_strangers(base: Base, forks: Sequence[Fork], strangers: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
     """completion_logps, and those of one more completion for each fork (() for none), without gradient.
 

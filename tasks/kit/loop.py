@@ -17,9 +17,9 @@ from tasks.kit.batches import by_budget, draw, subset
 from tasks.kit.cache import Cache
 from tasks.kit.encode import key_of
 from tasks.kit.evaluate import TOKENS, evaluate
-from tasks.kit.logprobs import completion_scores, with_strangers
+from tasks.kit.logprobs import choice_logits, completion_scores, with_strangers
 from tasks.kit.model import Base, is_untouched, training
-from tasks.kit.reference import fork_of, reference_logps, tokens_of
+from tasks.kit.reference import forks_of, reference_logps, tokens_of
 from tasks.kit.stepper import PLAIN, Bend, Stepper
 
 __all__ = ["TrainReport", "evaluate", "local_batches", "train"]
@@ -135,15 +135,17 @@ class _Look:
         self.untouched = is_untouched(base)
 
     def loss(self, examples: Sequence[Example]) -> tuple[Tensor, Metrics]:
-        forks = [fork_of(example) for example in examples]
+        forks = [fork for example in examples for fork in forks_of(example)]
         strangers = [example.mismatched for example in examples]
         kl_logps = hits = None
-        if any(strangers):
+        if self.task.reads == "choices":
+            logps = choice_logits(self.base, forks).flatten()
+        elif any(strangers):
             logps, kl_logps = with_strangers(self.base, forks, strangers)
         else:
             logps, hits = completion_scores(self.base, forks)
         ref_logps, kl_ref_logps = self._references(examples, logps, kl_logps)
-        sizes = [len(completions) for _, completions in forks]
+        sizes = [sum(len(completions) for _, completions in forks_of(example)) for example in examples]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         batch = Batch(
             examples=tuple(examples),

@@ -43,5 +43,11 @@ def fork_of(example: Example, *, mismatched: bool = False) -> Fork:
     return example.prompt, example.completions + extra
 
 
+def forks_of(example: Example) -> list[Fork]:
+    """Every prompt of an example with its completions."""
+    return [(prompt, example.completions) for prompt in (example.prompt, example.twin) if prompt]
+
+
 def tokens_of(example: Example) -> int:
-    return len(example.prompt) + sum(map(len, example.completions)) + len(example.mismatched)
+    prompts = len(example.prompt) + len(example.twin)
+    return prompts + sum(map(len, example.completions)) + len(example.mismatched)

@@ -11,7 +11,7 @@ from core.errors import ConfigError, DataError
 from core.seeds import seed_for
 from core.types import Json
 from tasks.base import Row, Task
-from tasks.data.base import PAIR, THUMB, Entry, Source, Table, ktor, read, thumbs, view
+from tasks.data.base import PAIR, THUMB, Entry, Source, Table, kind_of, ktor, read, thumbs, view
 from tasks.data.jsonl import Jsonl
 from tasks.kit import partition
 
@@ -111,7 +111,7 @@ def _split(config: Config, client: int, entries: Sequence[Entry]) -> tuple[list[
 
 
 def _redistributed(config: Config, shares: list[list[Row]]) -> list[list[Row]]:
-    kinds = {tuple(row) for rows in shares for row in rows}
+    kinds = {kind_of(row) for rows in shares for row in rows}
     if not kinds <= {PAIR, THUMB}:
         raise ConfigError("data.allocation = 'ktor' deals out pairs or thumbs; the data are demonstrations")
     clients = [thumbs(rows) if kinds == {PAIR} else rows for rows in shares]

@@ -82,6 +82,10 @@ def test_an_override_arrives():
         ({"data.allocation": "ktor"}, "data.allocation = 'ktor' is for task.name = 'kto', not 'dpo'"),
         ({"lora.dropout": 0.1}, "lora.dropout = 0.1 is for task.name = 'sft'"),
         (
+            {"task.name": "selector", "data.prompt-format": "alpaca"},
+            "data.prompt-format = 'alpaca' has no effect with task.name = 'selector'",
+        ),
+        (
             {"train.engine": "trl", "task.name": "kto", "task.reference-point": "pooled"},
             "task.reference-point = 'pooled' need train.engine = 'accord'",
         ),

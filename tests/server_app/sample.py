@@ -80,6 +80,20 @@ def sft_record(rnd: int) -> dict[str, Any]:
     }
 
 
+def selector_record(rnd: int) -> dict[str, Any]:
+    """dpo's held-out pairs, picked by letter."""
+    record = dpo_record(rnd)
+    scored = {
+        client: {
+            "accuracy": m["logps/accuracies"],
+            "length/accuracies": m["length/accuracies"],
+            "examples": ROWS,
+        }
+        for client, m in record["eval"]["clients"].items()
+    }
+    return {**record, "eval": {"mean": _means(scored), "clients": scored}}
+
+
 def _means(scored: dict[str, dict[str, float]]) -> dict[str, float]:
     """As the server makes them: every client has as many rows, so the plain mean is the weighted one."""
     metrics = {name for m in scored.values() for name in m if name != "examples"}

@@ -7,7 +7,7 @@ import pytest
 
 from server_app import plots
 from server_app.reading import Run, read_run
-from tests.server_app.sample import dpo_record, dpo_run, sft_record, write_run
+from tests.server_app.sample import dpo_record, dpo_run, selector_record, sft_record, write_run
 
 
 def words(svg: str) -> list[str]:
@@ -35,6 +35,14 @@ def test_sft_draws_token_accuracy_and_held_out_loss_without_baselines(tmp_path):
     assert accuracy.title == "Token accuracy by round"
     assert "longer answer wins" not in words(accuracy.svg)
     assert "held-out, mean" in words(loss.svg)
+
+
+def test_a_selector_run_draws_its_pairs(tmp_path):
+    run = read_run(write_run(tmp_path, [selector_record(r) for r in range(3)], task="selector"))
+    drawn = plots.accuracy(run)
+    assert drawn is not None
+    assert "picks" in drawn.caption
+    assert "longer answer wins" in words(drawn.svg)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -9,6 +9,7 @@ from server_app.reading import Half, Run, read_run
 from server_app.stats import (
     MIN_CLUSTERS,
     PREFERENCE,
+    accuracy_metric,
     adjusted_rand,
     by_key,
     cluster_interval,
@@ -20,7 +21,15 @@ from server_app.stats import (
     wilson,
     worst,
 )
-from tests.server_app.sample import RIGHT_AFTER, RIGHT_BEFORE, dpo_record, dpo_run, sft_record, write_run
+from tests.server_app.sample import (
+    RIGHT_AFTER,
+    RIGHT_BEFORE,
+    dpo_record,
+    dpo_run,
+    selector_record,
+    sft_record,
+    write_run,
+)
 
 
 def half(values: dict[int, float], rows: dict[int, int]) -> Half:
@@ -120,6 +129,17 @@ def test_sft_reports_tokens_and_loss_before_and_after(tmp_path):
         "Held-out loss, base": 2.1,
         "Held-out loss, round 3": 1.8,
     })  # fmt: skip
+
+
+def test_a_selectors_accuracy_is_its_headline(tmp_path):
+    """The same pairs as dpo's, so the same numbers, under its own metric."""
+    run = read_run(write_run(tmp_path, [selector_record(r) for r in (0, 12)], task="selector"))
+    assert accuracy_metric(run) == "accuracy"
+    known = by_key(headline(run))
+    assert known["before"].value == pytest.approx(192 / 384)
+    assert known["after"].value == pytest.approx(280 / 384)
+    assert known["gain"].low is not None
+    assert {"worst", "spread", "longer"} <= known.keys()
 
 
 def test_an_impossible_share_gets_no_interval(tmp_path):

@@ -13,6 +13,7 @@ from tasks.data.base import (
     Found,
     canonical,
     demonstrations,
+    kind_of,
     ktor,
     read,
     split_prompt,
@@ -40,6 +41,7 @@ def tuples(rows):
     ("raw", "row"),
     [
         ({**pair(1), "margin": 2}, pair(1)),
+        ({**pair(1), "label_confidence": 1, "confidence": 7}, {**pair(1), "label_confidence": 1.0}),
         ({"prompt": "p", "completion": "c", "label": False}, {"prompt": "p", "completion": "c", "label": False}),
         ({"prompt": "p", "completion": "c", "id": 1}, {"prompt": "p", "completion": "c"}),
         ({"instruction": "Add", "input": "", "output": "x"}, {"prompt": "Add", "completion": "x"}),
@@ -51,7 +53,7 @@ def tuples(rows):
 def test_known_columns_become_canonical_ones(raw, row):
     made = canonical(Found("here", raw))
     assert made == row
-    assert tuple(made) in (PAIR, THUMB, DEMONSTRATION)
+    assert kind_of(made) in (PAIR, THUMB, DEMONSTRATION)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,10 @@ def test_known_columns_become_canonical_ones(raw, row):
         (
             {"prompt": [USER], "completion": [{"role": "assistant", "content": ""}]},
             "completion holds a message whose",
+        ),
+        *(
+            ({**pair(1), "label_confidence": c}, "must be a number from 0 to 1")
+            for c in (7, "1", True, float("nan"))
         ),
         ({"chosen": "a b", "rejected": 3}, "has no prompt"),
         ({"chosen": "same", "rejected": "same"}, "chosen equals rejected"),
@@ -182,6 +188,15 @@ def test_bad_rows_can_be_left_out_and_are_counted_by_reason():
     table = read(rows, "skip")
     assert [entry.row for entry in table.entries] == [pair(1)]
     assert table.skipped == {"chosen is empty": 2, "chosen equals rejected": 1}
+
+
+def test_a_confidence_is_a_pairs_own_and_no_kind():
+    """Pairs with and without one are one kind, and pairs they stay; thumbs and demonstrations have none."""
+    found = [Found("a", pair(0)), Found("b", {**pair(1), "label_confidence": 0.5})]
+    rows = [entry.row for entry in read(found, "error").entries]
+    assert view(rows, PAIR) == [pair(0), {**pair(1), "label_confidence": 0.5}]
+    assert view(rows[::-1], PAIR) == [{**pair(1), "label_confidence": 0.5}, pair(0)]
+    assert {tuple(row) for row in view(rows[1:], THUMB)} == {THUMB}
 
 
 def test_all_rows_must_be_of_one_kind():

@@ -10,7 +10,12 @@ from tasks.base import Example
 from tasks.kit.cache import Cache, reference_key, rows_key
 
 MADE = (
-    [Example((1, 5), ((6, 2), (7,))), Example((1,), ((8, 2),), True), Example((1,), ((9,),), False)],
+    [
+        Example((1, 5), ((6, 2), (7,))),
+        Example((1,), ((8, 2),), True),
+        Example((1,), ((9,),), False),
+        Example((1, 4), ((6,), (7,)), twin=(1, 5, 8), lengths=(3, 0), confidence=0.1),
+    ],
     Counter({"too long": 2}),
 )
 

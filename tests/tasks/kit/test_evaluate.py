@@ -133,6 +133,7 @@ def test_rows_of_any_view_become_examples(base: Base) -> None:
             {"prompt": "a", "completion": "b"},
         ],
         encode,
+        DPO(),
     )
     assert (len(pair.completions), thumb.label, demo.label) == (2, False, None)
     assert evaluate(base, KTO(), [thumb]).keys() == {"examples", "rewards/rejected", "logps/rejected"}

@@ -61,3 +61,19 @@ def test_without_a_linear_layer_features_are_logits() -> None:
     got = Head(None).logps(logits, torch.tensor([0, 1]))
     assert got.tolist() == pytest.approx([-0.693147, -0.126928], abs=1e-6)
     assert got.requires_grad
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_few_logits_are_those_of_all(bias: bool) -> None:
+    """Two tokens for each row, other ones in each; values and gradient as from the whole product."""
+    rng = torch.Generator().manual_seed(0)
+    linear = nn.Linear(6, 9, bias=bias).requires_grad_(False)
+    features, weights = torch.randn(5, 6, generator=rng), torch.randn(5, 2, generator=rng)
+    targets = torch.randint(0, 9, (5, 2), generator=rng)
+    a, b = features.clone().requires_grad_(), features.clone().requires_grad_()
+    got, want = Head(linear).logits(a, targets), linear(b).gather(1, targets)
+    (got * weights).sum().backward()
+    (want * weights).sum().backward()
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-6)
+    assert torch.equal(Head(None).logits(linear(features), targets), linear(features).gather(1, targets))

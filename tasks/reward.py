@@ -1,0 +1,66 @@
+"""Reward: score one answer at a time, so that the better of two scores higher. Bradley and Terry 1952; Stiennon et
+al. 2020, Eq. 1 (arXiv:2009.01325): -log sigmoid(r(x, y_w) - r(x, y_l)).
+
+Deviations: no new head. r is the logit of A minus that of B where the model is asked whether an answer is good, so
+that a LoRA adapter is all there is to train and to aggregate. Scores are transitive and n answers need n of them,
+where a selector needs a comparison for each two.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from core.types import Metrics, Scalar
+from tasks.base import Batch, Example, Row
+from tasks.kit.choice import (
+    RATE,
+    Asker,
+    certainty,
+    check_smoothing,
+    cross_entropy,
+    margins,
+    share_right,
+)
+from tasks.kit.encode import Encoder
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A Bradley-Terry reward model; pairs may bring the probability that they are right as `label_confidence`."""
+
+    label_smoothing: float = 0.0
+
+    columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
+    needs_reference: ClassVar[bool] = False
+    averages: ClassVar[Literal["examples", "tokens"]] = "examples"
+    reads: ClassVar[Literal["logps", "choices"]] = "choices"
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+
+    @property
+    def reward_scale(self) -> float:
+        return 1.0
+
+    def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
+        return Asker(encode, RATE).examples(rows)
+
+    def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
+        return list(examples)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        rewards = margins(batch)
+        gaps = rewards[:, 0] - rewards[:, 1]
+        losses = cross_entropy(gaps, certainty(batch.examples, self.label_smoothing, gaps))
+        return losses.mean(), {"accuracy": share_right(gaps), "rewards/margins": float(gaps.detach().mean())}
+
+    def census(self, examples: Sequence[Example]) -> Metrics:
+        return {}
+
+    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+        return {}
+
+
+PLUGIN = Reward

@@ -1,0 +1,79 @@
+"""Selector: read two answers to a prompt and pick one with a single letter. Wu et al. 2024, FedBis and FedBiscuit
+(arXiv:2407.03038): the cross-entropy over two logits, those of A and B at the last position of a comparison.
+
+Deviations: both orders of a pair are always together, in training, evaluation and labels, so that a preference for
+a place shows (`order_consistency`) and cancels; long pairs keep both answers; optional soft labels and a pull
+towards antisymmetry.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from core.errors import ConfigError
+from core.types import Metrics, Scalar
+from tasks.base import Batch, Example, Row
+from tasks.kit.choice import (
+    COMPARE,
+    Asker,
+    certainty,
+    check_smoothing,
+    cross_entropy,
+    margins,
+    order_metrics,
+)
+from tasks.kit.encode import Encoder
+
+
+def selector_loss(z: Tensor, p: Tensor, *, antisymmetry: float = 0.0) -> Tensor:
+    """Loss of each pair, (B,): the mean cross-entropy of its two orders + antisymmetry (z(y0, y1) + z(y1, y0))^2.
+
+    z: logit of A minus logit of B with the first answer as A and with the second as A, (B, 2); p: the probability
+    that the first answer is the better one, (B,).
+    """
+    losses = (cross_entropy(z[:, 0], p) + cross_entropy(z[:, 1], 1 - p)) / 2
+    return losses + antisymmetry * z.sum(1) ** 2 if antisymmetry else losses
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Choosing between two answers; pairs may bring the probability that they are right as `label_confidence`."""
+
+    label_smoothing: float = 0.0
+    antisymmetry: float = 0.0
+
+    columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
+    needs_reference: ClassVar[bool] = False
+    averages: ClassVar[Literal["examples", "tokens"]] = "examples"
+    reads: ClassVar[Literal["logps", "choices"]] = "choices"
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+        if not self.antisymmetry >= 0:
+            raise ConfigError(f"task.antisymmetry must not be negative, got {self.antisymmetry}")
+
+    @property
+    def reward_scale(self) -> float:
+        return 0.5
+
+    def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
+        return Asker(encode, COMPARE).examples(rows)
+
+    def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
+        return list(examples)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        z = margins(batch)
+        p = certainty(batch.examples, self.label_smoothing, z)
+        return selector_loss(z, p, antisymmetry=self.antisymmetry).mean(), order_metrics(z)
+
+    def census(self, examples: Sequence[Example]) -> Metrics:
+        return {}
+
+    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+        return {}
+
+
+PLUGIN = Selector
