@@ -245,7 +245,10 @@ def save_adapter(
         tree = _joined(tree, merged, config["lora_alpha"] / config["r"])
         config |= {"r": factors.rank_of(tree), "lora_alpha": factors.rank_of(tree)}
     kept = {**config, "base_model_name_or_path": base_name, "inference_mode": True}
-    peft.LoraConfig(**kept).save_pretrained(str(folder))
+    saved = peft.LoraConfig(**kept)
+    if isinstance(saved.target_modules, set):  # a set is written in another order by every process
+        saved.target_modules = sorted(saved.target_modules)
+    saved.save_pretrained(str(folder))
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tree.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
