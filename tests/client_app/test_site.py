@@ -94,6 +94,18 @@ def test_evaluation_scores_heldout_rows_and_sends_no_tree(site):
     assert "rewards/accuracies" not in update.metrics, "the start is the reference"
 
 
+def test_tasks_on_one_disk_read_the_same_rows_their_own_way(site, tmp_path):
+    """What one task has left in the cache is not what another reads: a disk of its own gives the same numbers."""
+    told = {}
+    for name in ("dpo", "selector", "reward"):
+        shared = site(task__name=name, train__max_length=512)
+        alone = Site(shared.config, Node(0, 3, state_dir=str(tmp_path / name)))
+        told[name], want = (one.evaluate(order(one)).metrics for one in (shared, alone))
+        assert told[name] == want
+    assert ["order_consistency" in told[name] for name in told] == [False, True, False]
+    assert {"accuracy", "loss", "ece", "length/accuracies"} <= told["selector"].keys() & told["reward"].keys()
+
+
 def test_a_capped_evaluation_scores_fewer_rows(site):
     capped = site(eval__max_rows=2)
     assert capped.evaluate(order(capped)).examples == 2

@@ -126,6 +126,15 @@ def test_the_baselines_and_the_other_tasks_run(place, strategy, task, who):
     assert len(set(logps)) == 3, "a round changed nothing"
 
 
+def test_a_selector_is_told_by_its_accuracy_and_asked_for_no_answers(place):
+    words = ["run.num-server-rounds=1", "task.name=selector", "train.max-length=512"]
+    done = place.accord("run", *SMALL, *words)
+    (run,) = place.runs()
+    assert all(0 <= record["eval"]["mean"]["accuracy"] <= 1 for record in metrics_of(run))
+    assert "Preference accuracy, round 1" in done.stdout
+    assert not (run / "answers.json").exists()
+
+
 def test_a_run_that_fails_exits_non_zero_with_one_clear_line(place):
     (place.path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": \n')
     words = ["data.source=jsonl", f"data.path={place.path / 'bad.jsonl'}", "federation.num-supernodes=2"]

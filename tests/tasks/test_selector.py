@@ -12,7 +12,7 @@ from torch import Tensor
 from core.config import LoraConfig, ModelConfig, TrainConfig
 from core.errors import ConfigError
 from tasks.base import Batch, Example
-from tasks.kit.choice import margins
+from tasks.kit.choice import calibration_error, margins
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import choice_batch, evaluate
 from tasks.kit.head import Head
@@ -163,11 +163,16 @@ def test_held_out_pairs_are_scored_whole(base: Base) -> None:
     assert got["examples"] == 6
     assert got["loss"] == pytest.approx(float(selector_loss(z, torch.ones(6)).mean()), rel=1e-5)
     assert got["accuracy"] == float((z[:, 0] > z[:, 1]).double().mean())
+    assert got["ece"] == pytest.approx(calibration_error((z[:, 0] - z[:, 1]) / 2), abs=1e-5)
     longer = [len(r["chosen"].strip()) - len(r["rejected"]) for r in ROWS]
     assert got["length/accuracies"] == pytest.approx(
         sum(1.0 if x > 0 else 0.5 * (x == 0) for x in longer) / 6
     )
-    assert "order_consistency" not in evaluate(base, Reward(), examples(base, Reward()))
+    rated = examples(base, Reward())
+    alone = evaluate(base, Reward(), rated)
+    assert "order_consistency" not in alone
+    rewards = margins(choice_batch(base, rated))
+    assert alone["ece"] == pytest.approx(calibration_error(rewards[:, 0] - rewards[:, 1]), abs=1e-5)
     assert evaluate(base, Selector(), []) == {}
 
 
