@@ -28,10 +28,9 @@ from strategies.kit.weighting import sample
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
-EXPIRED = (
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-)  # the SuperLink's, at the deadline
+# the SuperLink's own errors, at the deadline
+EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+NEEDED = {"client", "examples", "census", "data", "skipped", "truth"}  # facts of a hello
 AT_ONCE = 4  # replies asked for in one call, so that no more of them are in memory
 
 
@@ -76,10 +75,15 @@ class Roster:
         """Take the hellos in; why any of the nodes cannot take part. Who `failed` may come back as another node."""
         problems: set[str] = set()
         for reply in sorted(replies, key=lambda r: r.metadata.src_node_id):
-            if failure := wire.failure_of(reply):
+            try:
+                failure = wire.failure_of(reply)
+                said: Json = None if failure else wire.decode_facts(reply.content)
+            except Exception as error:  # as with every reply: not trusted, whatever is wrong with it
+                problems.add(f"node {reply.metadata.src_node_id}: unreadable hello ({type(error).__name__})")
+                continue
+            if failure:
                 problems.add(f"{failure.kind}: {failure.reason}")
                 continue
-            said = wire.decode_facts(reply.content)
             if bad := _unfit(said, max_examples):
                 problems.add(f"node {reply.metadata.src_node_id} {bad}")
                 continue
@@ -93,9 +97,7 @@ class Roster:
 
 def _unfit(said: Json, max_examples: int) -> str | None:
     """Why a hello cannot be used, or None."""
-    if not isinstance(said, dict) or not {"client", "examples", "census", "data", "skipped", "truth"} <= set(
-        said
-    ):
+    if not isinstance(said, dict) or not said.keys() >= NEEDED:
         return "sends a hello without the facts that are needed"
     for name, most in (("client", 1 << 31), ("examples", max_examples)):
         if type(said[name]) is not int or not 0 <= said[name] <= most:
@@ -187,21 +189,18 @@ class Session:
 
 
 def _read(order: Order, reply: Message, check: Callable[[Order, Update], str | None]) -> Update | str:
-    """The update in a reply, or why there is none; what a client sends is not trusted."""
-    if failure := wire.failure_of(reply):
-        return f"{failure.kind}: {failure.reason}"
+    """The update in a reply, or why there is none; what a client sends is not trusted, whatever is wrong with it."""
     try:
+        if failure := wire.failure_of(reply):
+            return f"{failure.kind}: {failure.reason}"
         update = wire.decode_update(reply.content)
-    except Exception as error:
-        return f"unreadable reply ({type(error).__name__})"
-    if update.client != order.client or update.adapter != order.adapter:
-        return (
-            f"it says client {update.client}, adapter {update.adapter!r}; "
-            f"asked was client {order.client}, adapter {order.adapter!r}"
-        )
-    try:
+        if update.client != order.client or update.adapter != order.adapter:
+            return (
+                f"it says client {update.client}, adapter {update.adapter!r}; "
+                f"asked was client {order.client}, adapter {order.adapter!r}"
+            )
         return check(order, update) or update
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         return f"unreadable reply ({type(error).__name__})"
 
 
@@ -338,9 +337,16 @@ class Strategy(FlowerStrategy):
             if name == "delta" and size > fault.max_delta_norm:
                 return f"the norm of its delta is {size:.3g}, fault.max-delta-norm = {fault.max_delta_norm:g}"
             update.metrics[f"norm/{name}"] = size
-        if bad := [name for name, value in update.metrics.items() if not math.isfinite(value)]:
-            return f"metric {bad[0]!r} is {update.metrics[bad[0]]}"
-        return None
+        return _bad_metric(update)
+
+    def _check_scores(self, order: Order, update: Update) -> str | None:
+        """Why the scores of an evaluation cannot be used, or None."""
+        most = self._session.live.fault.max_examples
+        if not 0 <= update.examples <= most:
+            return f"it says {update.examples} examples; fault.max-examples = {most}"
+        if update.trees:
+            return f"it sends {sorted(update.trees)} with its scores"
+        return _bad_metric(update)
 
     def _stamp(self, s: Session, rnd: int, orders: list[Order]) -> list[Order]:
         """What every order carries besides the algorithm's own: round, run, the task's brief, the memory to recall."""
@@ -401,7 +407,7 @@ class Strategy(FlowerStrategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         s = self._session
-        s.receive(replies, lambda update: None, lambda order, update: None)
+        s.receive(replies, lambda update: None, self._check_scores)
         s.state, s.metrics = self.merge_evaluate(s.state, server_round, s.updates)
         return MetricRecord(dict(s.metrics))
 
@@ -474,7 +480,7 @@ def _collect(
     waiting = list(asked)
     deadline = time.monotonic() + timeout_s
     while waiting:
-        came: set[str] = set()
+        came, started = set[str](), time.monotonic()
         for some in (waiting[i : i + AT_ONCE] for i in range(0, len(waiting), AT_ONCE)):
             for reply in grid.pull_messages(some):
                 if reply.metadata.reply_to_message_id in came:
@@ -484,8 +490,8 @@ def _collect(
         waiting = [i for i in waiting if i not in came]
         if waiting and time.monotonic() > deadline:
             return
-        if waiting:
-            time.sleep(POLL_S)
+        if waiting:  # asking for many takes long: at most half of the time
+            time.sleep(max(POLL_S, time.monotonic() - started))
 
 
 def _present(grid: Grid, live: Live) -> list[int]:
@@ -499,6 +505,11 @@ def _present(grid: Grid, live: Live) -> list[int]:
             )
         time.sleep(POLL_S)
     return nodes
+
+
+def _bad_metric(update: Update) -> str | None:
+    bad = [name for name, value in update.metrics.items() if not math.isfinite(value)]
+    return f"metric {bad[0]!r} is {update.metrics[bad[0]]}" if bad else None
 
 
 def _by_client(updates: Sequence[Update]) -> Json:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Error, Message
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from core import wire
 from core.config import FaultConfig
@@ -320,3 +320,54 @@ def test_updates_are_folded_while_others_still_train():
     strategy = Watched()
     strategy.run(Late([10, 11, 12], answer), LIVE, strategy.init({"global": X}, 7), 1)
     assert folded == [0, 1, 2]
+
+
+def garbled(message: Message, json: str) -> Message:
+    return Message(RecordDict({"facts": ConfigRecord({"json": json, "layouts": "{}"})}), reply_to=message)
+
+
+@pytest.mark.parametrize("json", ["{", "[1]", '{"failure": 3}', '{"failure": []}', '{"metrics": []}'])
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_garbage_is_left_out_whatever_it_is(kind, json):
+    def spoil(node, message):
+        if node == 11 and message.metadata.message_type == kind:
+            return garbled(message, json)
+        return answer(node, message)
+
+    strategy, seen = FedAvg(), []
+    live = replace(LIVE, on_round=lambda state, record: seen.append(record))
+    strategy.run(Loopback([10, 11, 12], spoil), live, strategy.init({"global": X}, 7), 1)
+    assert set(seen[-1]["failed"]) == {"1"}
+    assert sorted(seen[-1]["eval"]["clients"]) == (["0", "2"] if kind == "evaluate" else ["0", "1", "2"])
+
+
+@pytest.mark.parametrize("json", ["{", '{"failure": 3}', "[1]"])
+def test_a_garbled_hello_is_one_line(json):
+    def spoil(node, message):
+        return garbled(message, json) if node == 11 else answer(node, message)
+
+    strategy = FedAvg()
+    with pytest.raises(ConfigError, match="1 of 3 clients cannot take part"):
+        strategy.run(Loopback([10, 11, 12], spoil), LIVE, strategy.init({"global": X}, 7), 1)
+
+
+@pytest.mark.parametrize(
+    ("update", "reason"),
+    [
+        (Update(1, 4, "global", {}, {"acc": math.nan}), "metric 'acc' is nan"),
+        (Update(1, 4, "global", {}, {"acc": "high"}), "unreadable reply"),  # type: ignore[dict-item]
+        (Update(1, -4, "global", {}, {"acc": 1.0}), "it says -4 examples"),
+        (Update(1, 4, "global", {"delta": {}}, {"acc": 1.0}), "it sends ['delta'] with its scores"),
+    ],
+)
+def test_bad_scores_are_left_out_and_named(update, reason):
+    def spoil(node, message):
+        if node == 11 and message.metadata.message_type == "evaluate":
+            return Message(wire.encode_update(update), reply_to=message)
+        return answer(node, message)
+
+    strategy, seen = FedAvg(), []
+    live = replace(LIVE, on_round=lambda state, record: seen.append(record))
+    strategy.run(Loopback([10, 11, 12], spoil), live, strategy.init({"global": X}, 7), 1)
+    assert reason in seen[-1]["failed"]["1"]
+    assert seen[-1]["eval"]["mean"]["acc"] == pytest.approx(0.1)
