@@ -1,6 +1,6 @@
 """What does each robust mean save, and cost, when a fifth of the clients are hostile? On the toy world.
 
-    python benchmarks/poisoning.py --seeds 1 2 3 [KEY=VALUE ...]
+    python -m benchmarks.poisoning --seeds 1 2 3 [KEY=VALUE ...]
 
 Ten clients of one preference type, the last two hostile: "flip" trains on pairs with chosen and rejected exchanged;
 "scale" sends -10 times the change it made. Every number is the honest clients' mean held-out accuracy (ranked by
