@@ -51,14 +51,13 @@ class Batch:
 
 
 class Task(Protocol):
-    """A plugin of tasks/: a dataclass whose fields are its keys."""
+    """A plugin of tasks/: a dataclass whose fields are its keys; `prepare`, `census` and `brief` are here what most need."""
 
     columns: ClassVar[tuple[str, ...]]  # of the canonical row it trains on
     needs_reference: ClassVar[bool]
     averages: ClassVar[Literal["examples", "tokens"]]  # what its loss is a mean over; weighs micro-batches
-    reads: ClassVar[
-        Literal["logps", "choices"]
-    ]  # of completions: all tokens | the logit of their only one, raw
+    # of completions: the log-probability of all tokens | the raw logit of their only one
+    reads: ClassVar[Literal["logps", "choices"]]
 
     @property
     def reward_scale(self) -> float:
@@ -72,7 +71,7 @@ class Task(Protocol):
 
     def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
         """What local training adds to a client's examples; `seed` is the client's own, the same in every round."""
-        ...
+        return list(examples)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """A scalar to minimise and TRL's metrics of this batch (`rewards/chosen`, ...)."""
@@ -80,8 +79,8 @@ class Task(Protocol):
 
     def census(self, examples: Sequence[Example]) -> Metrics:
         """Additive counts a client may report about its training rows, e.g. n_desirable; may be empty."""
-        ...
+        return {}
 
     def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
         """On the server: knobs for every client from the federation's pooled sums; may be empty. Pure."""
-        ...
+        return {}

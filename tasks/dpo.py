@@ -5,7 +5,7 @@ of SLiC (Zhao et al. 2023, arXiv:2305.10425) and label smoothing (Mitchell 2023,
 Deviations: none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from core.errors import ConfigError
-from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Row
+from core.types import Metrics
+from tasks.base import Batch, Example, Row, Task
 from tasks.kit.encode import Encoder
 
 LossType = Literal["sigmoid", "ipo", "hinge"]
@@ -38,7 +38,7 @@ def dpo_loss(
 
 
 @dataclass(frozen=True)
-class DPO:
+class DPO(Task):
     """Direct preference optimisation on pairs; the reference is the frozen base, in every round."""
 
     beta: float = 0.1
@@ -70,9 +70,6 @@ class DPO:
         made = (encode.example(r["prompt"], (r["chosen"], r["rejected"]), row=i) for i, r in enumerate(rows))
         return [example for example in made if example]
 
-    def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
-        return list(examples)
-
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         assert batch.ref_logps is not None
         logps, ratios = batch.logps.view(-1, 2), (batch.logps - batch.ref_logps).view(-1, 2)
@@ -95,12 +92,6 @@ class DPO:
             "logps/chosen": logp_chosen,
             "logps/rejected": logp_rejected,
         }
-
-    def census(self, examples: Sequence[Example]) -> Metrics:
-        return {}
-
-    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
-        return {}
 
 
 PLUGIN = DPO

@@ -6,14 +6,14 @@ that a LoRA adapter is all there is to train and to aggregate. Scores are transi
 where a selector needs a comparison for each two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Row
+from core.types import Metrics
+from tasks.base import Batch, Example, Row, Task
 from tasks.kit.choice import (
     RATE,
     Asker,
@@ -27,7 +27,7 @@ from tasks.kit.encode import Encoder
 
 
 @dataclass(frozen=True)
-class Reward:
+class Reward(Task):
     """A Bradley-Terry reward model; pairs may bring the probability that they are right as `label_confidence`."""
 
     label_smoothing: float = 0.0
@@ -47,20 +47,11 @@ class Reward:
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
         return Asker(encode, RATE).examples(rows)
 
-    def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
-        return list(examples)
-
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         rewards = margins(batch)
         gaps = rewards[:, 0] - rewards[:, 1]
         losses = cross_entropy(gaps, certainty(batch.examples, self.label_smoothing, gaps))
         return losses.mean(), {"accuracy": share_right(gaps), "rewards/margins": float(gaps.detach().mean())}
-
-    def census(self, examples: Sequence[Example]) -> Metrics:
-        return {}
-
-    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
-        return {}
 
 
 PLUGIN = Reward

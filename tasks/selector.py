@@ -6,15 +6,15 @@ a place shows (`order_consistency`) and cancels; long pairs keep both answers; o
 towards antisymmetry.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from core.errors import ConfigError
-from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Row
+from core.types import Metrics
+from tasks.base import Batch, Example, Row, Task
 from tasks.kit.choice import (
     COMPARE,
     Asker,
@@ -38,7 +38,7 @@ def selector_loss(z: Tensor, p: Tensor, *, antisymmetry: float = 0.0) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Selector:
+class Selector(Task):
     """Choosing between two answers; pairs may bring the probability that they are right as `label_confidence`."""
 
     label_smoothing: float = 0.0
@@ -61,19 +61,10 @@ class Selector:
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
         return Asker(encode, COMPARE).examples(rows)
 
-    def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
-        return list(examples)
-
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         z = margins(batch)
         p = certainty(batch.examples, self.label_smoothing, z)
         return selector_loss(z, p, antisymmetry=self.antisymmetry).mean(), order_metrics(z)
-
-    def census(self, examples: Sequence[Example]) -> Metrics:
-        return {}
-
-    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
-        return {}
 
 
 PLUGIN = Selector

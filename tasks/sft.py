@@ -1,13 +1,13 @@
 """SFT: make the completion likely. The mean over the completion tokens of a step, as in TRL's completion-only loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Row
+from core.types import Metrics
+from tasks.base import Batch, Example, Row, Task
 from tasks.kit.encode import Encoder
 
 
@@ -17,7 +17,7 @@ def sft_loss(logps: Tensor, tokens: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(Task):
     """Supervised fine-tuning on prompts with completions."""
 
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
@@ -33,20 +33,11 @@ class SFT:
         made = (encode.example(r["prompt"], (r["completion"],), row=i) for i, r in enumerate(rows))
         return [example for example in made if example]
 
-    def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
-        return list(examples)
-
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         loss = sft_loss(batch.logps, batch.tokens)
         if batch.hits is None:
             return loss, {}
         return loss, {"mean_token_accuracy": float(batch.hits.sum() / batch.tokens.sum())}
-
-    def census(self, examples: Sequence[Example]) -> Metrics:
-        return {}
-
-    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
-        return {}
 
 
 PLUGIN = SFT
