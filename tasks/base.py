@@ -51,7 +51,7 @@ class Batch:
 
 
 class Task(Protocol):
-    """A plugin of tasks/: a dataclass whose fields are its keys. `prepare`, `census`, `brief`: here as most need them."""
+    """A plugin of tasks/: a dataclass whose fields are its keys. Three methods are here as most need them."""
 
     columns: ClassVar[tuple[str, ...]]  # of the canonical row it trains on
     needs_reference: ClassVar[bool]
