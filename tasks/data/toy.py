@@ -1,10 +1,11 @@
 """The toy preference world: pairs of answers in the toy language, with a planted truth to be found.
 
-The second answer of a pair is a rewrite of the first: another fact in 75 % of the pairs, each other feature
-that anybody cares for in 33 %. An answer's utility has a part that everybody shares, the right fact (3) and
-politeness (1.5), and a part of the client's planted type (2): types 0 and 1 want it brief and detailed,
-types 2 and 3 cautious and confident. So a federation can find out together what no client holds enough rows
-for, and what pleases one client may not please another. Which of a topic's two facts is right is drawn from
+The second answer of a pair is a rewrite of the first: another fact in 75 % of the pairs, politeness in 33 %, each
+feature that some type cares for in a share `type_differs`. An answer's utility has a part that everybody shares,
+the right fact (3) and politeness (1.5), and a part of the client's planted type (`type_weight`): types 0 and 1 want
+it brief and detailed, types 2 and 3 cautious and confident. So a federation can find out together what no client
+holds enough rows for, and what pleases one client may not please another; above a weight of 4.5 a client's type
+decides wherever it can. Which of a topic's two facts is right is drawn from
 the run's seed; the base knows both alike. Training labels are flipped with probability `label_noise`;
 held-out labels are clean, and held-out pairs ask every topic in a form in which no training pair asks it.
 """
@@ -20,9 +21,9 @@ from tasks.base import Row
 from tasks.data.base import Found
 from tasks.kit.toy_base.language import QUESTIONS, Answer, topics, ways
 
-FACT, TYPE, POLITE = 3.0, 2.0, 1.5  # no two different sets of features have the same utility
+FACT, POLITE = 3.0, 1.5
 FACT_DIFFERS = 0.75
-OTHER_DIFFERS = 0.33
+POLITE_DIFFERS = 0.33
 TASTES = (("detailed", False), ("detailed", True), ("cautious", True), ("cautious", False))
 PROMPTS = 6
 
@@ -47,6 +48,8 @@ class Toy:
     rows_per_client: int = 48
     eval_rows_per_client: int = 48
     label_noise: float = 0.1
+    type_weight: float = 2.0
+    type_differs: float = 0.33  # in the answers of this share of the pairs
 
     def __post_init__(self) -> None:
         if not 1 <= self.types <= len(TASTES):
@@ -55,6 +58,11 @@ class Toy:
             raise ConfigError(
                 "data.rows-per-client must be above 0 and data.eval-rows-per-client not negative, "
                 f"got {self.rows_per_client} and {self.eval_rows_per_client}"
+            )
+        if not self.type_weight >= 0 or not 0 <= self.type_differs <= 1:
+            raise ConfigError(
+                "data.type-weight must not be negative and data.type-differs be in 0..1, "
+                f"got {self.type_weight} and {self.type_differs}"
             )
 
     def find(self, seed: int, clients: int) -> Iterator[Found]:
@@ -81,7 +89,7 @@ class Toy:
         """How much the client likes an answer; `right` is the right fact of its topic."""
         feature, wanted = TASTES[client % self.types]
         liked = getattr(answer, feature) == wanted
-        return FACT * (answer.fact == right) + TYPE * liked + POLITE * answer.polite
+        return FACT * (answer.fact == right) + self.type_weight * liked + POLITE * answer.polite
 
     def _pair(self, rng: random.Random, world: World, client: int, *, heldout: bool) -> Row:
         place = rng.randrange(len(world.right))
@@ -103,8 +111,9 @@ class Toy:
         }
 
     def _rewrite(self, answer: Answer, rng: random.Random) -> Answer:
-        names = ["polite", *sorted({feature for feature, _ in TASTES[: self.types]})]
-        flips = {name: getattr(answer, name) ^ (rng.random() < OTHER_DIFFERS) for name in names}
+        shares = {"polite": POLITE_DIFFERS}
+        shares |= dict.fromkeys(sorted({feature for feature, _ in TASTES[: self.types]}), self.type_differs)
+        flips = {name: getattr(answer, name) ^ (rng.random() < share) for name, share in shares.items()}
         return replace(answer, fact=answer.fact ^ (rng.random() < FACT_DIFFERS), **flips)
 
 
