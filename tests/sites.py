@@ -1,5 +1,6 @@
 """Whole rounds without processes: real sites on the real model, the real loop, messages in this process."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Message
@@ -15,9 +16,18 @@ from tests.loopback import Loopback
 
 
 def federate(
-    config: Config, path: Path, rounds: int, folder: RunFolder | None = None, *, clients: int = 3
+    config: Config,
+    path: Path,
+    rounds: int,
+    folder: RunFolder | None = None,
+    *,
+    clients: int = 3,
+    away: Callable[[Message], bool] = lambda message: False,
 ) -> tuple[RunFolder, list]:
-    """Rounds up to `rounds`, from the last checkpoint of `folder` if there is one; the records of the new ones."""
+    """Rounds up to `rounds`, from the last checkpoint of `folder` if there is one; the records of the new ones.
+
+    Client c is node 10 + c. away: which messages are answered with an error.
+    """
     folder, records = folder or RunFolder.create(config), []
     base, strategy, task = (
         load_base(config.model, config.lora),
@@ -31,6 +41,8 @@ def federate(
             return Message(
                 wire.encode_facts(site.hello(wire.decode_facts(message.content))), reply_to=message
             )
+        if away(message):
+            return Message(wire.encode_failure(wire.Failure("Away", "not now")), reply_to=message)
         act = site.train if message.metadata.message_type == "train" else site.evaluate
         return Message(wire.encode_update(act(wire.decode_order(message.content))), reply_to=message)
 

@@ -33,6 +33,11 @@ DETAILS = (
     "It does so every single day.",
     "People see this in every season.",
 )
+TRAITS = {  # of an answer: what it is called without and with it
+    "polite": ("blunt", "polite"),
+    "detailed": ("brief", "detailed"),
+    "cautious": ("confident", "cautious"),
+}
 
 
 @dataclass(frozen=True)
