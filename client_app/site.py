@@ -96,13 +96,19 @@ class Site:
         return _rows(self.config, self.node, everyone, stamp(self.config, self.node.data_path))
 
     def parts(self, *, everyone: bool = False) -> tuple[list[Row], list[Row]]:
-        """The rows to train on, and those set aside to compare adapters; both views of a prompt are on one side."""
+        """The rows to train on, and those set aside to compare adapters.
+
+        Rows of one prompt are on one side, unless the prompts say too little for that: where all ask the same, or
+        one of them has far more rows than are to be set aside, rows are drawn.
+        """
         rows, share = self.rows(everyone=everyone).train, self._rule().aside
         if not share:
             return rows, []
-        prompts = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
+        share = min(share, MOST_ASIDE / len(rows))
         seed = seed_for(self.config.run.seed, "aside", self.node.client)
-        train, aside = partition.held_out(prompts, min(share, MOST_ASIDE / len(rows)), seed)
+        train, aside = partition.held_out([_key(row["prompt"]) for row in rows], share, seed)
+        if not aside or len(aside) > 2 * max(2, share * len(rows)):
+            train, aside = partition.held_out([_key(row) for row in rows], share, seed)
         return [rows[n] for n in train], [rows[n] for n in aside]
 
     def hello(self, knobs: Mapping[str, Scalar]) -> Json:
@@ -230,6 +236,10 @@ class Site:
                 "train.engine = 'trl' cannot do; use train.engine = 'accord'"
             )
         return rule
+
+
+def _key(value: Json) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 @lru_cache(maxsize=32)  # one actor of a simulation serves many clients; rows are a function of these

@@ -81,6 +81,19 @@ def test_no_prompt_is_trained_on_that_compares_selectors(task, tmp_path):
     assert other.parts() == (other.rows().train, [])
 
 
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_where_all_rows_ask_the_same_rows_are_set_aside(prompts, tmp_path):
+    """Which of two jokes is better: a prompt says nothing of the row, and whole prompts would be all rows or half."""
+    rows = [{"prompt": f"Which? {i % prompts}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(80)]
+    private = tmp_path / "private.jsonl"
+    private.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    here = Site(configured(tmp_path), Node(0, 3, data_path=str(private), state_dir=str(tmp_path)))
+    train, aside = here.parts()
+    assert len(train) + len(aside) == 60
+    assert len(aside) == 6
+    assert not {row["chosen"] for row in train} & {row["chosen"] for row in aside}
+
+
 def test_no_more_rows_are_set_aside_than_the_most(tmp_path):
     many = site(tmp_path, **{"data.rows-per-client": 3000, "strategy.grouping-fraction": 0.5})
     _, aside = many.parts()
