@@ -71,11 +71,10 @@ def main() -> None:
 
 
 def fits(word: str, strategy: str) -> bool:
-    """Whether a strategy has the key; another's goes to those that have it."""
-    key = word.split("=")[0]
-    return not key.startswith("strategy.") or key.removeprefix("strategy.") in knobs(
-        plugin("strategies", strategy)
-    )
+    """Whether the key says something to a strategy: FedBiscuit's own keys do not to those that lack them."""
+    key = word.split("=")[0].removeprefix("strategy.")
+    own, its = (knobs(plugin("strategies", name)) for name in ("fedbiscuit", strategy))
+    return key not in own or key in its
 
 
 @dataclass(frozen=True)
