@@ -1,13 +1,12 @@
 """Does federating help? FedAvg, each client alone, and all rows in one place, over seeds, on the toy world.
 
-    python benchmarks/baselines.py --seeds 1 2 3 [KEY=VALUE ...]
+    python -m benchmarks.baselines --seeds 1 2 3 [KEY=VALUE ...]
 
 Every cell is one `accord run` (8 simulated clients, the same steps per client and round); what is printed are
 held-out preference accuracies of the last round, per seed and with a 95 % interval of the mean over seeds (t).
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import tempfile
 from pathlib import Path
 
 from scipy.stats import t
+
+from server_app.reading import Run, read_run
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = ("fedavg", "local", "centralized")
@@ -49,15 +50,19 @@ def main() -> None:
 
 def scores(seed: int, strategy: str, words: list[str]) -> tuple[dict[str, float], dict[str, float]]:
     """The federation's mean scores before training and after the last round."""
+    run = federation([f"run.seed={seed}", f"strategy.name={strategy}", "eval.every=0", *words])
+    return run.records[0].eval.mean, run.records[-1].eval.mean
+
+
+def federation(words: list[str]) -> Run:
+    """One `accord run` in a process of its own, to its end."""
     with tempfile.TemporaryDirectory() as folder:
-        told = [f"run.seed={seed}", f"strategy.name={strategy}", f"run.dir={folder}", "eval.every=0", *words]
-        command = [sys.executable, str(ROOT / "accord.py"), "run", *told]
+        command = [sys.executable, str(ROOT / "accord.py"), "run", *words, f"run.dir={folder}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-        (path,) = Path(folder).glob("*/metrics.jsonl")
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-    return records[0]["eval"]["mean"], records[-1]["eval"]["mean"]
+        (path,) = Path(folder).iterdir()
+        return read_run(path)
 
 
 def interval(values: list[float]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TASKS = ("dpo", "kto", "sft")
+TASKS = ("dpo", "kto", "sft", "selector")
 # Of a random model a response's log-probability is near -1500, which float32 holds to 6e-5; times beta, that is
 # 1e-5 of the gradient on every side alike (measured against float64), and two sides may be off in opposite ways.
 TOLERANCE = 3e-5
@@ -90,7 +90,7 @@ def same_settings(args: argparse.Namespace) -> None:
 
 def measure(task: str, args: argparse.Namespace) -> Figures:
     """Each side's memory on its own; compare the first steps; time the rounds in turn (A B C A B C)."""
-    from benchmarks.sides import ROWS, SIDES, make_case
+    from benchmarks.sides import ROWS, SIDES, make_case, plain_selector
 
     case = make_case(task, args.folder, steps=args.steps, threads=args.threads)
     kinds = [kind for kind in SIDES if case.task.needs_reference or kind != "accord-first"]
@@ -100,6 +100,9 @@ def measure(task: str, args: argparse.Namespace) -> Figures:
     for kind, side in sides.items():
         firsts[kind] = side.run(1, True)
     error = {kind: difference(first, firsts["trl-default"]) for kind, first in firsts.items()}
+    if task == "selector":  # another loss than TRL's, over two logits of a vocabulary
+        plain = plain_selector(case)
+        error |= {kind: difference(firsts[kind], plain) for kind in firsts if kind.startswith("accord")}
     assert max(map(max, error.values())) < TOLERANCE, f"the sides do not compute the same step: {error}"
     cpu: dict[str, list[float]] = {kind: [] for kind in sides}
     wall: dict[str, list[float]] = {kind: [] for kind in sides}
@@ -168,7 +171,7 @@ def resident_mb(field: str) -> float:
 
 
 def show(table: Figures) -> None:
-    kind = "pairs" if table["task"] == "dpo" else "rows"
+    kind = "pairs" if table["task"] in ("dpo", "selector") else "rows"
     print(
         f"\n{table['task']}: a client-round of {table['steps']} steps of {table['rows']} {kind}, {table['model']} "
         f"Llama, {table['threads']} threads, allocator {table['allocator']}, medians of {table['repeats']}"

@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import trl
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -33,7 +34,7 @@ from tasks.kit.reference import reference_logps
 from tasks.kit.stepper import Bend
 from tasks.kto import rotated
 
-ROWS = {"dpo": 8, "kto": 16, "sft": 16}  # rows (pairs for dpo) of one optimiser step
+ROWS = {"dpo": 8, "kto": 16, "sft": 16, "selector": 8}  # rows (pairs for dpo, selector) of one optimiser step
 # hidden, intermediate, layers, heads, key-value heads, vocabulary; the head is tied to the embedding
 SHAPES = {
     "tiny": (128, 352, 4, 4, 4, 8_192),
@@ -41,7 +42,9 @@ SHAPES = {
     "135m": (576, 1536, 30, 9, 3, 49_152),
 }
 PAD, EOS = 0, 1
-LIMIT = 512  # tokens of a prompt and its response: no row is cut
+LETTERS = (2, 3)  # the selector's
+CUE = tuple(range(4, 8))
+LIMIT = 1024  # tokens of a prompt and its response: no row is cut
 SEED = 20
 SWITCH = "_use_triton"  # TRL's own
 
@@ -59,6 +62,7 @@ class Case:
     cfg: TrainConfig
     text: list[dict[str, Any]]  # Any: texts and labels; in the order of training
     examples: list[Example]  # the same rows, in the order from which Accord's draw makes that of training
+    trl: "Case | None" = None  # what TRL's engine trains on, where it has to be other rows
 
 
 @dataclass(frozen=True)
@@ -106,21 +110,40 @@ def make_case(name: str, folder: Path, *, steps: int, threads: int) -> Case:
     def words(least: int, most: int) -> tuple[int, ...]:
         return tuple(draw.randrange(2, vocabulary) for _ in range(draw.randint(least, most)))
 
-    count, width = steps * ROWS[name], 2 if name == "dpo" else 1
+    def responses(count: int) -> tuple[tuple[int, ...], ...]:
+        return tuple((*words(63, 255), EOS) for _ in range(count))
+
+    count = steps * ROWS[name]
+    if name == "selector":
+        pairs = [[words(64, 256) for _ in range(3)] for _ in range(count)]
+        rows = [
+            Example((*asked, *a, *b, *CUE), tuple((x,) for x in LETTERS), twin=(*asked, *b, *a, *CUE))
+            for asked, a, b in pairs
+        ]
+        answered = [
+            Example(prompt, ((letter, EOS),))
+            for e in rows
+            for prompt, letter in zip((e.prompt, e.twin), LETTERS, strict=True)
+        ]
+        both = replace(cfg, per_device_batch_size=2 * ROWS[name])
+        text = [as_text("sft", e) for e in answered]
+        trl = Case("sft", build("tasks", "sft", {}), folder, threads, both, text, placed(answered, both))
+        return Case(name, build("tasks", name, {}), folder, threads, cfg, text, placed(rows, cfg), trl)
     rows = [
-        Example(
-            words(64, 256), tuple((*words(63, 255), EOS) for _ in range(width)), name == "kto" and bool(i % 2)
-        )
+        Example(words(64, 256), responses(2 if name == "dpo" else 1), name == "kto" and bool(i % 2))
         for i in range(count)
     ]
     if name == "kto":
         rows = rotated(rows, ROWS[name], max_length=LIMIT)  # TRL's pairing, on every side
-    batches = loop.local_batches(count, cfg, steps=steps, seed=SEED)
+    text = [as_text(name, e) for e in rows]
+    return Case(name, build("tasks", name, {}), folder, threads, cfg, text, placed(rows, cfg))
+
+
+def placed(rows: list[Example], cfg: TrainConfig) -> list[Example]:
+    """The rows in the order from which the draw of batches makes theirs."""
+    batches = loop.local_batches(len(rows), cfg, steps=cfg.local_steps, seed=SEED)
     order = [row for micro in batches for batch in micro for row in batch]
-    examples = [rows[order.index(row)] for row in range(count)]
-    return Case(
-        name, build("tasks", name, {}), folder, threads, cfg, [as_text(name, e) for e in rows], examples
-    )
+    return [rows[order.index(row)] for row in range(len(rows))]
 
 
 def as_text(name: str, example: Example) -> dict[str, Any]:
@@ -142,7 +165,7 @@ def trl_default(case: Case) -> Side:
 
     def run(steps: int, keep: bool) -> Step:
         with torch_products():
-            return _default_round(case, base, steps, keep)
+            return _default_round(case.trl or case, base, steps, keep)
 
     return Side(_reset(base), run)
 
@@ -158,7 +181,7 @@ def trl_tuned(case: Case) -> Side:
 
     def run(steps: int, keep: bool) -> Step:
         with compact_head(), torch_products():
-            return _engine_round(trl_engine.train, case, base, cache, steps, keep)
+            return _engine_round(trl_engine.train, case.trl or case, base, cache, steps, keep)
 
     return Side(_reset(base), run)
 
@@ -188,6 +211,24 @@ def accord_torch(case: Case) -> Side:
             return _engine_round(loop.train, case, base, cache, steps, keep)
 
     return Side(_reset(base), run)
+
+
+def plain_selector(case: Case) -> Step:
+    """The first step as a plain model has it: each prompt alone, the two logits where it ends."""
+    base = load(case)
+    base.causal.set_attn_implementation("sdpa")
+    micro = loop.local_batches(len(case.examples), case.cfg, steps=1, seed=SEED)[0]
+    drawn = [case.examples[row] for batch in micro for row in batch]
+    base.flat.zero_grad()
+    total = 0.0
+    for example in drawn:
+        for right, prompt in enumerate((example.prompt, example.twin)):
+            logits = base.model(input_ids=torch.tensor([prompt])).logits[0, -1, list(LETTERS)]
+            loss = cross_entropy(logits[None], torch.tensor([right])) / (2 * len(drawn))
+            loss.backward()
+            total += float(loss.detach())
+    gradients = {n: p.grad.clone() for n, p in base.flat.parameters.items() if p.grad is not None}
+    return total, gradients
 
 
 SIDES = {

@@ -12,7 +12,7 @@ from client_app.memory import Memory
 from core.config import Config
 from core.errors import BaseMismatch, ConfigError
 from core.factors import MERGED
-from core.seeds import seed_for
+from core.seeds import rng_for, seed_for
 from core.types import Json, Metrics, Order, Scalar, Update
 from strategies.base import Strategy
 from strategies.kit.client_rule import ClientRule, Outcome
@@ -20,8 +20,10 @@ from strategies.kit.metrics import SUM
 from tasks.base import Row, Task
 from tasks.kit import engine, partition, schedule
 from tasks.kit.cache import Cache
-from tasks.kit.loop import validation_loss
+from tasks.kit.loop import row_losses, weight
 from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, set_adapter
+from tasks.kit.race import race
+from tasks.kit.reference import reference_logps
 from tasks.kit.rows import ClientRows, client_rows, stamp
 from tasks.kit.stepper import Bend
 
@@ -94,13 +96,19 @@ class Site:
         return _rows(self.config, self.node, everyone, stamp(self.config, self.node.data_path))
 
     def parts(self, *, everyone: bool = False) -> tuple[list[Row], list[Row]]:
-        """The rows to train on, and those set aside to compare adapters; both views of a prompt are on one side."""
+        """The rows to train on, and those set aside to compare adapters.
+
+        Rows of one prompt are on one side, unless the prompts say too little for that: where all ask the same, or
+        one of them has far more rows than are to be set aside, rows are drawn.
+        """
         rows, share = self.rows(everyone=everyone).train, self._rule().aside
         if not share:
             return rows, []
-        prompts = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
+        share = min(share, MOST_ASIDE / len(rows))
         seed = seed_for(self.config.run.seed, "aside", self.node.client)
-        train, aside = partition.held_out(prompts, min(share, MOST_ASIDE / len(rows)), seed)
+        train, aside = partition.held_out([_key(row["prompt"]) for row in rows], share, seed)
+        if not aside or len(aside) > 2 * max(2, share * len(rows)):
+            train, aside = partition.held_out([_key(row) for row in rows], share, seed)
         return [rows[n] for n in train], [rows[n] for n in aside]
 
     def hello(self, knobs: Mapping[str, Scalar]) -> Json:
@@ -188,22 +196,23 @@ class Site:
     def _compare(self, base: Base, order: Order) -> Metrics:
         """The task's loss under each adapter of the order on the rows set aside; empty for a client without such."""
         _, aside = self.parts()
-        if not aside:
+        kept = engine.usable(base, self.task, aside, self.config, self.cache).kept
+        if not kept:
             return {}
-        examples = engine.examples(base, self.task, aside, self.config, self.cache).kept
-        losses: Metrics = {}
-        for name in str(order.knobs["compare"]).split(","):
-            set_adapter(base, self._whole(base, replace(order, adapter=name)).trees[name])
-            losses[f"loss/{name}"] = validation_loss(
-                base,
-                self.task,
-                examples,
-                data_seed=self._data_seed,
-                max_length=self.config.train.max_length,
-                knobs=order.knobs,
-                cache=self.cache,
-            )
-        return losses
+        task, knobs, seed = self.task, order.knobs, self._data_seed
+        rows = task.prepare(kept, seed=seed, max_length=self.config.train.max_length)
+        rng_for(seed, "race").shuffle(rows)
+        refs = reference_logps(base, rows, self.cache) if task.needs_reference else {}
+        names, z = str(knobs["compare"]).split(","), float(knobs.get("race", 0.0))
+        trees = {name: self._whole(base, replace(order, adapter=name)).trees[name] for name in names}
+
+        def score(name: str, start: int, stop: int) -> list[float]:
+            set_adapter(base, trees[name])
+            return row_losses(base, task, rows[start:stop], refs=refs, knobs=knobs)
+
+        found = race(names, [weight(task, [row]) for row in rows], score, z=z)
+        losses = {f"loss/{name}": loss for name, loss in found.losses.items()}
+        return {**losses, "race/scored": found.scored} if z else losses
 
     @property
     def _data_seed(self) -> int:
@@ -227,6 +236,10 @@ class Site:
                 "train.engine = 'trl' cannot do; use train.engine = 'accord'"
             )
         return rule
+
+
+def _key(value: Json) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 @lru_cache(maxsize=32)  # one actor of a simulation serves many clients; rows are a function of these

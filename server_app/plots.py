@@ -1,13 +1,14 @@
-"""The four plots of a report, as SVG text: accuracy, loss, bytes and time by round. None without data."""
+"""The plots of a report, as SVG text: accuracy, loss, groups, bytes and time by round. None without data."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
+from core.types import Metrics
 from server_app.reading import Half, Record, Run
-from server_app.stats import CHOICE, LONGER, PREFERENCE, TOKENS, accuracy_metric
+from server_app.stats import CHOICE, LONGER, PREFERENCE, TOKENS, accuracy_metric, planted, purity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,16 @@ THEME = {
     "#ffffff": "paper", INK: "ink", SOFT: "soft", GRID: "grid",
     BLUE: "blue", RED: "red", GREEN: "green", AMBER: "amber", SKY: "sky",
 }  # fmt: skip
+BLACK = "#000000"  # on AMBER and SKY, which are light on a dark page too
+GROUPS = (
+    (BLUE, "#ffffff"),
+    (AMBER, BLACK),
+    (GREEN, "#ffffff"),
+    (SKY, BLACK),
+    (RED, "#ffffff"),
+)  # cell and text
 STAGES = {"load": GRID, "train": BLUE, "wire": AMBER, "aggregate": GREEN, "evaluate": SKY}
+MOST_NAMED, MOST_COLUMNS = 40, 12  # clients, groupings; above, a cell has no room for text
 STYLE: "dict[RcKeyType, Any]" = {  # Any: matplotlib's own type of a setting
     "svg.fonttype": "none",  # text stays text: selectable, in the page's own font
     "svg.hashsalt": "accord",  # the same run gives the same bytes
@@ -58,7 +68,7 @@ class Plot:
 
 def plots(run: Run) -> list[Plot]:
     """Every plot that has data."""
-    return [plot for draw in (accuracy, losses, traffic, times) if (plot := draw(run)) is not None]
+    return [plot for draw in (accuracy, losses, clusters, traffic, times) if (plot := draw(run)) is not None]
 
 
 def accuracy(run: Run) -> Plot | None:
@@ -106,6 +116,64 @@ def losses(run: Run) -> Plot | None:
 
     caption = "Mean over clients of the loss in a round's local steps; the band runs over clients."
     return _plot("loss", "Loss by round", caption, draw)
+
+
+def clusters(run: Run) -> Plot | None:
+    """The group of each client after each grouping; by planted type, where that is known."""
+    shown = [r for r in run.records if r.route and any(_compared(m) for m in r.eval.clients.values())]
+    if not shown:
+        return None
+    truth = planted(run)
+    clients = sorted({c for r in shown for c in r.route}, key=lambda c: (truth.get(c, -1), c))
+    names = sorted({name for r in shown for name in r.route.values()}, key=lambda name: (len(name), name))
+    kinds = [truth.get(c) for c in clients]
+    named = len(clients) <= MOST_NAMED and len(shown) <= MOST_COLUMNS
+
+    def draw(ax: "Axes") -> None:
+        for number, name in enumerate(names):
+            cell, text = GROUPS[number % len(GROUPS)]
+            places = [
+                (x, clients.index(c)) for x, r in enumerate(shown) for c in r.route if r.route[c] == name
+            ]
+            x, y = zip(*places, strict=True)
+            ax.barh(y, 0.94, 0.88, [place - 0.47 for place in x], color=cell, label=name)
+            for place in places if named else ():
+                ax.text(*place, name, color=text, ha="center", va="center", fontsize=8)
+        for y, (above, below) in enumerate(pairwise(kinds)):
+            if above != below:
+                ax.axhline(y + 0.5, color=INK, linewidth=1.2)
+        for kind in sorted({kind for kind in kinds if kind is not None}):
+            rows = [y for y, k in enumerate(kinds) if k == kind]
+            ax.text(len(shown) - 0.4, (rows[0] + rows[-1]) / 2, f"type {kind}", color=SOFT, va="center")
+        ax.set_xlim(-0.5, len(shown) - 0.5)
+        ax.set_ylim(len(clients) - 0.5, -0.5)
+        told = range(0, len(shown), -(-len(shown) // MOST_COLUMNS))
+        ax.set_xticks(told, [_column(shown[x], truth) for x in told])
+        ax.set_yticks(
+            range(len(clients)),
+            [str(c) for c in clients] if len(clients) <= MOST_NAMED else [""] * len(clients),
+        )
+        ax.set_ylabel("client")
+        ax.grid(False)
+
+    caption = "Which adapter each client was given at each grouping. "
+    if truth:
+        caption += "Clients are in the order of their planted types; below a round, the purity of its groups."
+    return _plot(
+        "groups", "Groups of clients", caption, draw, height=max(2.4, min(9.0, 1.4 + 0.21 * len(clients)))
+    )
+
+
+def _compared(metrics: Metrics) -> bool:
+    """Whether a client was asked to compare adapters."""
+    return any(name.startswith("loss/") for name in metrics)
+
+
+def _column(record: Record, truth: Mapping[int, int]) -> str:
+    both = [c for c in record.route if c in truth]
+    if not both:
+        return str(record.round)
+    return f"{record.round}\n{100 * purity([record.route[c] for c in both], [truth[c] for c in both]):.0f} %"
 
 
 def traffic(run: Run) -> Plot | None:
@@ -183,7 +251,10 @@ def _band(
     ax.plot(x, [scale * half(r).mean[metric] for r in records], color=colour, marker="o", label=mean)
 
 
-def _plot(name: str, title: str, caption: str, draw: "Callable[[Axes], None]") -> Plot:
+def _plot(
+    name: str, title: str, caption: str, draw: "Callable[[Axes], None]", *, height: float = 3.4
+) -> Plot:
+    """height: inches."""
     import matplotlib as mpl  # a second to import, and only the server's report needs it
 
     mpl.use("Agg")
@@ -191,11 +262,11 @@ def _plot(name: str, title: str, caption: str, draw: "Callable[[Axes], None]") -
     from matplotlib.ticker import MaxNLocator
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.4, height), layout="constrained")
         ax = figure.subplots()
-        draw(ax)
         ax.set_xlabel("round")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        draw(ax)
         ax.margins(x=0.03)
         figure.legend(loc="outside lower center", ncols=3)
         return Plot(name, title, caption, _svg(figure))

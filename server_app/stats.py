@@ -173,10 +173,15 @@ def adjusted_rand(groups: Sequence[str], truth: Sequence[int]) -> float | None:
     return (both - chance) / (most - chance) if most != chance else None
 
 
+def planted(run: Run) -> dict[int, int]:
+    """client -> its planted type, where those are known."""
+    return {int(c): kind for c, kind in (run.manifest.get("truth") or {}).items()}
+
+
 def _groups(run: Run) -> list[Estimate]:
     """How well the last groups are the planted types, where those are known."""
     routes = [record.route for record in run.records if record.route]
-    truth = {int(c): t for c, t in (run.manifest.get("truth") or {}).items()}
+    truth = planted(run)
     both = sorted(routes[-1].keys() & truth.keys()) if routes else []
     if not both:
         return []

@@ -52,6 +52,9 @@ class FedBiscuit(FedBis):
     grouping_fraction: float = (
         0.1  # of a client's training rows: it compares selectors on them and trains on none
     )
+    race: float = (
+        0.0  # standard errors behind the best at which a client drops a selector; 0: all on all rows
+    )
     server_rule: str = "ma"  # eq8 | ma | cluster-norm; auto: the variant's own
 
     def __post_init__(self) -> None:
@@ -65,6 +68,7 @@ class FedBiscuit(FedBis):
             ("regroup-every", self.regroup_every, 1),
             ("hysteresis", self.hysteresis, 0),
             ("soft-balance", self.soft_balance, 0),
+            ("race", self.race, 0),
         ):
             if not value >= least:
                 raise ConfigError(f"strategy.{key} must be at least {least}, got {value!r}")
@@ -131,7 +135,8 @@ class FedBiscuit(FedBis):
         if not self.groups_after(rnd):
             return orders
         every = {a: self.lora.orders(state, [Order(0, {}, a)])[0].trees[a] for a in self.names}
-        return [replace(o, trees=every, knobs={**o.knobs, "compare": ",".join(every)}) for o in orders]
+        asked = {"compare": ",".join(every), **({"race": self.race} if self.race else {})}
+        return [replace(o, trees=every, knobs={**o.knobs, **asked}) for o in orders]
 
     def _orders(self, state: ServerState, ids: Sequence[int], owners: Mapping[int, int]) -> list[Order]:
         return self.lora.orders(state, [Order(c, {}, self.names[owners[c]]) for c in ids])

@@ -15,6 +15,7 @@ from server_app.reading import read_run
 from server_app.stats import by_key, headline, purity
 from tasks.kit.model import initial_adapter, load_base
 from tests.sites import federate
+from tests.tiny import random_adapter
 
 SMALL = {
     "strategy.name": "fedbiscuit",
@@ -84,6 +85,19 @@ def test_no_prompt_is_trained_on_that_compares_selectors(task, tmp_path):
     assert other.parts() == (other.rows().train, [])
 
 
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_where_all_rows_ask_the_same_rows_are_set_aside(prompts, tmp_path):
+    """Which of two jokes is better: a prompt says nothing of the row, and whole prompts would be all rows or half."""
+    rows = [{"prompt": f"Which? {i % prompts}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(80)]
+    private = tmp_path / "private.jsonl"
+    private.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    here = Site(configured(tmp_path), Node(0, 3, data_path=str(private), state_dir=str(tmp_path)))
+    train, aside = here.parts()
+    assert len(train) + len(aside) == 60
+    assert len(aside) == 6
+    assert not {row["chosen"] for row in train} & {row["chosen"] for row in aside}
+
+
 def test_no_more_rows_are_set_aside_than_the_most(tmp_path):
     many = site(tmp_path, **{"data.rows-per-client": 3000, "strategy.grouping-fraction": 0.5})
     _, aside = many.parts()
@@ -110,6 +124,47 @@ def test_the_comparison_is_the_tasks_loss_of_each_adapter(task, tmp_path):
     assert (again["loss/c0"], again["loss/c1"]) == (update.metrics["loss/c1"], update.metrics["loss/c0"])
     held = {n: v for n, v in update.metrics.items() if not n.startswith("loss/")}
     assert held == {n: v for n, v in again.items() if not n.startswith("loss/")}, "the order's own is scored"
+
+
+def test_a_race_scores_less_and_places_the_same_adapter_first(tmp_path):
+    """The start, what ten steps make of it, and noise, which is out at the first look: 16 of about 60 rows."""
+    more = {"task.name": "sft", "data.rows-per-client": 240, "strategy.grouping-fraction": 0.25}
+    here = site(tmp_path, **more, **{"train.local-steps": 10})
+    base = here.base()
+    knobs = {"run": "r", "base": base.fingerprint, "rnd": 1, "compare": "c0,c1,c2"}
+    start, noise = initial_adapter(base, 42), random_adapter(base, size=0.5)
+    delta = here.train(Order(0, {"c0": start}, "c0", knobs=knobs)).trees["delta"]
+    trees = {"c0": start, "c1": {n: t + delta[n] for n, t in start.items()}, "c2": noise}
+    full, raced, again = (
+        here.evaluate(Order(0, trees, "c0", knobs={**knobs, **z})).metrics
+        for z in ({}, {"race": 3.0}, {"race": 3.0})
+    )
+    assert "race/scored" not in full
+    assert 1 / 4 < raced["race/scored"] < 0.8
+    assert raced == again
+    assert raced["loss/c2"] > max(raced["loss/c0"], raced["loss/c1"])
+    assert (raced["loss/c0"] < raced["loss/c1"]) == (full["loss/c0"] < full["loss/c1"])
+
+
+def test_a_client_whose_rows_to_compare_on_are_too_long_has_nothing_to_say(tmp_path):
+    """It trains and is scored as others are; the server carries it as one that did not answer."""
+    rows = [
+        {"prompt": f"Why {i}?", "chosen": "Because. " * (1 + 199 * (i % 2)), "rejected": "No."}
+        for i in range(40)
+    ]
+    private = tmp_path / "private.jsonl"
+    private.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    node = Node(0, 3, data_path=str(private), state_dir=str(tmp_path))
+    more = {"train.on-long-row": "skip", "strategy.grouping-fraction": 0.05}
+    drawn = (Site(configured(tmp_path, **more, **{"run.seed": seed}), node) for seed in range(99))
+    here = next(h for h in drawn if all(len(row["chosen"]) > 99 for row in h.parts()[1]))
+    assert here.parts()[1]
+    base = here.base()
+    start = initial_adapter(base, 42)
+    knobs = {"run": "r", "base": base.fingerprint, "rnd": 1, "compare": "c0,c1", "race": 3.0}
+    told = here.evaluate(Order(0, {"c0": start, "c1": start}, "c0", knobs=knobs))
+    assert told.examples > 0
+    assert not [name for name in told.metrics if name.startswith(("loss/", "race/"))]
 
 
 def test_a_selector_whose_a_does_not_travel_begins_at_its_own_start(tmp_path):

@@ -25,17 +25,24 @@ class Examples:
 
 
 def examples(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> Examples:
-    """A client's rows as the task reads them, from the cache on its disk where they are known."""
+    """A client's training rows as the task reads them. Raises DataError when none can be used."""
+    found = usable(base, task, rows, config, cache)
+    if not found.kept:
+        raise DataError(
+            f"none of {len(rows)} training rows can be used: {dict(found.skipped) or 'there are none'}"
+        )
+    return found
+
+
+def usable(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> Examples:
+    """Rows as the task reads them, from the cache on the client's disk where they are known; there may be none."""
     key = rows_key(rows, type(task).__name__, base.fingerprint, *_lengths(config))
 
     def make() -> tuple[list[Example], Counter[str]]:
         encoder = Encoder(base.tokenizer, *_lengths(config))
         return task.examples(rows, encoder), encoder.skipped
 
-    kept, skipped = cache.examples(key, make)
-    if not kept:
-        raise DataError(f"none of {len(rows)} training rows can be used: {dict(skipped) or 'there are none'}")
-    return Examples(kept, skipped)
+    return Examples(*cache.examples(key, make))
 
 
 def train(

@@ -1,8 +1,8 @@
 """The one training loop: draw, pack, forward, loss, backward, correct, clip, step."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -74,10 +74,10 @@ def train(
         for micro in batches:
             base.flat.zero_grad()
             chosen = [[examples[row] for row in batch] for batch in micro]
-            whole = sum(_weight(task, batch) for batch in chosen)
+            whole = sum(weight(task, batch) for batch in chosen)
             for batch in chosen:
                 loss, metrics = look.loss(batch)
-                (loss * (_weight(task, batch) / whole)).backward()
+                (loss * (weight(task, batch) / whole)).backward()
                 history.append({"loss": float(loss.detach()), **metrics})
             history.append({"grad_norm": stepper.step()})
             look.untouched = False
@@ -88,27 +88,30 @@ def train(
     )
 
 
-def validation_loss(
+def row_losses(
     base: Base,
     task: Task,
     examples: Sequence[Example],
     *,
-    data_seed: int,
-    max_length: int,
+    refs: Mapping[str, tuple[float, ...]],
     knobs: Mapping[str, Scalar],
-    cache: Cache,
-) -> float:
-    """The task's loss of examples under the base's current adapter; what the task itself reports as loss goes first."""
-    examples = task.prepare(examples, seed=data_seed, max_length=max_length)
-    refs = reference_logps(base, examples, cache) if task.needs_reference else {}
-    look, total, whole = _Look(base, task, refs, knobs), 0.0, 0
+) -> list[float]:
+    """The task's loss of each of the prepared examples under the base's current adapter.
+
+    What is over several rows (KTO's reference point) is over the rows that are scored at once. By `weight` their
+    mean is the loss of all.
+    """
+    look = _Look(base, task, refs, knobs)
+    losses: list[float] = []
     base.model.eval()
     with torch.no_grad():
-        for batch in by_budget(examples, tokens_of, TOKENS):
-            loss, metrics = look.loss(batch)
-            total += metrics.get("loss", float(loss)) * _weight(task, batch)
-            whole += _weight(task, batch)
-    return total / whole
+        for group in by_budget(examples, tokens_of, TOKENS):
+            batch = look.batch(group)
+            for one in _one_by_one(batch):
+                loss, metrics = task.loss(one)
+                losses.append(metrics.get("loss", float(loss)))  # what the task itself reports goes first
+            task.loss(batch)  # moves what the task carries on to the next
+    return losses
 
 
 def local_batches(
@@ -135,6 +138,9 @@ class _Look:
         self.untouched = is_untouched(base)
 
     def loss(self, examples: Sequence[Example]) -> tuple[Tensor, Metrics]:
+        return self.task.loss(self.batch(examples))
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
         forks = [fork for example in examples for fork in forks_of(example)]
         strangers = [example.mismatched for example in examples]
         kl_logps = hits = None
@@ -147,7 +153,7 @@ class _Look:
         ref_logps, kl_ref_logps = self._references(examples, logps, kl_logps)
         sizes = [sum(len(completions) for _, completions in forks_of(example)) for example in examples]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        batch = Batch(
+        return Batch(
             examples=tuple(examples),
             logps=logps,
             ref_logps=ref_logps,
@@ -160,7 +166,6 @@ class _Look:
             sums=self.sums,
             hits=hits,
         )
-        return self.task.loss(batch)
 
     def _references(
         self, examples: Sequence[Example], logps: Tensor, kl_logps: Tensor | None
@@ -178,7 +183,25 @@ class _Look:
         return torch.tensor(own, device=logps.device), torch.tensor(theirs, device=logps.device)
 
 
-def _weight(task: Task, batch: Sequence[Example]) -> int:
+def _one_by_one(batch: Batch) -> Iterator[Batch]:
+    """Each row as a batch; what is over several rows stays that of the whole."""
+    for example, places in zip(batch.examples, batch.index, strict=True):
+        some = slice(places[0], places[-1] + 1)
+        ref_logps, hits = (None if t is None else t[some] for t in (batch.ref_logps, batch.hits))
+        yield replace(
+            batch,
+            examples=(example,),
+            logps=batch.logps[some],
+            ref_logps=ref_logps,
+            tokens=batch.tokens[some],
+            index=(tuple(range(len(places))),),
+            running=dict(batch.running),
+            sums={},
+            hits=hits,
+        )
+
+
+def weight(task: Task, batch: Sequence[Example]) -> int:
     """A micro-batch's share of its step: rows, or completion tokens where the loss is a mean over tokens."""
     if task.averages == "examples":
         return len(batch)

@@ -94,6 +94,16 @@ def selector_record(rnd: int) -> dict[str, Any]:
     return {**record, "eval": {"mean": _means(scored), "clients": scored}}
 
 
+def grouped_record(rnd: int, groups: str | None) -> dict[str, Any]:
+    """A round after which client m is in group groups[m], compared anew; "." is nobody. None: no new grouping."""
+    record = selector_record(rnd)
+    if groups is not None:
+        record["route"] = {str(m): f"c{u}" for m, u in enumerate(groups) if u != "."}
+        for metrics in record["eval"]["clients"].values():
+            metrics["loss/c0"] = 0.6
+    return record
+
+
 def _means(scored: dict[str, dict[str, float]]) -> dict[str, float]:
     """As the server makes them: every client has as many rows, so the plain mean is the weighted one."""
     metrics = {name for m in scored.values() for name in m if name != "examples"}

@@ -1,13 +1,21 @@
 """The plots of a report: what they draw, what they leave out."""
 
 import math
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from server_app import plots
 from server_app.reading import Run, read_run
-from tests.server_app.sample import dpo_record, dpo_run, selector_record, sft_record, write_run
+from tests.server_app.sample import (
+    dpo_record,
+    dpo_run,
+    grouped_record,
+    selector_record,
+    sft_record,
+    write_run,
+)
 
 
 def words(svg: str) -> list[str]:
@@ -43,6 +51,59 @@ def test_a_selector_run_draws_its_pairs(tmp_path):
     assert drawn is not None
     assert "picks" in drawn.caption
     assert "longer answer wins" in words(drawn.svg)
+
+
+GROUPS = [None, "0120120.", "01201201", None]
+TRUTH = {str(c): c % 3 for c in range(8)}
+
+
+def grouped(path: Path, truth: dict[str, int]) -> list[str]:
+    """The words of the groups' plot, from the top left, of clients that are in the groups of GROUPS."""
+    records = [grouped_record(rnd, groups) for rnd, groups in enumerate(GROUPS)]
+    records[3]["route"] = records[2]["route"]  # a training round repeats it
+    drawn = plots.clusters(read_run(write_run(path, records, truth=truth)))
+    assert drawn is not None
+    return words(drawn.svg)
+
+
+def test_every_cell_of_a_grouping_names_its_group(tmp_path):
+    """Seven clients in the first grouping and eight in the second; the round after it is none."""
+    told = grouped(tmp_path, TRUTH)
+    assert [told.count(name) for name in ("c0", "c1", "c2")] == [3 + 3 + 1, 2 + 3 + 1, 2 + 2 + 1], (
+        "and the legend"
+    )
+    assert [w for w in told if w.endswith("%")] == ["100 %", "100 %"]
+    assert [w for w in told if w.startswith("type")] == ["type 0", "type 1", "type 2"]
+    clients = [int(w) for w in told if w.isdigit()][-8:]
+    assert clients == [0, 3, 6, 1, 4, 7, 2, 5], "by type"
+    swapped = grouped(tmp_path / "b", {**TRUTH, "0": 1})
+    assert [w for w in swapped if w.endswith("%")] == ["86 %", "88 %"]
+
+
+def test_groups_are_drawn_where_nobody_planted_types(tmp_path):
+    told = grouped(tmp_path, {})
+    assert [int(w) for w in told if w.isdigit()][-8:] == list(range(8))
+    assert not [w for w in told if "type" in w or "%" in w]
+
+
+def test_many_clients_are_drawn_without_names(tmp_path):
+    record = grouped_record(1, "01" * 30)
+    drawn = plots.clusters(read_run(write_run(tmp_path, [record])))
+    assert drawn is not None
+    assert words(drawn.svg).count("c0") == 1, "the legend's"
+
+
+def test_of_many_groupings_some_are_named(tmp_path):
+    records = [grouped_record(rnd, "01230123") for rnd in range(1, 26)]
+    drawn = plots.clusters(read_run(write_run(tmp_path, records)))
+    assert drawn is not None
+    assert words(drawn.svg).count("c0") == 1
+    rounds = [int(w) for w in words(drawn.svg) if w.isdigit()]
+    assert rounds[: -len(range(8))] == list(range(1, 26, 3))
+
+
+def test_a_run_without_groups_has_no_plot_of_them(tmp_path):
+    assert plots.clusters(read_run(dpo_run(tmp_path))) is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -170,6 +170,9 @@ def test_only_a_round_before_a_new_grouping_asks_for_the_losses():
         due = rnd in (6, 8, 10)
         assert all((o.knobs.get("compare") == "c0,c1,c2") == due for o in orders)
         assert all(set(o.trees) == (set(NAMES) if due else {o.adapter}) for o in orders)
+        assert not any("race" in o.knobs for o in orders)
+        raced = FedBiscuit(race=3.0).plan_evaluate(state, rnd, EVERYONE)
+        assert [o.knobs.get("race") for o in raced] == [3.0 if due else None] * 12
 
 
 @pytest.mark.parametrize("how", ["exact", "greedy"])
@@ -275,6 +278,7 @@ def test_rows_are_set_aside_and_what_stays_at_a_client_is_refused():
         ({"warmup_rounds": 0}, "strategy.warmup-rounds must be at least 1, got 0"),
         ({"grouping": "best"}, "strategy.grouping must be one of exact . greedy, got 'best'"),
         ({"server_rule": "eq4"}, "strategy.server-rule must be one of auto . eq8 . ma . cluster-norm"),
+        ({"race": -1.0}, "strategy.race must be at least 0, got -1.0"),
         ({"grouping_fraction": 1.0}, r"strategy.grouping-fraction must be in \(0, 1\)"),
         ({"grouping": "greedy", "hysteresis": 0.5}, "need strategy.grouping = 'exact'"),
         ({"variant": "openfedllm"}, "fedbiscuit has paper"),

@@ -15,11 +15,12 @@ from tasks.dpo import DPO, dpo_loss
 from tasks.kit.batches import subset
 from tasks.kit.cache import Cache, reference_key
 from tasks.kit.logprobs import completion_logps
-from tasks.kit.loop import local_batches, train
+from tasks.kit.loop import _Look, local_batches, row_losses, train, weight
 from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, reference, set_adapter
 from tasks.kit.reference import reference_logps
 from tasks.kit.stepper import Bend
 from tasks.kto import KTO
+from tasks.selector import Selector
 from tasks.sft import SFT
 from tests import tiny
 
@@ -31,6 +32,9 @@ PAIRS = [
 THUMBS = [Example(e.prompt, e.completions[:1], i % 2 == 0) for i, e in enumerate(PAIRS)]
 DEMOS = [Example(e.prompt, e.completions[:1]) for e in PAIRS]
 TASKS = [(DPO(), PAIRS), (KTO(), THUMBS), (KTO(reference_point="pooled"), THUMBS), (SFT(), DEMOS)]
+NAMES = ["dpo", "kto", "kto-pooled", "sft"]
+CHOICES = [Example(e.prompt, ((20,), (21,)), twin=(*e.prompt, 9)) for e in PAIRS]
+EVERY = [*TASKS, (Selector(antisymmetry=0.1), CHOICES)]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def same(a: Tree, b: Tree) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(("task", "examples"), TASKS, ids=["dpo", "kto", "kto-pooled", "sft"])
+@pytest.mark.parametrize(("task", "examples"), TASKS, ids=NAMES)
 def test_the_same_inputs_give_the_same_bytes(base: Base, task, examples, tmp_path: Path) -> None:
     """Whatever was cached, and whatever ran before; another seed gives other bytes."""
     first, report = trained(base, task, examples, cache=Cache(tmp_path))
@@ -113,6 +117,21 @@ def test_accumulated_micro_batches_are_one_batch(base: Base, task, examples) -> 
     parts = keep(replace(CFG, per_device_batch_size=2, gradient_accumulation_steps=3))
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("task", "examples"), EVERY, ids=[*NAMES, "selector"])
+def test_the_loss_of_a_batch_is_the_mean_of_its_rows_by_weight(base: Base, task, examples) -> None:
+    set_adapter(base, tiny.random_adapter(base))
+    examples = task.prepare(examples, seed=1, max_length=64)
+    refs = reference_logps(base, examples, Cache(None)) if task.needs_reference else {}
+    rows = row_losses(base, task, examples, refs=refs, knobs={"z0": 0.5})
+    weights = [weight(task, [example]) for example in examples]
+    with torch.no_grad():
+        whole = float(_Look(base, task, refs, {"z0": 0.5}).loss(examples)[0])
+    assert len(set(rows)) == len(rows) == len(examples)
+    assert sum(w * x for w, x in zip(weights, rows, strict=True)) / sum(weights) == pytest.approx(
+        whole, rel=1e-5
+    )
 
 
 def test_correct_sees_every_tensor_before_clipping(base: Base) -> None:

@@ -1,0 +1,88 @@
+"""What does racing save where clients compare adapters, and does it change the groups? On the toy world.
+
+    python -m benchmarks.racing --seeds 1 2 3 [KEY=VALUE ...]
+
+Twelve clients of three planted types; the first client of each type trains an adapter from a start of its own, then
+every client compares the three on its rows set aside: all of them on all rows, and by `strategy.race`. Cost is scored
+rows x adapters and the CPU time of the comparison; the groups are the balanced ones of least loss.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.poisoning import Keys, read
+from client_app.site import Node, Site
+from core.config import Config, parse
+from core.tree import Tree, add
+from core.types import Metrics, Order
+from strategies.kit.grouping import exact
+from tasks.kit.model import initial_adapter
+
+CLIENTS, TYPES = 12, 3
+WORLD: Mapping[str, bool | int | float | str] = {
+    "strategy.name": "fedbiscuit",
+    "strategy.grouping-fraction": 0.5,
+    "data.types": TYPES,
+    "data.rows-per-client": 400,
+    "eval.max-rows": 1,  # the comparison alone costs
+    "train.local-steps": 100,
+    "train.learning-rate": 6e-3,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="laid over the configuration")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--races", type=float, nargs="+", default=[3.0, 2.0])
+    args = parser.parse_args()
+    print("| seed | z | rows x adapters | CPU | same groups | clients of their own type |")
+    print("|---|---|---|---|---|---|")
+    for seed in args.seeds:
+        measure({**WORLD, **dict(read(word) for word in args.words), "run.seed": seed}, seed, args.races)
+
+
+def measure(keys: Keys, seed: int, races: Sequence[float]) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        config = parse(dict(keys))
+        sites = [Site(config, Node(c, CLIENTS, state_dir=home)) for c in range(CLIENTS)]
+        trees = {f"c{u}": trained(sites[u], config, f"c{u}") for u in range(TYPES)}
+        compared(sites, trees, 0.0)  # tokens and reference are ready for every side
+        full, cost, _ = compared(sites, trees, 0.0)
+        for z in races:
+            raced, cpu, scored = compared(sites, trees, z)
+            right = np.mean([group == c % TYPES for c, group in enumerate(raced)])
+            same = "yes" if raced == full else f"{sum(map(int.__ne__, raced, full))} differ"
+            print(f"| {seed} | {z:g} | {scored:.0%} | {cpu / cost:.0%} | {same} | {right:.0%} |", flush=True)
+
+
+def trained(site: Site, config: Config, name: str) -> Tree:
+    start = initial_adapter(site.base(), config.run.seed, name)
+    update = site.train(Order(site.node.client, {name: start}, name, knobs=told(site)))
+    return add(start, update.trees["delta"])
+
+
+def compared(sites: Sequence[Site], trees: Mapping[str, Tree], z: float) -> tuple[list[int], float, float]:
+    """(group of each client, CPU seconds, share of rows x adapters scored)."""
+    started, answers = time.process_time(), list[Metrics]()
+    for site in sites:
+        knobs = {**told(site), "compare": ",".join(trees), **({"race": z} if z else {})}
+        order = Order(site.node.client, trees, next(iter(trees)), knobs=knobs)
+        answers.append(site.evaluate(order).metrics)
+    seconds = time.process_time() - started
+    losses = np.array([[a[f"loss/{name}"] for name in trees] for a in answers])
+    return exact(losses), seconds, float(np.mean([a.get("race/scored", 1.0) for a in answers]))
+
+
+def told(site: Site) -> dict[str, bool | int | float | str]:
+    return {"run": "racing", "base": site.base().fingerprint, "rnd": 1}
+
+
+if __name__ == "__main__":
+    main()
