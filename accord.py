@@ -30,7 +30,7 @@ import typer
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # the console script starts elsewhere, and Flower wants no installed packages
 
-from core.config import checked, defaults, flatten, parse  # noqa: E402 - needs the line above
+from core.config import checked, defaults, flatten, parse, without_effect  # noqa: E402 - needs the line above
 from core.errors import AccordError, ConfigError  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.types import Scalar  # noqa: E402
@@ -146,9 +146,13 @@ def request(words: list[str]) -> Request:
 
 
 def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-    """The keys of the app and those of the federation that the words name, checked one by one."""
+    """The keys of the app and those of the federation that the words name, checked one by one.
+
+    A word that chooses another plugin than the preset drops the preset's keys that were for that one alone.
+    """
     keys: dict[str, Scalar] = {}
     federation: dict[str, Scalar] = {}
+    preset: set[str] = set()  # keys that it alone has set
     for source, found in _sources(words):
         for key, value in found.items():
             if key.startswith("federation."):
@@ -158,6 +162,13 @@ def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
                 keys[key] = checked(key, value)
             except ConfigError as error:
                 raise ConfigError(f"{error} ({source})") from error
+        if source.endswith(".toml"):
+            preset = set(keys)
+        else:
+            preset -= found.keys()
+            lost = without_effect(found, preset)
+            preset -= lost
+            keys = {key: value for key, value in keys.items() if key not in lost}
     return keys, federation
 
 

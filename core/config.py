@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -267,9 +267,8 @@ def _choose(section: str, wanted: list[str], values: Mapping[str, Scalar]) -> li
             own[name] = knobs(plugin(package, name))
         except ConfigError as error:
             raise ConfigError(f"{key} = {name!r}: {error}") from error
-    shared = {f.name.replace("_", "-") for f in fields(SECTIONS[section])} if section in SECTIONS else set()
     prefix = f"{section}."
-    read = {key} | {prefix + short for short in shared | {k for keys in own.values() for k in keys}}
+    read = _read(section, own.values())
     for full, value in values.items():
         if full.startswith(prefix) and full not in read and value != defaults()[full]:
             mine = ", ".join(sorted(prefix + k for keys in own.values() for k in keys)) or "none"
@@ -280,6 +279,23 @@ def _choose(section: str, wanted: list[str], values: Mapping[str, Scalar]) -> li
         Choice(package, name, tuple(sorted((short, values[prefix + short]) for short in keys)))
         for name, keys in own.items()
     ]
+
+
+def _read(section: str, own: Iterable[Mapping[str, Scalar]]) -> set[str]:
+    """The keys of a section that have an effect with plugins of these own keys."""
+    key, _ = CHOOSERS.get(section, ("eval.benchmarks", "evals"))
+    shared = {f.name.replace("_", "-") for f in fields(SECTIONS[section])} if section in SECTIONS else set()
+    return {key} | {f"{section}.{short}" for short in shared | {k for keys in own for k in keys}}
+
+
+def without_effect(chosen: Mapping[str, Scalar], keys: Iterable[str]) -> set[str]:
+    """Those of `keys` that the plugins in `chosen` ({"strategy.name": ...}) ignore; ConfigError for an unknown one."""
+    lost: set[str] = set()
+    for section, (key, package) in CHOOSERS.items():
+        if key in chosen:
+            read = _read(section, [knobs(plugin(package, str(chosen[key])))])
+            lost |= {k for k in keys if k.startswith(f"{section}.") and k not in read}
+    return lost
 
 
 def _check_ranges(values: Mapping[str, Scalar]) -> None:

@@ -189,10 +189,10 @@ def test_groups_are_written_down_and_read_from_json(tmp_path):
     assert all(torch.isfinite(torch.tensor(found)).all() for found in state.facts["losses"].values())
 
 
-def toy(path: Path, **more) -> Config:
+def toy(path: Path, *more: str) -> Config:
     """The preset's world, with fewer rows to score."""
-    asked = accord.request(["fedbiscuit-toy.toml", "data.eval-rows-per-client=24"])
-    return parse({**asked.keys, "run.dir": str(path), **more})
+    asked = accord.request(["fedbiscuit-toy.toml", "data.eval-rows-per-client=24", *more])
+    return parse({**asked.keys, "run.dir": str(path)})
 
 
 def purities(records: list) -> list[float]:
@@ -211,7 +211,7 @@ def test_three_types_are_found_and_served_better_than_by_one_selector(tmp_path):
     held-out pairs than the one of FedBis after as many rounds."""
     own, records = federate(toy(tmp_path), tmp_path / "own", 9, clients=12)
     assert purities(records)[1] >= 0.8
-    one, _ = federate(toy(tmp_path, **{"strategy.name": "fedbis"}), tmp_path / "one", 9, clients=12)
+    one, _ = federate(toy(tmp_path, "strategy.name=fedbis"), tmp_path / "one", 9, clients=12)
     served = [by_key(headline(read_run(folder.path)))["after"].value for folder in (own, one)]
     assert served[0] >= served[1] + 0.03
 

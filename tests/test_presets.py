@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import accord
+from core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,3 +23,13 @@ def test_a_word_overrides_a_preset():
     assert asked.keys["task.reference-point"] == "batch"
     assert asked.federation["num-supernodes"] == 3
     assert asked.keys["strategy.min-available-nodes"] == 3
+
+
+def test_another_strategy_than_the_presets_drops_the_keys_that_were_for_that_one():
+    asked = accord.request(["fedbiscuit-toy.toml", "strategy.name=fedbis"])
+    assert not {k for k in asked.keys if k.startswith("strategy.warmup")}
+    assert asked.keys["data.types"] == 3
+    with pytest.raises(ConfigError, match="no effect"):
+        accord.request(["fedbiscuit-toy.toml", "strategy.name=fedbis", "strategy.warmup=interleaved"])
+    with pytest.raises(ConfigError, match="did you mean 'fedbis'"):
+        accord.request(["fedbiscuit-toy.toml", "strategy.name=fedbiz"])
