@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from client_app.memory import Memory
 from core.config import Config
 from core.errors import BaseMismatch, ConfigError
@@ -20,6 +22,8 @@ from strategies.kit.metrics import SUM
 from tasks.base import Row, Task
 from tasks.kit import engine, partition, schedule
 from tasks.kit.cache import Cache
+from tasks.kit.choice import log_odds, margins, share_right
+from tasks.kit.evaluate import choice_batch
 from tasks.kit.loop import row_losses, weight
 from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, set_adapter
 from tasks.kit.race import race
@@ -183,15 +187,16 @@ class Site:
         private = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
         base = self.base(str(knobs["base"]))
         losses = self._compare(base, order) if "compare" in knobs else {}
+        together = self._vote(base, order) if "vote" in knobs else {}
         order = self._whole(base, order)
         set_adapter(base, self._rule().start(order, private), order.trees.get(MERGED))
-        heldout = self.rows().heldout
-        most = self.config.eval.max_rows
-        metrics: Metrics = engine.evaluate(
-            base, self.task, heldout[:most] if most else heldout, self.config, self.cache
-        )
+        metrics: Metrics = engine.evaluate(base, self.task, self._heldout(), self.config, self.cache)
         examples = int(metrics.pop("examples", 0))
-        return Update(self.node.client, examples, order.adapter, {}, {**metrics, **losses})
+        return Update(self.node.client, examples, order.adapter, {}, {**metrics, **losses, **together})
+
+    def _heldout(self) -> list[Row]:
+        heldout, most = self.rows().heldout, self.config.eval.max_rows
+        return heldout[:most] if most else heldout
 
     def _compare(self, base: Base, order: Order) -> Metrics:
         """The task's loss under each adapter of the order on the rows set aside; empty for a client without such."""
@@ -213,6 +218,21 @@ class Site:
         found = race(names, [weight(task, [row]) for row in rows], score, z=z)
         losses = {f"loss/{name}": loss for name, loss in found.losses.items()}
         return {**losses, "race/scored": found.scored} if z else losses
+
+    def _vote(self, base: Base, order: Order) -> Metrics:
+        """How often the soft vote of the order's adapters, with the weights it gives, picks the chosen answer of the
+        client's held-out pairs; empty for a client without such."""
+        examples = engine.heldout_of(base, self.task, self._heldout(), self.config, self.cache)
+        if not examples:
+            return {}
+        total = torch.zeros(len(examples), dtype=torch.float64)
+        for ballot in str(order.knobs["vote"]).split(","):
+            name, weight = ballot.split(":")
+            whole = self._whole(base, replace(order, adapter=name))
+            set_adapter(base, whole.trees[name])
+            z = margins(choice_batch(base, examples)).double().cpu()
+            total += float(weight) * log_odds(z, self.task.reward_scale)
+        return {"vote/accuracy": share_right(total)}
 
     @property
     def _data_seed(self) -> int:

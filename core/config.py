@@ -106,6 +106,30 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class RlftConfig:
+    epochs: int = 0
+    steps: int = 0
+    prompts: str = ""
+    heldout: float = 0.25
+    completions: int = 4
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    pairs: Literal["all", "best-worst"] = "all"
+    vote: Literal["soft", "majority"] = "soft"
+    labels: Literal["soft", "hard"] = "soft"
+    min_confidence: float = 0.5
+    learning_rate: float = 1e-3
+    beta: float = 0.1
+    batch_size: int = 8
+    refresh_every: int = 0
+    patience: int = 3
+    policy: Literal["population", "clusters", "both"] = "population"
+    policy_model: str = ""
+    judge: Literal["auto", "truth", "pairs", "none"] = "auto"
+
+
+@dataclass(frozen=True)
 class ClientConfig:
     state_dir: str = ""
 
@@ -132,11 +156,13 @@ class Config:
     strategy: StrategyConfig
     fault: FaultConfig
     eval: EvalConfig
+    rlft: RlftConfig
     client: ClientConfig
     task_choice: Choice
     strategy_choice: Choice
     source_choice: Choice
     benchmarks: tuple[Choice, ...]
+    judge: Choice | None  # the benchmark that judges the policy, for rlft.judge = pairs
     flat: tuple[tuple[str, Scalar], ...]  # every key as it ran, sorted; config.toml of a run
 
     def build_strategy(self) -> Any:  # strategies.base.Strategy
@@ -153,6 +179,7 @@ SECTIONS: dict[str, type[Any]] = {
     "strategy": StrategyConfig,
     "fault": FaultConfig,
     "eval": EvalConfig,
+    "rlft": RlftConfig,
     "client": ClientConfig,
 }
 CHOOSERS = {  # section: the key that names its plugin, and their package
@@ -164,7 +191,8 @@ POSITIVE = (
     "run.num-server-rounds", "lora.r", "lora.alpha", "train.learning-rate", "train.local-steps",
     "train.per-device-batch-size", "train.gradient-accumulation-steps", "train.max-length",
     "data.dirichlet-alpha", "strategy.min-available-nodes", "fault.round-deadline-s", "fault.min-replies",
-    "fault.start-timeout-s", "fault.max-delta-norm", "fault.max-examples",
+    "fault.start-timeout-s", "fault.max-delta-norm", "fault.max-examples", "rlft.temperature",
+    "rlft.max-new-tokens", "rlft.learning-rate", "rlft.beta", "rlft.batch-size",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "model.cpu-threads",
@@ -176,6 +204,10 @@ NOT_NEGATIVE = (
     "train.weight-decay",
     "eval.every",
     "eval.max-rows",
+    "rlft.epochs",
+    "rlft.steps",
+    "rlft.refresh-every",
+    "rlft.patience",
 )
 
 
@@ -212,18 +244,20 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
         section: _choose(section, [str(values[key])], values)[0] for section, (key, _) in CHOOSERS.items()
     }
     wanted = [name.strip() for name in str(values["eval.benchmarks"]).split(",") if name.strip()]
-    benchmarks = tuple(_choose("eval", wanted, values))
+    judging = ["preference"] if values["rlft.judge"] == "pairs" else []
+    evals = _choose("eval", list(dict.fromkeys(wanted + judging)), values)
     sections = {section: _section(cls, section, values) for section, cls in SECTIONS.items()}
     config = Config(
         **sections,
         task_choice=choices["task"],
         strategy_choice=choices["strategy"],
         source_choice=choices["data"],
-        benchmarks=benchmarks,
+        benchmarks=tuple(choice for choice in evals if choice.name in wanted),
+        judge=next((choice for choice in evals if choice.name in judging), None),
         flat=tuple(sorted(values.items())),
     )
     _check_combinations(config)
-    for choice in (*choices.values(), *benchmarks):
+    for choice in (*choices.values(), *evals):
         choice.build()  # a plugin checks its own values when it is made
     config.build_strategy()
     return config
@@ -311,6 +345,14 @@ def _check_ranges(values: Mapping[str, Scalar]) -> None:
         )
     if not 0 <= float(values["fault.min-fraction"]) <= 1:
         raise ConfigError(f"fault.min-fraction must be in [0, 1], got {values['fault.min-fraction']!r}")
+    if not 0 < float(values["rlft.top-p"]) <= 1:
+        raise ConfigError(f"rlft.top-p must be in (0, 1], got {values['rlft.top-p']!r}")
+    if not 0.5 <= float(values["rlft.min-confidence"]) < 1:
+        raise ConfigError(f"rlft.min-confidence must be in [0.5, 1), got {values['rlft.min-confidence']!r}")
+    if not 0 < float(values["rlft.heldout"]) < 1:
+        raise ConfigError(f"rlft.heldout must be in (0, 1), got {values['rlft.heldout']!r}")
+    if int(values["rlft.completions"]) < 2:
+        raise ConfigError(f"rlft.completions must be at least 2, got {values['rlft.completions']!r}")
     for key in ("data.eval-fraction", "lora.dropout", "data.label-noise"):
         if not 0 <= float(values[key]) < 1:
             raise ConfigError(f"{key} must be in [0, 1), got {values[key]!r}")
@@ -337,6 +379,7 @@ def _check_combinations(config: Config) -> None:
             "prompts are its own"
         )
     _check_train(config.train)
+    _check_rlft(config)
     if config.train.optimizer_state == "keep" and config.lora.aggregation in ("flora", "flexlora"):
         raise ConfigError(
             f"train.optimizer-state = 'keep': with lora.aggregation = {config.lora.aggregation!r} A and B are others "
@@ -376,6 +419,33 @@ def _check_selectors(config: Config, options: Mapping[str, Any]) -> None:
         raise ConfigError(
             "train.optimizer-state = 'keep': with strategy.name = 'fedbiscuit' a client trains one selector after "
             "another, and the moments of the last one are not theirs; use 'reset'"
+        )
+
+
+def _check_rlft(config: Config) -> None:
+    rlft, strategy = config.rlft, config.strategy_choice.name
+    if not rlft.epochs:
+        if touched := [k for k, v in config.flat if k.startswith("rlft.") and v != defaults()[k]]:
+            raise ConfigError(f"{touched[0]} has no effect with rlft.epochs = 0; set rlft.epochs as well")
+        return
+    if config.task_choice.name not in ("selector", "reward"):
+        raise ConfigError(
+            f"rlft.epochs = {rlft.epochs} needs task.name = 'selector' or 'reward', whose adapters can judge answers; "
+            f"{config.task_choice.name!r} trains a policy itself"
+        )
+    if strategy == "local" or config.lora.aggregation == "fedsa":
+        raise ConfigError(
+            f"rlft.epochs = {rlft.epochs}: with strategy.name = {strategy!r} and lora.aggregation = "
+            f"{config.lora.aggregation!r} what clients learn stays with them, and the server holds no judge of answers"
+        )
+    if rlft.policy != "population" and strategy != "fedbiscuit":
+        raise ConfigError(
+            f"rlft.policy = {rlft.policy!r} makes a policy for each selector, and strategy.name = {strategy!r} has "
+            "one; use strategy.name = 'fedbiscuit'"
+        )
+    if rlft.vote == "majority" and rlft.policy == "clusters":
+        raise ConfigError(
+            "rlft.vote = 'majority' has no effect with rlft.policy = 'clusters': one selector labels"
         )
 
 

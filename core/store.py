@@ -104,6 +104,18 @@ def append(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
+def lines(path: Path) -> list[Json]:
+    """The JSON lines of a file that grows by append(); what a crash left of the last one is cut off."""
+    if not path.is_file():
+        return []
+    whole = path.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        with writing(path):
+            os.truncate(path, end)
+    return [json.loads(line) for line in whole[:end].splitlines()]
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """A disk that is full or refuses, in one line."""

@@ -18,6 +18,7 @@ from server_app.show import (
     clip,
     counted,
     duration,
+    hacking,
     interval,
     number,
     percent,
@@ -95,6 +96,52 @@ def time_left(records: Sequence[Record], rounds: int) -> float | None:
     """Seconds, at the mean pace of the trained rounds given; None before the first."""
     took = [r.total_s for r in records if r.round > 0 and r.total_s is not None]
     return sum(took) / len(took) * (rounds - records[-1].round) if took else None
+
+
+def rlft_plan(train: int, completions: int, held: int, selectors: int, judge: str) -> list[str]:
+    """What the server will do after the federation."""
+    lines = [
+        "",
+        f"rlft     {counted(train, 'prompt')} x {counted(completions, 'answer')}, labelled by "
+        f"{counted(selectors, 'selector')}; {counted(held, 'prompt')} held out, judge: {judge}",
+    ]
+    if judge == "none":
+        lines.append(
+            "         without a judge the selectors choose the epoch, and reward hacking goes unseen"
+        )
+    return lines
+
+
+def rlft_header(policy: str) -> str:
+    """The head of the table whose rows are `rlft_line`s. signal, judge: win rates against the reference answers."""
+    return (
+        _row(("epoch", "pairs", "loss", "signal", "judge", "KL", "tokens", "", "")).rstrip() + f"   {policy}"
+    )
+
+
+def rlft_line(record: Mapping[str, float]) -> str:
+    pairs = record.get("pairs")
+    return _row((
+        str(record["epoch"]),
+        ABSENT if pairs is None else f"{pairs:,}",
+        number(record.get("loss")),
+        percent(record["signal/win_rate"]),
+        percent(record.get("judge/win_rate", record.get("judge/accuracy"))),
+        number(record["kl"]),
+        number(record["tokens"]),
+        "",
+        "",
+    )).rstrip()  # fmt: skip
+
+
+def rlft_outcome(records: Sequence[Json], best: int, turn: int | None, folder: Path) -> list[str]:
+    """Which epoch is kept, and whether the policy has learned to please its teachers only."""
+    lines = [f"         epoch {best} of {len(records) - 1} is the best on held-out prompts: {folder}"]
+    if not best:
+        lines.append("         no epoch beat the untouched policy, which is what is kept")
+    if turn is not None:
+        lines.append(f"ALARM    {hacking(turn)}")
+    return lines
 
 
 def summary_lines(run_dir: Path | str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,10 @@ from core.factors import MERGED
 from core.types import Json, ServerState
 from server_app import console
 from server_app.card import write_card
+from server_app.judging import Judge
+from server_app.prompts import public_prompts
 from server_app.report import write_report
+from server_app.rlft import Rlft, Selectors
 from server_app.run_folder import RunFolder, provenance
 from strategies.base import Live, Strategy
 from tasks.base import Task
@@ -104,6 +107,7 @@ class Run:
             on_hello=self._on_hello,
             on_round=self._on_round,
             base_scored=bool(self.records),
+            votes=self.task.reads == "choices",
         )
 
     def _on_hello(self, said: Mapping[int, Json]) -> None:
@@ -138,12 +142,29 @@ class Run:
                 save_adapter(self.base, left[name], folder, base_name=base_name, merged=merged[name])
         set_adapter(self.base, left[main], merged[main])
         if not is_untouched(self.base) and self.task.reads == "logps":  # a judge learns no answers
-            self._write("answers.json", self._answers())
+            self._write("answers.json", self._answers(self.base))
         if self.config.benchmarks:
             self._write("benchmarks.json", self._benchmarks())
+        if self.config.rlft.epochs:
+            rlft = Rlft(
+                self.config, self.folder.path, self.base, Selectors(left, merged, self._groups(state, left))
+            )
+            rlft.align()
+            self._write("answers.json", self._answers(rlft.policy))
         self._leave("finished")
         for line in console.summary_lines(self.folder.path):
             console.say(line)
+
+    def _groups(self, state: ServerState, names: Iterable[str]) -> dict[str, list[int]]:
+        """The clients of each adapter; those in no group belong to the only one."""
+        clients, route = map(int, self.folder.manifest()["clients"]), state.facts.get("route", {})
+        only, *others = names
+        groups: dict[str, list[int]] = {name: [] for name in (only, *others)}
+        for client in sorted(clients):
+            name = route.get(str(client), "" if others else only)
+            if name:
+                groups[name].append(client)
+        return groups
 
     def _leave(self, status: str) -> None:
         """What stands when a run ends, well or badly: manifest, report, model card."""
@@ -152,19 +173,19 @@ class Run:
             write_report(self.folder.path)
             write_card(self.folder.path)
 
-    def _talkers(self) -> dict[str, Talker]:
+    def _talkers(self, base: Base) -> dict[str, Talker]:
         data, train = self.config.data, self.config.train
-        encoder = Encoder(self.base.tokenizer, data.prompt_format, train.max_length)
-        return {"before": Talker(self.base, encoder, frozen=True), "after": Talker(self.base, encoder)}
+        encoder = Encoder(base.tokenizer, data.prompt_format, train.max_length)
+        return {"before": Talker(base, encoder, frozen=True), "after": Talker(base, encoder)}
 
-    def _answers(self) -> list[Json]:
+    def _answers(self, base: Base) -> list[Json]:
         prompts = self._prompts()
-        said = {when: talker.generate(prompts) for when, talker in self._talkers().items()}
+        said = {when: talker.generate(prompts) for when, talker in self._talkers(base).items()}
         return [{"prompt": p, **{when: said[when][i] for when in said}} for i, p in enumerate(prompts)]
 
     def _benchmarks(self) -> Json:
         """Each benchmark of eval.benchmarks on the base and on the trained model."""
-        talkers = self._talkers()
+        talkers = self._talkers(self.base)
         return {
             choice.name: {when: choice.build().run(talker) for when, talker in talkers.items()}
             for choice in self.config.benchmarks
@@ -188,3 +209,9 @@ def check_files(config: Config) -> None:
         choice.build().check()
     if config.eval.prompts and not Path(config.eval.prompts).expanduser().is_file():
         raise ConfigError(f"eval.prompts = {config.eval.prompts!r}: no such file on the server")
+    if config.rlft.epochs:
+        source = config.source_choice.build()
+        public_prompts(config.rlft, source)
+        judge = Judge.of(config, source)
+        if judge.pairs:
+            judge.pairs.build().check()

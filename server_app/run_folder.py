@@ -23,7 +23,15 @@ from core.types import Json, ServerState
 log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
-MAY_CHANGE = ("run.resume", "run.dir", "run.num-server-rounds", "client.state-dir", "fault.", "eval.")
+MAY_CHANGE = (
+    "run.resume",
+    "run.dir",
+    "run.num-server-rounds",
+    "client.state-dir",
+    "fault.",
+    "eval.",
+    "rlft.",
+)
 # what is laid out over all rounds of a run, unless it has this value
 WHOLE_RUN = {
     "train.lr-schedule": "constant",

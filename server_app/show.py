@@ -130,6 +130,14 @@ def verdict(estimates: Sequence[Estimate]) -> str | None:
     return text
 
 
+def hacking(turn: int) -> str:
+    """The alarm over a policy whose judgement turned after an epoch."""
+    return (
+        f"reward hacking: after epoch {turn} the held-out judgement fell while the selectors' signal went on rising; "
+        f"the policy of epoch {turn} is kept"
+    )
+
+
 def ranges(ids: Sequence[int]) -> str:
     """Sorted ids with runs joined: "0-3, 7"."""
     runs: list[list[int]] = []

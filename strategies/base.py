@@ -49,6 +49,7 @@ class Live:
     on_hello: Callable[[Mapping[int, Json]], None]  # client -> what it said of itself
     on_round: Callable[[ServerState, Json], None]  # commits the round
     base_scored: bool = False  # round 0 was committed by a run that is now resumed
+    votes: bool = False  # whether several adapters can be asked together which answer is better
 
     def quorum(self, asked: int) -> int:
         """How many of the clients asked must answer."""
@@ -267,7 +268,9 @@ class Strategy(FlowerStrategy):
         Raises ConfigError when a client cannot take part, RoundFailed when too few answer; what
         `live.on_round` committed before stays.
         """
-        s = self._session = Session(live, replace(state, facts={**state.facts, "rounds": rounds}))
+        s = self._session = Session(
+            live, replace(state, facts={**state.facts, "rounds": rounds, "votes": live.votes})
+        )
         self._meet(grid, s, at_start=True)
         live.on_hello(s.roster.said)
         if state.round == 0 and not live.base_scored:

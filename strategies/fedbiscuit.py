@@ -23,7 +23,7 @@ from core.errors import ConfigError
 from core.factors import first
 from core.seeds import rng_for
 from core.tree import Tree
-from core.types import Client, Metrics, Order, ServerState, Update
+from core.types import Client, Metrics, Order, Scalar, ServerState, Update
 from strategies.fedbis import FedBis
 from strategies.kit.client_rule import ClientRule
 from strategies.kit.fold import Merged
@@ -123,7 +123,8 @@ class FedBiscuit(FedBis):
         return self._orders(state, ids, {c: (place + rnd) % self.selectors for place, c in enumerate(dealt)})
 
     def plan_evaluate(self, state: ServerState, rnd: int, everyone: list[Client]) -> list[Order]:
-        """Everyone's own selector; with all of them to compare when clients are grouped anew."""
+        """Everyone's own selector; with all of them to compare when clients are grouped anew, and where adapters can
+        vote, to vote then and at the end."""
         state, ids = self.shown(state), [c.id for c in everyone]
         if rnd > self.settled:
             owners = self._groups(state, ids)
@@ -132,11 +133,16 @@ class FedBiscuit(FedBis):
         else:
             owners = {c: c % self.selectors for c in ids}
         orders = self._orders(state, ids, owners)
-        if not self.groups_after(rnd):
+        asks: dict[str, Scalar] = {}
+        if self.groups_after(rnd):
+            asks = {"compare": ",".join(self.names), **({"race": self.race} if self.race else {})}
+        if state.facts.get("votes") and (asks or rnd == state.facts["rounds"]):
+            sizes = Counter(state.facts.get("route", {}).values())
+            asks["vote"] = ",".join(f"{name}:{sizes[name] if sizes else 1}" for name in self.names)
+        if not asks:
             return orders
         every = {a: self.lora.orders(state, [Order(0, {}, a)])[0].trees[a] for a in self.names}
-        asked = {"compare": ",".join(every), **({"race": self.race} if self.race else {})}
-        return [replace(o, trees=every, knobs={**o.knobs, **asked}) for o in orders]
+        return [replace(o, trees=every, knobs={**o.knobs, **asks}) for o in orders]
 
     def _orders(self, state: ServerState, ids: Sequence[int], owners: Mapping[int, int]) -> list[Order]:
         return self.lora.orders(state, [Order(c, {}, self.names[owners[c]]) for c in ids])

@@ -16,15 +16,17 @@ from torch.nn.functional import logsigmoid
 from core.errors import ConfigError
 from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
+from tasks.kit.choice import certainty
 from tasks.kit.encode import Encoder
 
 LossType = Literal["sigmoid", "ipo", "hinge"]
 
 
 def dpo_loss(
-    margins: Tensor, *, beta: float, loss_type: str = "sigmoid", label_smoothing: float = 0.0
+    margins: Tensor, *, beta: float, loss_type: str = "sigmoid", label_smoothing: float | Tensor = 0.0
 ) -> Tensor:
-    """Loss of each pair, (B,). margins: chosen minus rejected log pi/pi_ref, (B,); for ipo of per-token means.
+    """Loss of each pair, (B,). margins: chosen minus rejected log pi/pi_ref, (B,); for ipo of per-token means;
+    label_smoothing: one for all, or (B,).
 
     sigmoid: -(1 - s) log sigmoid(beta m) - s log sigmoid(-beta m) with s = label_smoothing;
     ipo: (m - 1/(2 beta))^2; hinge: max(0, 1 - beta m).
@@ -34,7 +36,9 @@ def dpo_loss(
     if loss_type == "hinge":
         return torch.relu(1 - beta * margins)
     right, flipped = -logsigmoid(beta * margins), -logsigmoid(-beta * margins)
-    return (1 - label_smoothing) * right + label_smoothing * flipped if label_smoothing else right
+    if isinstance(label_smoothing, float) and not label_smoothing:
+        return right
+    return (1 - label_smoothing) * right + label_smoothing * flipped
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class DPO(Task):
             scores[:, 0] - scores[:, 1],
             beta=self.beta,
             loss_type=self.loss_type,
-            label_smoothing=self.label_smoothing,
+            label_smoothing=self._smoothing(batch.examples, scores),
         )
         rewards = self.beta * ratios.detach()
         margins = rewards[:, 0] - rewards[:, 1]
@@ -92,6 +96,12 @@ class DPO(Task):
             "logps/chosen": logp_chosen,
             "logps/rejected": logp_rejected,
         }
+
+    def _smoothing(self, examples: Sequence[Example], like: Tensor) -> float | Tensor:
+        """The probability that each label is wrong: 1 - confidence, where pairs bring one, smoothed."""
+        if all(example.confidence == 1.0 for example in examples):
+            return self.label_smoothing
+        return 1 - certainty(examples, self.label_smoothing, like)
 
 
 PLUGIN = DPO

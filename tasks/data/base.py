@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from core.errors import ConfigError, DataError
 from core.types import Json
@@ -71,6 +71,19 @@ class Source(Protocol):
 
     def truth(self, client: int) -> int | None:
         """The planted preference type of a client, where there is one."""
+        ...
+
+
+@runtime_checkable
+class Planted(Protocol):
+    """A source that knows the truth and not only rows: what a policy is judged by that no client's label reached."""
+
+    def questions(self) -> list[str]:
+        """Public prompts to align a policy on, more than there are prompts() to show."""
+        ...
+
+    def utility_of(self, seed: int, prompt: str, answer: str, client: int) -> float | None:
+        """How much a client likes an answer, 0 for one that is none; None for a prompt that is not of this world."""
         ...
 
 

@@ -13,6 +13,8 @@ held-out labels are clean, and held-out pairs ask every topic in a form in which
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 
 from core.errors import ConfigError
 from core.seeds import rng_for
@@ -91,6 +93,17 @@ class Toy:
         liked = getattr(answer, feature) == wanted
         return FACT * (answer.fact == right) + self.type_weight * liked + POLITE * answer.polite
 
+    def questions(self) -> list[str]:
+        """Every form of question about every topic."""
+        return list(_asked())
+
+    def utility_of(self, seed: int, prompt: str, answer: str, client: int) -> float | None:
+        place = _asked().get(prompt)
+        if place is None:
+            return None
+        meant = _answers(place).get(answer)
+        return self.utility(meant, client, right=World.draw(seed).right[place]) if meant else 0.0
+
     def _pair(self, rng: random.Random, world: World, client: int, *, heldout: bool) -> Row:
         place = rng.randrange(len(world.right))
         topic, kept = topics()[place], world.unseen[place]
@@ -115,6 +128,24 @@ class Toy:
         shares |= dict.fromkeys(sorted({feature for feature, _ in TASTES[: self.types]}), self.type_differs)
         flips = {name: getattr(answer, name) ^ (rng.random() < share) for name, share in shares.items()}
         return replace(answer, fact=answer.fact ^ (rng.random() < FACT_DIFFERS), **flips)
+
+
+@cache
+def _asked() -> dict[str, int]:
+    """The topic of every question, by its place."""
+    return {topic.question(form): i for i, topic in enumerate(topics()) for form in range(len(QUESTIONS))}
+
+
+@cache
+def _answers(place: int) -> dict[str, Answer]:
+    """Every answer to a topic, by its text."""
+    topic, flags = topics()[place], (False, True)
+    made = (
+        Answer(fact, polite, detailed, cautious, way)
+        for fact, polite, detailed, cautious in product((0, 1), flags, flags, flags)
+        for way in ways(detailed=detailed)
+    )
+    return {answer.text(topic): answer for answer in made}
 
 
 def _answer(rng: random.Random) -> Answer:

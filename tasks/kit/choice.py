@@ -165,7 +165,12 @@ def cross_entropy(z: Tensor, p: Tensor) -> Tensor:
 def preference(z: Tensor) -> Tensor:
     """How much the first answer is preferred, (..., B), from z of both orders, (..., B, 2): what depends on the
     order alone cancels. Its mean over several selectors is their soft vote."""
-    return (z[..., 0] - z[..., 1]) / 2
+    return log_odds(z, 0.5)
+
+
+def log_odds(z: Tensor, scale: float) -> Tensor:
+    """That the first answer is the better one, (..., B), as a task with this reward_scale reads z, (..., B, 2)."""
+    return scale * (z[..., 0] - z[..., 1])
 
 
 def share_right(s: Tensor) -> float:

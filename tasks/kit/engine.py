@@ -71,6 +71,11 @@ def train(
 
 def evaluate(base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache) -> Metrics:
     """The scores of held-out rows under the base's current adapter."""
+    return score(base, task, heldout_of(base, task, heldout, config, cache), cache=cache)
+
+
+def heldout_of(base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache) -> list[Example]:
+    """Held-out rows as they are scored, from the cache on the client's disk where they are known."""
     kind = "heldout" if task.reads == "logps" else type(task).__name__  # choices have prompts of their own
     key = rows_key(heldout, kind, base.fingerprint, *_lengths(config))
 
@@ -78,7 +83,7 @@ def evaluate(base: Base, task: Task, heldout: Sequence[Row], config: Config, cac
         encoder = Encoder(base.tokenizer, *_lengths(config))
         return heldout_examples(heldout, encoder, task), encoder.skipped
 
-    return score(base, task, cache.examples(key, make)[0], cache=cache)
+    return cache.examples(key, make)[0]
 
 
 def _lengths(config: Config) -> tuple[str, int, str]:

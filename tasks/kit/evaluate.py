@@ -10,7 +10,7 @@ from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
 from tasks.kit.batches import by_budget
 from tasks.kit.cache import Cache
-from tasks.kit.choice import calibration_error, margins, share_right
+from tasks.kit.choice import calibration_error, log_odds, margins, share_right
 from tasks.kit.encode import Encoder, key_of
 from tasks.kit.logprobs import choice_logits, completion_logps, predictions
 from tasks.kit.model import Base, is_untouched, reference
@@ -144,7 +144,7 @@ def _choices(base: Base, task: Task, examples: Sequence[Example]) -> Metrics:
     return {
         "loss": float(loss),
         **metrics,
-        "ece": calibration_error(task.reward_scale * (z[:, 0] - z[:, 1])),
+        "ece": calibration_error(log_odds(z, task.reward_scale)),
         "length/accuracies": share_right(longer),
     }
 

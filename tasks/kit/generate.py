@@ -1,16 +1,28 @@
-"""A model that talks: greedy answers, and the log-probability of given ones."""
+"""A model that talks: greedy and sampled answers, and the log-probability of given ones."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from core.seeds import seed_for
 from tasks.kit.encode import Encoder
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.model import Base, reference
 
 NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How several answers to one prompt are drawn."""
+
+    completions: int
+    temperature: float
+    top_p: float
+    new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -20,10 +32,16 @@ class Talker:
     base: Base
     encoder: Encoder
     frozen: bool = False
+    new_tokens: int = NEW_TOKENS
 
     def generate(self, prompts: Sequence[str]) -> list[str]:
         with self._mode():
-            return [greedy(self.base, self.encoder.prompt(prompt)) for prompt in prompts]
+            return [greedy(self.base, self.encoder.prompt(p), self.new_tokens) for p in prompts]
+
+    def sample(self, prompt: str, how: Sampling, *, seed: int) -> list[str]:
+        """Several answers; the same arguments give the same answers on the same machine."""
+        with self._mode():
+            return sampled(self.base, self.encoder.prompt(prompt), how, seed=seed)
 
     def logprob(self, prompt: str, answers: Sequence[str]) -> list[float]:
         example = self.encoder.example(prompt, list(answers))
@@ -35,16 +53,44 @@ class Talker:
         return reference(self.base) if self.frozen else nullcontext()
 
 
-@torch.no_grad()
 def greedy(base: Base, ids: Sequence[int], new_tokens: int = NEW_TOKENS) -> str:
     """The model's own continuation of one prompt, up to its end token."""
+    (text,) = _continued(base, ids, 1, max_new_tokens=new_tokens, do_sample=False)
+    return text
+
+
+def sampled(base: Base, ids: Sequence[int], how: Sampling, *, seed: int) -> list[str]:
+    """`how.completions` continuations of one prompt, which is read once. The global generators are left alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(seed, "tokens"))
+        return _continued(
+            base,
+            ids,
+            how.completions,
+            max_new_tokens=how.new_tokens,
+            do_sample=True,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_k=0,
+        )
+
+
+@torch.no_grad()
+def _continued(base: Base, ids: Sequence[int], count: int, **how: Any) -> list[str]:
+    # Any: transformers' own settings
+    """The texts after the prompt, cut off by number of tokens, without special tokens and the space around them."""
     base.model.eval()
     prompt = torch.tensor([list(ids)], device=base.device)
+    if count > 1 and len(ids) > 1:
+        cache = base.causal(input_ids=prompt[:, :-1], use_cache=True).past_key_values
+        cache.batch_repeat_interleave(count)
+        how["past_key_values"] = cache
+    prompt = prompt.repeat(count, 1)
     made = base.causal.generate(  # type: ignore[operator]  # transformers types it as a module attribute
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
-        max_new_tokens=new_tokens,
-        do_sample=False,
         pad_token_id=base.tokenizer.pad_token_id,
+        **how,
     )
-    return str(base.tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
+    texts = base.tokenizer.batch_decode(made[:, prompt.shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
