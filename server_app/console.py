@@ -14,6 +14,7 @@ from core.types import Json, Scalar
 from server_app.reading import Record, Run, read_record, read_run
 from server_app.show import (
     ABSENT,
+    alarms,
     behind,
     clip,
     counted,
@@ -156,8 +157,8 @@ def summary_lines(run_dir: Path | str) -> list[str]:
     if estimates:
         lines += ["", f"{'':<36}{'value':>14}{'95 % interval':>20}{'over':>14}"]
         lines += [f"  {e.name:<34}{value(e):>14}{interval(e):>20}{behind(e):>14}" for e in estimates]
-    if said := verdict(estimates):
-        lines += ["", *textwrap.wrap(said, WIDTH)]
+    for said in (verdict(estimates), *alarms(run)):
+        lines += ["", *textwrap.wrap(said, WIDTH)] if said else []
     return [*lines, "", *_places(run), *_next_commands(run)]
 
 
@@ -172,6 +173,7 @@ def _places(run: Run) -> list[str]:
         " (the shared start; each client keeps its own)" if run.config.get("strategy.name") == "local" else ""
     )
     found = [f"adapter  {path}{note}" for path in adapters]
+    found += [f"policy   {path.parent}" for path in sorted(run.dir.glob("polic*/**/adapter_config.json"))]
     files = [("report", run.dir / "report.html"), ("card", run.dir / "README.md")]
     return found + [f"{what:<9}{path}" for what, path in files if path.exists()]
 
@@ -185,7 +187,10 @@ def _next_commands(run: Run) -> list[str]:
     seed = int(run.config.get("run.seed", 0))
     federated = run.config.get("strategy.name") != "local"
     other = {"strategy.name": "local" if federated else "fedavg"}
-    gone = {f"strategy.{key}" for key in knobs(plugin("strategies", str(run.config["strategy.name"])))}
+    gone = {
+        key for key in own if key.startswith("rlft.")
+    }  # the server of local clients has nothing to label with
+    gone |= {f"strategy.{key}" for key in knobs(plugin("strategies", str(run.config["strategy.name"])))}
     kept = {key: v for key, v in own.items() if key not in gone}
     why = "does federating beat each client alone?" if federated else "does federating beat this?"
     tries = [

@@ -14,7 +14,6 @@ from core.errors import ConfigError
 from core.types import Metrics
 from evals.base import Talker
 from tasks.data.base import Planted, Source
-from tasks.kit.jury import Jury
 from tasks.kit.votes import How, Verdict, knockout, ranking, vote
 
 SIGNAL = "signal/score"
@@ -52,22 +51,20 @@ class Judge:
     def compare(
         self, prompts: Sequence[str], said: Said, references: Said, clients: Sequence[int]
     ) -> Metrics:
-        """`judge/score`, the mean gain in utility over the reference answers, and `judge/win_rate`, a tie being half:
-        over the prompts that the truth knows and these clients."""
-        gains = [
-            one - two
-            for prompt, answer, other in zip(prompts, said, references, strict=True)
-            for client in clients
-            if (one := self._utility(prompt, answer, client)) is not None
-            and (two := self._utility(prompt, other, client)) is not None
-        ]
-        return _wins("judge", gains)
+        """`judge/score`, the mean gain in utility over the reference answers, `judge/win_rate`, a tie being half, and
+        `judge/n` prompts that the truth knows; each is the mean of a prompt over these clients."""
+        gains = []
+        for prompt, answer, other in zip(prompts, said, references, strict=True):
+            utilities = [(self._utility(prompt, answer, c), self._utility(prompt, other, c)) for c in clients]
+            gains.append([one - two for one, two in utilities if one is not None and two is not None])
+        return _wins("judge", [gain for gain in gains if gain])
 
     def score(self, talker: Talker) -> Metrics:
-        """`judge/accuracy`: how often the policy finds the chosen one of two public answers the likelier."""
+        """`judge/accuracy`: how often the policy finds the chosen one of `judge/n` public pairs the likelier."""
         if self.pairs is None:
             return {}
-        return {"judge/accuracy": self.pairs.build().run(talker)["logps/accuracies"]}
+        found = self.pairs.build().run(talker)
+        return {"judge/accuracy": found["logps/accuracies"], "judge/n": found["examples"]}
 
     def _utility(self, prompt: str, answer: str, client: int) -> float | None:
         return self.utility(prompt, answer, client) if self.utility else None
@@ -75,14 +72,16 @@ class Judge:
 
 def signal(verdicts: Sequence[Verdict]) -> Metrics:
     """What the jury says of answer 0 against answer 1 of each prompt, both orders taken together."""
-    return _wins("signal", [float(v.score[0, 1]) for v in verdicts])
+    return _wins("signal", [[float(v.score[0, 1])] for v in verdicts])
 
 
-def _wins(name: str, gains: Sequence[float]) -> Metrics:
+def _wins(name: str, gains: Sequence[Sequence[float]]) -> Metrics:
+    """Of the gains on each prompt."""
     if not gains:
         return {}
-    won = [0.5 if gain == 0 else float(gain > 0) for gain in gains]
-    return {f"{name}/score": fmean(gains), f"{name}/win_rate": fmean(won), f"{name}/n": float(len(gains))}
+    won = [fmean(0.5 if gain == 0 else float(gain > 0) for gain in each) for each in gains]
+    score = fmean(fmean(each) for each in gains)
+    return {f"{name}/score": score, f"{name}/win_rate": fmean(won), f"{name}/n": float(len(gains))}
 
 
 # --- over epochs -------------------------------------------------------------------
@@ -133,21 +132,21 @@ class Candidates:
 
 
 def best_of_n(
-    candidates: Sequence[Candidates], jury: Jury, how: How, judge: Judge, clients: Sequence[int]
+    candidates: Sequence[Candidates], weights: Sequence[float], how: How, judge: Judge, clients: Sequence[int]
 ) -> list[dict[str, float]]:
     """For every n: what the answers are worth that the vote picks among the first n, by `knockout/` and by
     `round_robin/`; against the reference, by the vote itself and by the judge."""
     if not candidates:
         return []
-    whole = [vote(c.odds, jury.weights, how) for c in candidates]
-    among = [vote(c.odds[:, 1:, 1:], jury.weights, how) for c in candidates]
+    whole = [vote(c.odds, weights, how) for c in candidates]
+    among = [vote(c.odds[:, 1:, 1:], weights, how) for c in candidates]
     out = []
     for n in range(1, 1 + min(len(c.completions) for c in candidates)):
         row: dict[str, float] = {"n": n}
         for name, pick in (("knockout", knockout), ("round_robin", lambda v, n: ranking(v, n)[0])):
             picks = [pick(v, n) for v in among]
             said = [c.completions[i] for c, i in zip(candidates, picks, strict=True)]
-            found = _wins("signal", [float(v.score[1 + i, 0]) for v, i in zip(whole, picks, strict=True)])
+            found = _wins("signal", [[float(v.score[1 + i, 0])] for v, i in zip(whole, picks, strict=True)])
             found |= judge.compare(
                 [c.prompt for c in candidates], said, [c.reference for c in candidates], clients
             )

@@ -97,7 +97,7 @@ def accuracy(run: Run) -> Plot | None:
         CHOICE: "Share of held-out pairs whose chosen answer the model picks. ",
         TOKENS: "Share of held-out tokens the model predicts. ",
     }[metric] + "The band runs from the lowest to the highest client."
-    return _plot("accuracy", f"{what} by round", caption, draw)
+    return drawn("accuracy", f"{what} by round", caption, draw)
 
 
 def losses(run: Run) -> Plot | None:
@@ -115,7 +115,7 @@ def losses(run: Run) -> Plot | None:
         ax.set_ylabel("loss")
 
     caption = "Mean over clients of the loss in a round's local steps; the band runs over clients."
-    return _plot("loss", "Loss by round", caption, draw)
+    return drawn("loss", "Loss by round", caption, draw)
 
 
 def clusters(run: Run) -> Plot | None:
@@ -159,7 +159,7 @@ def clusters(run: Run) -> Plot | None:
     caption = "Which adapter each client was given at each grouping. "
     if truth:
         caption += "Clients are in the order of their planted types; below a round, the purity of its groups."
-    return _plot(
+    return drawn(
         "groups", "Groups of clients", caption, draw, height=max(2.4, min(9.0, 1.4 + 0.21 * len(clients)))
     )
 
@@ -195,7 +195,7 @@ def traffic(run: Run) -> Plot | None:
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda count, _: size(count)))
 
-    return _plot("bytes", "Bytes on the wire", "Cumulative, all clients together.", draw)
+    return drawn("bytes", "Bytes on the wire", "Cumulative, all clients together.", draw)
 
 
 def times(run: Run) -> Plot | None:
@@ -215,7 +215,7 @@ def times(run: Run) -> Plot | None:
             bottom = [a + b for a, b in zip(bottom, height, strict=True)]
         ax.set_ylabel("seconds")
 
-    return _plot(
+    return drawn(
         "time",
         "Where the time goes",
         "Seconds of a round by stage; wire is also waiting for a free client process.",
@@ -251,10 +251,16 @@ def _band(
     ax.plot(x, [scale * half(r).mean[metric] for r in records], color=colour, marker="o", label=mean)
 
 
-def _plot(
-    name: str, title: str, caption: str, draw: "Callable[[Axes], None]", *, height: float = 3.4
+def drawn(
+    name: str,
+    title: str,
+    caption: str,
+    draw: "Callable[[Axes], None]",
+    *,
+    x: str = "round",
+    height: float = 3.4,
 ) -> Plot:
-    """height: inches."""
+    """A figure in the report's style. x: what the horizontal axis counts; height: inches."""
     import matplotlib as mpl  # a second to import, and only the server's report needs it
 
     mpl.use("Agg")
@@ -264,7 +270,7 @@ def _plot(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4, height), layout="constrained")
         ax = figure.subplots()
-        ax.set_xlabel("round")
+        ax.set_xlabel(x)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         draw(ax)
         ax.margins(x=0.03)

@@ -60,6 +60,12 @@ class Run:
     manifest: Mapping[str, Json]
     records: tuple[Record, ...] = ()  # by round
     answers: tuple[Answer, ...] = ()
+    rlft: Mapping[str, Json] = field(default_factory=dict)  # rlft/record.json
+
+    @property
+    def policies(self) -> Mapping[str, Json]:
+        """What RLFT made, by name."""
+        return self.rlft.get("policies", {})
 
     @property
     def status(self) -> str:
@@ -110,6 +116,7 @@ def read_run(run_dir: Path | str) -> Run:
             for a in answers
             if a.get("prompt")
         ),
+        rlft=_json(folder / "rlft" / "record.json", {}),
     )
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from server_app import page
 from server_app.plots import plots
 from server_app.reading import Record, Run, read_run
+from server_app.rlft_show import epochs, labels, rlft_plots
 from server_app.show import (
     ABSENT,
     Table,
+    alarms,
     behind,
     counted,
     duration,
@@ -37,10 +39,10 @@ def write_report(run_dir: Path | str) -> None:
         subtitle=subtitle(run),
         state=state(run),
         resume=None if run.status == "finished" else f"accord resume {shlex.quote(str(run.dir))}",
-        verdict=verdict(estimates),
+        verdict=" ".join(said for said in (verdict(estimates), *alarms(run)) if said) or None,
         headline=estimates,
         method=METHOD if any(e.low is not None for e in estimates) else "",
-        plots=plots(run),
+        plots=[*plots(run), *rlft_plots(run)],
         sections=[(title, table) for title, table in sections(run).items() if table.rows],
         answers=run.answers,
     )
@@ -69,6 +71,8 @@ def sections(run: Run) -> dict[str, Table]:
     return {
         "Clients": clients(run),
         "Failures": failures(run),
+        "Policies": epochs(run),
+        "Labels of the policies": labels(run),
         "Rounds": rounds(run),
         "Versions and fingerprints": versions(run),
         "Configuration": Table(

@@ -205,7 +205,7 @@ class Rlft:
         """The best of n, the preferences that the policy learned from, and the adapter of its best epoch."""
         rlft, labels, name = self.config.rlft, self.labels, target.name
         curve = best_of_n(
-            labels.candidates(target), labels.jury(target), rlft.vote, self.judge, target.clients
+            labels.candidates(target), labels.jury(target).weights, rlft.vote, self.judge, target.clients
         )
         self._note(target, records, best_of_n=curve)
         rows = [row for turn in _turns(records) for row in labels.rows(target, turn)[0]]

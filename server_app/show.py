@@ -138,6 +138,11 @@ def hacking(turn: int) -> str:
     )
 
 
+def alarms(run: Run) -> list[str]:
+    turns = {name: policy.get("turned") for name, policy in run.policies.items()}
+    return [f"Policy {name}: {hacking(turn)}." for name, turn in turns.items() if turn is not None]
+
+
 def ranges(ids: Sequence[int]) -> str:
     """Sorted ids with runs joined: "0-3, 7"."""
     runs: list[list[int]] = []

@@ -20,6 +20,8 @@ from server_app.reading import Half, Record, Run
 PREFERENCE = "logps/accuracies"  # the model itself prefers the chosen answer
 CHOICE = "accuracy"  # a selector or a reward model picks the chosen answer
 LONGER = "length/accuracies"  # the longer answer is the chosen one
+TOGETHER = "vote/accuracy"  # the soft vote of all selectors picks the chosen answer
+ORDERS = "order_consistency"  # both orders of a pair lead to the same pick
 TOKENS = "mean_token_accuracy"
 ACCURACIES = (PREFERENCE, CHOICE, TOKENS)  # what a run can be about; the first that was measured is
 MIN_CLUSTERS = (
@@ -44,7 +46,7 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     n: int | None = None
-    of: Literal["rows", "clients"] = "rows"
+    of: Literal["rows", "clients", "prompts"] = "rows"
     unit: Literal["share", "points", "number"] = "share"  # points: a difference of two shares
 
 
@@ -151,6 +153,8 @@ def headline(run: Run) -> list[Estimate]:
         if last and metric in last.eval.mean:
             found.append(Estimate(metric, name, last.eval.mean[metric], n=rows(last.eval), unit="number"))
     found += _groups(run)
+    found += _choices(run) if metric == CHOICE else []
+    found += _policies(run)
     return [estimate for estimate in found if estimate is not None]
 
 
@@ -176,6 +180,37 @@ def adjusted_rand(groups: Sequence[str], truth: Sequence[int]) -> float | None:
 def planted(run: Run) -> dict[int, int]:
     """client -> its planted type, where those are known."""
     return {int(c): kind for c, kind in (run.manifest.get("truth") or {}).items()}
+
+
+def _choices(run: Run) -> list[Estimate | None]:
+    """What the selectors do together, and how far a selector can be trusted."""
+    found: list[Estimate | None] = []
+    _, last = first_and_last(run, TOGETHER)
+    if last:
+        name = f"All selectors together, round {last.round}"
+        found.append(_share("population", name, last, TOGETHER))
+        if low := worst(last.eval, TOGETHER):
+            rows = _rows(last.eval).get(low[0])
+            found.append(Estimate("population worst", f"Their worst client ({low[0]})", low[1], n=rows))
+    base, last = first_and_last(run, ORDERS)
+    found.append(_share("orders", "Both orders agree", last or base, ORDERS))
+    if (last or base) and (ece := pooled((last or base).eval, "ece")):  # type: ignore[union-attr]
+        found.append(Estimate("ece", "Calibration error (ECE)", ece.value, n=ece.rows, unit="points"))
+    return found
+
+
+def _policies(run: Run) -> list[Estimate | None]:
+    """The best epoch of each policy: its answers to held-out prompts against the references'."""
+    found: list[Estimate | None] = []
+    for name, policy in sorted(run.policies.items(), key=lambda item: item[0] != "population"):
+        best = policy["epochs"][policy["best"]]
+        for who, metric in (("judge", "win_rate"), ("judge", "accuracy"), ("signal", "win_rate")):
+            if (share := best.get(f"{who}/{metric}")) is not None:
+                n, pairs = int(best[f"{who}/n"]), metric == "accuracy"
+                told = f"Policy {name}: {'public pairs' if pairs else f'wins by the {who}'}"
+                of = "rows" if pairs else "prompts"
+                found.append(Estimate(f"{who}/{metric} {name}", told, share, *wilson(share, n), n, of))
+    return found
 
 
 def _groups(run: Run) -> list[Estimate]:

@@ -13,7 +13,10 @@ from core.config import Config, parse
 from core.types import Order
 from server_app.reading import read_run
 from server_app.stats import by_key, headline, purity
-from tasks.kit.model import initial_adapter, load_base
+from tasks.kit.choice import margins, share_right
+from tasks.kit.engine import heldout_of
+from tasks.kit.evaluate import choice_batch
+from tasks.kit.model import initial_adapter, load_base, set_adapter
 from tests.sites import federate
 from tests.tiny import random_adapter
 
@@ -230,3 +233,26 @@ def test_types_are_found_though_three_clients_in_ten_miss_each_grouping(tmp_path
     _, records = federate(toy(tmp_path), tmp_path, 9, clients=12, away=away)
     assert [r["round"] for r in records] == list(range(10)), "no stall"
     assert purities(records)[-1] >= 0.75
+
+
+@pytest.mark.parametrize("task", [pytest.param("selector", marks=pytest.mark.slow), "reward"])
+def test_a_vote_is_the_weighted_mean_of_what_the_selectors_say(task, tmp_path):
+    """Weights 1 and 0 give the accuracy of the first alone, equal ones that of the mean of the log-odds."""
+    here = site(tmp_path, **{"task.name": task, "data.eval-rows-per-client": 12, "train.max-length": 1000})
+    base = here.base()
+    trees = {name: random_adapter(base, seed, 0.3) for seed, name in enumerate(("c0", "c1"))}
+
+    def asked(vote: str) -> dict:
+        knobs = {"run": "r", "base": base.fingerprint, "rnd": 1, "vote": vote}
+        return here.evaluate(Order(0, trees, "c1", knobs=knobs)).metrics
+
+    alone = {vote: asked(vote)["vote/accuracy"] for vote in ("c0:3,c1:0", "c0:0,c1:3")}
+    assert alone["c0:0,c1:3"] == asked("c0:1,c1:1")["accuracy"], "the order's own adapter is c1"
+    examples = heldout_of(base, here.task, here.rows().heldout, here.config, here.cache)
+    odds = []
+    for name in trees:
+        set_adapter(base, trees[name])
+        z = margins(choice_batch(base, examples))
+        odds.append(z[:, 0] - z[:, 1])
+    assert alone["c0:3,c1:0"] == share_right(odds[0])
+    assert asked("c0:2,c1:1")["vote/accuracy"] == share_right(2 * odds[0].double() + odds[1].double())

@@ -7,6 +7,7 @@ from core.config import CHOOSERS, SECTIONS, defaults, parse
 from core.errors import ConfigError
 from core.plugins import knobs, names, plugin
 
+RLFT = {"task.name": "reward", "rlft.epochs": 1}
 PLUGINS = {**CHOOSERS, "eval": ("eval.benchmarks", "evals")}
 
 
@@ -55,6 +56,19 @@ def test_an_override_arrives():
             {"train.lerning-rate": 1.0},
             "unknown key 'train.lerning-rate'; did you mean 'train.learning-rate'?",
         ),
+        ({"rlft.beta": 0.2}, "rlft.beta has no effect with rlft.epochs = 0"),
+        (
+            {"rlft.epochs": 1},
+            "needs task.name = 'selector' or 'reward', whose adapters can judge answers; 'dpo'",
+        ),
+        ({**RLFT, "strategy.name": "local"}, "the server holds no judge of answers"),
+        ({**RLFT, "lora.aggregation": "fedsa"}, "the server holds no judge of answers"),
+        ({**RLFT, "rlft.policy": "both"}, "rlft.policy = 'both' makes a policy for each selector"),
+        ({**RLFT, "rlft.min-confidence": 0.4}, "rlft.min-confidence must be in [0.5, 1), got 0.4"),
+        ({**RLFT, "rlft.completions": 1}, "rlft.completions must be at least 2, got 1"),
+        ({**RLFT, "rlft.heldout": 1.0}, "rlft.heldout must be in (0, 1), got 1.0"),
+        ({**RLFT, "rlft.top-p": 0.0}, "rlft.top-p must be in (0, 1], got 0.0"),
+        ({**RLFT, "eval.pairs": "x"}, "eval.pairs = 'x' has no effect"),
         ({"train.learning-rate": "oops"}, "train.learning-rate must be float, got 'oops' (str)"),
         ({"train.local-steps": 1.5}, "train.local-steps must be int, got 1.5 (float)"),
         ({"train.local-steps": True}, "train.local-steps must be int, got True (bool)"),

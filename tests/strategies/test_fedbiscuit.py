@@ -287,3 +287,19 @@ def test_rows_are_set_aside_and_what_stays_at_a_client_is_refused():
 def test_bad_values_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         FedBiscuit(**options)
+
+
+def test_selectors_vote_when_clients_are_grouped_and_at_the_end_where_they_can():
+    """Round 6 groups, 12 is the last: U adapters; 7 and 8 ask for one each. The weights are the sizes of the groups."""
+    strategy = FedBiscuit()
+    state = begin(strategy, votes=True)
+    for rnd, wanted in ((6, ("compare", "vote")), (7, ()), (12, ("compare", "vote"))):
+        for order in strategy.plan_evaluate(state, rnd, EVERYONE):
+            assert tuple(k for k in ("compare", "vote") if k in order.knobs) == wanted
+            assert set(order.trees) == (set(NAMES) if wanted else {order.adapter})
+    routed = replace(state, facts={**state.facts, "route": {"0": "c0", "1": "c0", "2": "c2"}, "rounds": 13})
+    last = strategy.plan_evaluate(routed, 13, EVERYONE)[0]
+    assert last.knobs["vote"] == "c0:2,c1:0,c2:1"
+    assert "compare" not in last.knobs
+    assert set(last.trees) == set(NAMES)
+    assert "vote" not in strategy.plan_evaluate(begin(strategy), 6, EVERYONE)[0].knobs

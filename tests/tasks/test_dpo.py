@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,18 @@ def test_ipo_takes_ratios_per_token() -> None:
     loss, metrics = DPO(beta=0.5, loss_type="ipo").loss(batch([-4], [-8], [-10], [-10], tokens=[3, 4]))
     assert loss.item() == pytest.approx(0.25)
     assert metrics["rewards/margins"] == pytest.approx(0.5 * (6 - 2))
+
+
+def test_a_pair_may_bring_its_own_confidence() -> None:
+    """0.9 is a smoothing of 0.1 for that pair alone; the least loss is where sigmoid(beta m) is the confidence."""
+    seen = batch([-1.0, -1.0], [-3.0, -3.0], [-2.0, -2.0], [-2.0, -2.0])
+    unsure = replace(seen, examples=(replace(seen.examples[0], confidence=0.9), seen.examples[1]))
+    sure, smoothed = DPO().loss(seen)[0].item(), DPO(label_smoothing=0.1).loss(seen)[0].item()
+    assert DPO().loss(unsure)[0].item() == pytest.approx((sure + smoothed) / 2)
+    margins = torch.tensor([math.log(9) / 0.1], requires_grad=True)
+    dpo_loss(margins, beta=0.1, label_smoothing=torch.tensor([0.1])).sum().backward()
+    assert margins.grad is not None
+    assert margins.grad.item() == pytest.approx(0.0, abs=1e-7)
 
 
 def test_smoothing_is_least_at_its_own_confidence() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from core.errors import ConfigError
-from tasks.data.base import PAIR, read
+from tasks.data.base import PAIR, Planted, read
 from tasks.data.toy import Toy, World
 from tasks.kit.toy_base.language import DETAILS, POLITE, Answer, topics
 
@@ -52,6 +52,21 @@ def test_utility_by_hand():
     assert Toy().utility(answer, 0, right=1) == 6.5
     assert Toy().utility(answer, 1, right=1) == 4.5
     assert Toy().utility(replace(answer, fact=0, polite=False, detailed=True), 1, right=1) == 2.0
+
+
+def test_an_answer_is_worth_what_its_words_are_worth_to_a_client():
+    """The utility of the pair that a client was given, read back from its text; babble is worth nothing."""
+    toy = Toy(types=3, label_noise=0.0)
+    assert isinstance(toy, Planted)
+    assert len(set(toy.questions())) == len(toy.questions()) == 4 * len(topics())
+    for entry in entries(toy)[:60]:
+        client, prompt = int(entry.owner.removeprefix("client-")), entry.row["prompt"]
+        place, answer = parsed(prompt, entry.row["chosen"])
+        want = toy.utility(answer, client, right=World.draw(1).right[place])
+        assert toy.utility_of(1, prompt, entry.row["chosen"], client) == want
+        assert toy.utility_of(1, prompt, entry.row["rejected"], client) < want
+        assert toy.utility_of(1, prompt, f"{entry.row['chosen']} And so on.", client) == 0
+    assert toy.utility_of(1, "Who are you?", "Nobody.", 0) is None
 
 
 def test_noise_flips_training_labels_only():

@@ -1,0 +1,81 @@
+"""RLFT dies in each of its stages, is resumed, and leaves the same preferences, policies and epochs."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.federation import CLIENTS, Kill, Step, start, steps
+from tests.faults.test_crashes import SMALL, Whole, files, run_of
+
+pytestmark = pytest.mark.faults
+WORDS = {
+    **SMALL,
+    "run.num-server-rounds": 1,
+    "task.name": "reward",
+    "rlft.epochs": 2,
+    "rlft.refresh-every": 1,
+    "rlft.completions": 2,
+    "rlft.max-new-tokens": 12,
+    "rlft.labels": "hard",
+}
+STAGES = {  # words of the paths that a stage writes
+    "generate": ("answers.jsonl", "references.jsonl"),
+    "score": ("scores.jsonl",),
+    "train": ("epochs", "cache"),
+    "leave": ("record.json", "preferences.jsonl", "/policy/"),
+}
+PROMPTS = [
+    "What does the fox eat?",
+    "Where does the owl sleep?",
+    "What does the bear fear?",
+    "What does the deer eat?",
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Whole:
+    place = tmp_path_factory.mktemp("rlft")
+    (place / "prompts.txt").write_text("\n".join(PROMPTS))
+    words = {**WORDS, "rlft.prompts": str(place / "prompts.txt"), "strategy.min-available-nodes": CLIENTS}
+    assert start(words, place).ended() == 0, (place / "log").read_text()
+    return Whole(place, words, steps(place))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_it_dies_before_a_step_of_a_stage(whole, tmp_path, stage):
+    step = random.Random(stage).choice(within(whole, stage))
+    assert start(whole.words, tmp_path, kill=Kill(step)).ended() == -signal.SIGKILL
+    resumed_is_whole(whole, tmp_path, step)
+
+
+def test_it_dies_in_the_middle_of_a_line(whole, tmp_path):
+    """Of an answer that is not the first one."""
+    writes = [s for s in within(whole, "generate") if s.what.startswith("open a")]
+    later = [s for i, s in enumerate(writes) if s.what in {w.what for w in writes[:i]}]
+    step = random.Random("torn").choice(later)
+    assert start(whole.words, tmp_path, kill=Kill(step, 20)).ended() == -signal.SIGXFSZ
+    resumed_is_whole(whole, tmp_path, step)
+
+
+def within(whole: Whole, stage: str) -> list[Step]:
+    found = [s for s in whole.of(*STAGES[stage]) if "/rlft/" in s.what or "/policy/" in s.what]
+    assert found, stage
+    return found
+
+
+def resumed_is_whole(whole: Whole, place: Path, why: object) -> None:
+    assert start({**whole.words, "run.resume": str(run_of(place))}, place).ended() == 0, why
+    run, want = run_of(place), run_of(whole.place)
+    assert files(run / "policy") == files(want / "policy"), why
+    left, wanted = (
+        {
+            name: text
+            for name, text in files(r / "rlft").items()
+            if "cache" not in name and ".part" not in name
+        }
+        for r in (run, want)
+    )
+    assert left == wanted, why
+    assert (run / "answers.json").read_bytes() == (want / "answers.json").read_bytes()

@@ -1,0 +1,63 @@
+"""Parts made prompt by prompt: a file cut anywhere grows to the same bytes, and what stands is not made again."""
+
+import pytest
+import torch
+
+from core.config import LoraConfig, ModelConfig
+from server_app.stages import greedy, sampled, scored
+from tasks.kit.encode import Encoder
+from tasks.kit.generate import Sampling, Talker
+from tasks.kit.jury import Jury
+from tasks.kit.model import load_base
+from tasks.selector import Selector
+from tests import tiny
+
+PROMPTS = ["One?", "Two?", "Three?", "Four?"]
+HOW = Sampling(2, 1.0, 1.0, 6)
+LONG = "x" * 400
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tiny.folder(tmp_path_factory.mktemp("stages") / "m")
+    return load_base(ModelConfig(name=str(folder)), LoraConfig(r=4))
+
+
+def stages(base):
+    talker = Talker(base, Encoder(base.tokenizer, "none", 100), frozen=True, new_tokens=6)
+    encode = Encoder(base.tokenizer, "none", 420)
+    jury = Jury(base, Selector(), encode, {"c0": tiny.random_adapter(base)}, {"c0": {}}, (1.0,))
+    asked = [(p, ["yes", "no", LONG if p == "Two?" else "so"]) for p in PROMPTS]
+    return {
+        "sampled": lambda path: sampled(path, PROMPTS, talker, HOW, seed=3, turn=0),
+        "greedy": lambda path: greedy(path, PROMPTS, talker),
+        "scored": lambda path: [s.odds for s in scored(path, asked, jury)],
+    }
+
+
+@pytest.mark.parametrize("stage", ["sampled", "greedy", "scored"])
+def test_a_file_cut_anywhere_grows_to_the_same_bytes(base, stage, tmp_path):
+    make, whole = stages(base)[stage], tmp_path / "whole.jsonl"
+    want = make(whole)
+    text = whole.read_bytes()
+    assert text.count(b"\n") == len(PROMPTS)
+    for size in (0, 1, text.index(b"\n"), text.index(b"\n") + 1, len(text) - 1, len(text)):
+        part = tmp_path / f"{size}.jsonl"
+        part.write_bytes(text[:size])
+        found = make(part)
+        assert part.read_bytes() == text
+        for a, b in zip(found, want, strict=True):
+            assert torch.equal(a.nan_to_num(9), b.nan_to_num(9)) if stage == "scored" else a == b
+
+
+def test_what_stands_is_not_made_again(base, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"prompt": "One?", "completions": ["told", "before"]}\n')
+    assert stages(base)["sampled"](path)[0] == ["told", "before"]
+
+
+def test_a_comparison_without_room_has_no_number(base, tmp_path):
+    odds = stages(base)["scored"](tmp_path / "scores.jsonl")
+    assert odds[1].isnan().sum() == 4
+    assert not odds[0].isnan().any()
+    assert "NaN" not in (tmp_path / "scores.jsonl").read_text()
