@@ -64,8 +64,9 @@ class Run:
 
     @property
     def policies(self) -> Mapping[str, Json]:
-        """What RLFT made, by name."""
-        return self.rlft.get("policies", {})
+        """What RLFT made, by name; that of the whole population first."""
+        found = self.rlft.get("policies", {})
+        return {name: found[name] for name in sorted(found, key=lambda name: (name != "population", name))}
 
     @property
     def status(self) -> str:

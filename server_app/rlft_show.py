@@ -70,10 +70,10 @@ def hacking_curve(run: Run) -> Plot | None:
             told = policy["epochs"]
             x = [e["epoch"] for e in told]
             signal = [100 * e["signal/win_rate"] for e in told]
-            ax.plot(x, signal, color=colour, linestyle="--", marker="s", label=f"{name}, selectors")
+            ax.plot(x, signal, color=colour, linestyle="--", marker="s", label=f"{_short(name)}, selectors")
             judged = [(e["epoch"], 100 * share) for e in told if (share := _judged(e)) is not None]
             if judged:
-                ax.plot(*zip(*judged, strict=True), color=colour, marker="o", label=f"{name}, judge")
+                ax.plot(*zip(*judged, strict=True), color=colour, marker="o", label=f"{_short(name)}, judge")
             ax.axvline(policy["best"], color=colour, linestyle=":", linewidth=1.2)
         ax.set_ylabel("% won against the references")
 
@@ -100,7 +100,7 @@ def best_of_n(run: Run) -> Plot | None:
         for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
             for way, style, mark in (("round_robin", "-", "o"), ("knockout", "--", "s")):
                 line = [(row["n"], 100 * row[f"{way}/{who}/win_rate"]) for row in curve]
-                told = f"{name}, {way.replace('_', '-')}"
+                told = f"{_short(name)}, {way.replace('_', '-')}"
                 ax.plot(*zip(*line, strict=True), color=colour, linestyle=style, marker=mark, label=told)
         ax.set_ylabel("% won against the references")
 
@@ -111,6 +111,11 @@ def best_of_n(run: Run) -> Plot | None:
 
 def _judged(epoch: Json) -> float | None:
     return next((epoch[name] for name in JUDGE if name in epoch), None)
+
+
+def _short(name: str) -> str:
+    """For a legend."""
+    return "all" if name == "population" else name
 
 
 def _mark(policy: Json, epoch: int) -> str:

@@ -144,6 +144,7 @@ def headline(run: Run) -> list[Estimate]:
     """The run in a few numbers, most important first; what was not measured is not in the list."""
     metric = accuracy_metric(run)
     found = _preference(run, metric) if metric in (PREFERENCE, CHOICE) else []
+    found += _choices(run) if metric == CHOICE else []
     _, last = first_and_last(run, "rewards/accuracies")
     found.append(_share("reward", "Reward accuracy (TRL)", last, "rewards/accuracies"))
     found += _before_after(run, TOKENS, "Token accuracy", "share")
@@ -153,7 +154,6 @@ def headline(run: Run) -> list[Estimate]:
         if last and metric in last.eval.mean:
             found.append(Estimate(metric, name, last.eval.mean[metric], n=rows(last.eval), unit="number"))
     found += _groups(run)
-    found += _choices(run) if metric == CHOICE else []
     found += _policies(run)
     return [estimate for estimate in found if estimate is not None]
 
@@ -194,15 +194,16 @@ def _choices(run: Run) -> list[Estimate | None]:
             found.append(Estimate("population worst", f"Their worst client ({low[0]})", low[1], n=rows))
     base, last = first_and_last(run, ORDERS)
     found.append(_share("orders", "Both orders agree", last or base, ORDERS))
-    if (last or base) and (ece := pooled((last or base).eval, "ece")):  # type: ignore[union-attr]
-        found.append(Estimate("ece", "Calibration error (ECE)", ece.value, n=ece.rows, unit="points"))
+    base, last = first_and_last(run, "ece")
+    if (record := last or base) and (error := pooled(record.eval, "ece")):
+        found.append(Estimate("ece", "Calibration error (ECE)", error.value, n=error.rows, unit="points"))
     return found
 
 
 def _policies(run: Run) -> list[Estimate | None]:
     """The best epoch of each policy: its answers to held-out prompts against the references'."""
     found: list[Estimate | None] = []
-    for name, policy in sorted(run.policies.items(), key=lambda item: item[0] != "population"):
+    for name, policy in run.policies.items():
         best = policy["epochs"][policy["best"]]
         for who, metric in (("judge", "win_rate"), ("judge", "accuracy"), ("signal", "win_rate")):
             if (share := best.get(f"{who}/{metric}")) is not None:
