@@ -1,6 +1,7 @@
 """RLFT in this process on the toy base: what it leaves, what it repeats, what it learns from."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,29 @@ def test_each_policy_is_an_adapter_of_its_best_epoch(both):
     assert [row["n"] for row in curve] == [1, 2, 3]
     assert curve[0]["knockout/signal/score"] == curve[0]["round_robin/signal/score"]
     assert curve[0]["round_robin/signal/score"] <= curve[2]["round_robin/signal/score"]
+
+
+def test_adams_moments_go_from_epoch_to_epoch(both):
+    """Its count of steps, in the last checkpoint, is that of both epochs together."""
+    steps = math.ceil(len(rows(both.folder / "preferences.jsonl")) / both.config.rlft.batch_size)
+    trees, _ = store.load(store.round_folder(both.folder / "population" / "epochs", 2))
+    assert {int(t) for t in trees["adam.step"].values()} == {2 * steps}
+
+
+@pytest.mark.slow
+def test_another_model_can_be_the_policy_and_public_pairs_its_judge(tmp_path):
+    """Its answers are its own, its adapter has its layout; the pairs are scored by it, before and after."""
+    other = tiny.folder(tmp_path / "other")
+    pairs = [{"prompt": p, "chosen": "yes", "rejected": f"no {i}"} for i, p in enumerate(PROMPTS)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    more = {"rlft.judge": "pairs", "eval.pairs": str(tmp_path / "pairs.jsonl"), "rlft.epochs": 1}
+    rlft = aligned(tmp_path / "one", **more, **{"rlft.policy-model": str(other)})
+    saved = json.loads((rlft.run / "policy" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == str(other)
+    assert rlft.policy.fingerprint != rlft.base.fingerprint
+    epochs = json.loads((rlft.folder / "record.json").read_text())["policies"]["population"]["epochs"]
+    assert all(e["judge/n"] == len(PROMPTS) and 0 <= e["judge/accuracy"] <= 1 for e in epochs)
+    assert not any("judge/win_rate" in e for e in epochs)
 
 
 @pytest.mark.slow

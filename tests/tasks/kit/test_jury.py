@@ -29,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 
 def jury(base: Base, task, *, length: int = 400) -> Jury:
-    trees = {name: tiny.random_adapter(base, seed) for seed, name in enumerate(("c0", "c1"), 1)}
+    trees = {name: tiny.random_adapter(base, seed, 1.0) for seed, name in enumerate(("c0", "c1"), 1)}
     return Jury(
         base, task, Encoder(base.tokenizer, "auto", length), trees, {name: {} for name in trees}, (1.0, 1.0)
     )
@@ -43,6 +43,7 @@ def test_every_two_answers_are_compared_as_they_would_be_alone(base: Base, task)
     assert scores.odds.shape == (2, 5, 5)
     assert scores.odds.equal(-scores.odds.transpose(1, 2))
     assert scores.odds[:, 0].equal(scores.odds[:, 3]), "the same words twice"
+    same = 0  # of the answers to the comparisons, in both orders
     for u, tree in enumerate(panel.selectors.values()):
         set_adapter(base, tree)
         for i in range(5):
@@ -53,13 +54,17 @@ def test_every_two_answers_are_compared_as_they_would_be_alone(base: Base, task)
                 row = {"prompt": "Is it?", "chosen": ANSWERS[i], "rejected": ANSWERS[j]}
                 ((a, b),) = margins(choice_batch(base, task.examples([row], panel.encode))).tolist()
                 assert scores.odds[u, i, j].item() == pytest.approx(task.reward_scale * (a - b), abs=1e-4)
+                same += (
+                    i < j and ANSWERS[i] not in ANSWERS[:i] and ANSWERS[j] not in ANSWERS[:j] and a * b < 0
+                )
     assert not scores.odds[0].allclose(scores.odds[1])
     if isinstance(task, Reward):
         assert scores.consistent == (0, 0)
         s = scores.odds
         torch.testing.assert_close(s[:, 0, 1] + s[:, 1, 2], s[:, 0, 2], rtol=0, atol=1e-4)
     else:
-        assert scores.consistent[1] == 2 * 6, "four different answers, six comparisons, two selectors"
+        assert scores.consistent == (same, 2 * 6), "four different answers, six comparisons, two selectors"
+        assert same > 0
 
 
 @TASKS
