@@ -8,6 +8,7 @@ from core.plugins import knobs, plugin
 from server_app.reading import Run, read_run
 from server_app.show import ABSENT, behind, counted, interval, scalar, state, value, verdict
 from server_app.stats import METHOD, headline
+from tasks.kit.toy_base import FILES
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 SHOWN = (
@@ -16,7 +17,7 @@ SHOWN = (
     "train.learning-rate", "train.max-length", "lora.r", "lora.alpha", "lora.aggregation", "model.dtype",
     "model.quantization",
 )  # fmt: skip
-TOY = "The base `toy` ships with Accord: run this from the root of its repository."
+TOY = "The base ships with Accord: run this from the root of its repository."
 LOCAL = "The base was a local folder, `{name}`: put its path below."
 MOST_CLIENTS = 50  # listed by name
 
@@ -39,7 +40,7 @@ def card(run: Run) -> str:
 def hub_id(run: Run) -> str | None:
     """The base's id on the hub; None for the built-in model and for local folders."""
     name = str(run.config.get("model.name", ""))
-    local = name == "toy" or Path(name).expanduser().exists()
+    local = name in FILES or Path(name).expanduser().exists()
     return name if HUB_ID.fullmatch(name) and not local else None
 
 
@@ -74,7 +75,8 @@ def _what(run: Run) -> str:
 
 
 def _use(run: Run) -> str:
-    base, toy = hub_id(run), run.config.get("model.name") == "toy"
+    name = str(run.config.get("model.name"))
+    base, toy = hub_id(run), name in FILES
     revision = str(run.config.get("model.revision", "main"))
     options = f", revision={revision!r}" if base and revision != "main" else ""
     dtype = str(run.config.get("model.dtype", "float32"))
@@ -84,7 +86,7 @@ def _use(run: Run) -> str:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         *(["", "from tasks.kit.toy_base import folder"] if toy else []),
         "",
-        f"base = {'folder()' if toy else repr(base or 'PATH/TO/BASE')}",
+        f"base = {f'folder({name!r})' if toy else repr(base or 'PATH/TO/BASE')}",
         f"tokenizer = AutoTokenizer.from_pretrained(base{options})",
         f"model = AutoModelForCausalLM.from_pretrained(base{options}, dtype=torch.{dtype})",
         'model = PeftModel.from_pretrained(model, "PATH/TO/adapter")  # the folder beside this card',
@@ -147,7 +149,7 @@ def _limits(run: Run) -> str:
     ]
     if run.task != "sft":
         limits.append("- Preferences are learned as labelled, the labels' mistakes and biases included.")
-    if run.config.get("model.name") == "toy":
+    if run.config.get("model.name") in FILES:
         limits.append("- The base knows only a small synthetic language: this is a demonstration.")
     if str(run.config.get("data.source")) != "toy":
         limits.append("- Adapter weights can reveal training rows; no privacy guarantee is claimed.")

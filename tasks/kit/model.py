@@ -36,7 +36,7 @@ from core import factors
 from core.config import LoraConfig, ModelConfig
 from core.errors import ConfigError
 from core.tree import Tree, same_layout
-from tasks.kit import attention
+from tasks.kit import attention, toy_base
 from tasks.kit.beside import Beside
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.flat import Flat, everything
@@ -125,16 +125,14 @@ def loads() -> int:
 
 def resolve(model: ModelConfig) -> Path:
     """The folder of a model: Accord's own toy, a local folder, or the local snapshot of a hub id."""
-    if model.name == "toy":
-        from tasks.kit import toy_base
-
-        return toy_base.folder()
+    if model.name in toy_base.FILES:
+        return toy_base.folder(model.name)
     try:
         return Path(str(cached_file(model.name, "config.json", revision=model.revision))).parent
     except OSError as error:
         raise ConfigError(
-            f"model.name = {model.name!r} (revision {model.revision!r}) is neither 'toy', nor a folder with a "
-            f"config.json, nor a hub model that can be reached: {str(error).splitlines()[0]}"
+            f"model.name = {model.name!r} (revision {model.revision!r}) is none of {' | '.join(toy_base.FILES)}, no "
+            f"folder with a config.json and no hub model that can be reached: {str(error).splitlines()[0]}"
         ) from error
 
 

@@ -28,7 +28,7 @@ def test_the_toy_base_is_no_hub_model_and_is_loaded_from_accord(tmp_path):
     assert head["library_name"] == "peft"
     assert "base_model" not in head
     assert head["tags"] == ["federated-learning", "flower", "lora", "dpo", "fedavg"]
-    assert "base = folder()" in code(body)
+    assert "base = folder('toy')" in code(body)
     assert "| Preference accuracy, round 12 | 72.9 % | 68.3 to 77.1 | 384 rows |" in body
     assert "348 training rows of 8 clients" in body  # 40 + 41 + ... + 47
     assert "| 2 | 42 | 1 | `02020202020202020202020202020202` |" in body

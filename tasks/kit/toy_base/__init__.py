@@ -1,4 +1,4 @@
-"""The embedded base: a tiny Llama that has learned the toy language, kept in one text file."""
+"""The embedded bases: tiny Llamas that have learned the toy language, each kept in one text file."""
 
 import base64
 import hashlib
@@ -8,18 +8,22 @@ import shutil
 import tempfile
 from pathlib import Path
 
-BASE = Path(__file__).parent / "base.json"
+FILES = {  # by model.name
+    "toy": Path(__file__).parent / "base.json",
+    "toy-judge": Path(__file__).parent
+    / "judge.json",  # reads answers and the prompts of tasks/kit/choice.py too
+}
 
 
-def folder() -> Path:
-    """The base as a Hugging Face folder that loads offline; unpacked on the first call of a machine.
+def folder(name: str = "toy") -> Path:
+    """A base as a Hugging Face folder that loads offline; unpacked on the first call of a machine.
 
-    It lies under $ACCORD_HOME (else ~/.accord) in `models/`, named by the content of base.json, and
+    It lies under $ACCORD_HOME (else ~/.accord) in `models/`, named by the content of its file, and
     appears whole or not at all, also when several processes unpack at once. The same bytes everywhere.
     """
-    text = BASE.read_bytes()
+    text = FILES[name].read_bytes()
     home = Path(os.environ.get("ACCORD_HOME") or Path.home() / ".accord")
-    place = home / "models" / f"toy-{hashlib.blake2b(text, digest_size=6).hexdigest()}"
+    place = home / "models" / f"{name}-{hashlib.blake2b(text, digest_size=6).hexdigest()}"
     if place.is_dir():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,21 +1,19 @@
 """Make the embedded base: `python -m tasks.kit.toy_base.make [--check]`.
 
-Trains a Llama of about 105 thousand parameters on the toy language, one thread, from one seed, and writes
+Trains a Llama of about 130 thousand parameters on the toy language, one thread, from one seed, and writes
 base.json. The same platform and the pinned versions give the same bytes; `--check` compares instead of
-writing. It learns to answer, where every way is equally likely, and to describe: shown one answer or two by the
-prompts of `tasks/kit/choice.py`, it says at the place of the choice what holds of the answer, or of the first and
-not of the second. So it prefers none, but what there is to prefer is there to be read.
+writing. Every way to answer is equally likely in the training text, so the base prefers none.
 """
 
 import argparse
 import base64
 import json
 import random
-import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,16 +23,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from core.seeds import rng_for, seed_for, torch_rng_for
-from tasks.kit.choice import COMPARE, RATE
-from tasks.kit.toy_base import BASE
-from tasks.kit.toy_base.language import QUESTIONS, TRAITS, Answer, topics, ways, words
+from tasks.kit.toy_base import FILES
+from tasks.kit.toy_base.language import QUESTIONS, Answer, topics, ways, words
 
 SEED = 1
-STEPS = 2400
-ANSWERS = 64  # sequences, in every third step
-DESCRIPTIONS = 32  # sequences, in every step
-RATED = 0.3  # share of them that show one answer, not two
-LEARNING_RATE = 3e-3
+STEPS = 1500
+BATCH = 64  # sequences
+LEARNING_RATE = 4e-3
 SHAKE = 0.3  # noise on each weight matrix, in units of its standard deviation
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
 UNK, BOS, EOS, PAD = range(4)
@@ -59,17 +54,14 @@ SHAPE = {
 }
 
 
-def tokenizer() -> Tokenizer:
-    """A unigram tokenizer: whole words of the language, else ASCII characters, else UTF-8 bytes.
+def tokenizer(more: Collection[str] = ()) -> Tokenizer:
+    """A unigram tokenizer: whole words of the language and `more`, else ASCII characters, else UTF-8 bytes.
 
     It takes any text, and every token but the words costs the same, so a known word is never cut up.
     """
     space = "\N{LOWER ONE EIGHTH BLOCK}"
     characters = [space, "\n", *(chr(code) for code in range(33, 127))]
-    asked = re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", "", COMPARE.query + RATE.query))
-    traits = (word for sides in TRAITS.values() for word in sides)
-    read = {f"{space}{word}" for word in (*asked, *traits)} | {"\n###", "\n\n###"}
-    known = sorted({word for word in words() if len(word) > 1} | read)
+    known = sorted({word for word in words() if len(word) > 1}.union(more))
     pieces = [(token, 0.0) for token in SPECIAL]
     pieces += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
     pieces += [(character, -10.0) for character in characters] + [(word, -1.0) for word in known]
@@ -98,46 +90,21 @@ def sentence(tok: Tokenizer, rng: random.Random) -> list[int]:
     return [*head, *tok.encode(answer.text(topic), add_special_tokens=False).ids, EOS]
 
 
-def any_answer(rng: random.Random) -> Answer:
-    fact, (polite, detailed, cautious) = rng.randrange(2), (rng.random() < 0.5 for _ in range(3))
-    return Answer(fact, polite, detailed, cautious, rng.choice(ways(detailed=True)))
-
-
-def description(tok: Tokenizer, rng: random.Random) -> tuple[list[int], list[int]]:
-    """Token ids of a request to choose, and the tokens that may follow, equally likely: the traits and the fact that
-    the answer has, or the first of two and not the second; the two letters where they do not differ."""
-
-    def ids(text: str) -> list[int]:
-        return tok.encode(text, add_special_tokens=False).ids
-
-    topic, asked = rng.choice(topics()), rng.randrange(len(QUESTIONS))
-    one, two = any_answer(rng), any_answer(rng)
-    rated = rng.random() < RATED
-    shown = {"asked": topic.question(asked), "one": one.text(topic), "two": two.text(topic)}
-    text = (RATE if rated else COMPARE).query.format(**shown)
-    said = [
-        sides[getattr(one, n)] for n, sides in TRAITS.items() if rated or getattr(one, n) != getattr(two, n)
-    ]
-    said += [topic.facts[one.fact]] if rated or one.fact != two.fact else []
-    return [BOS, *ids(text)], [ids(word)[-1] for word in said or ("A", "B")]
-
-
-def padded(rows: list[list[int]]) -> Tensor:
+def padded(rows: Sequence[list[int]]) -> Tensor:
     longest = max(map(len, rows))
     return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
 
 
 def answering(model: LlamaForCausalLM, tok: Tokenizer, rng: random.Random) -> Tensor:
-    ids = padded([sentence(tok, rng) for _ in range(ANSWERS)])
+    """The loss of a batch of questions with answers."""
+    ids = padded([sentence(tok, rng) for _ in range(BATCH)])
     return model(input_ids=ids, labels=ids.masked_fill(ids == PAD, -100)).loss
 
 
-def describing(model: LlamaForCausalLM, tok: Tokenizer, rng: random.Random) -> Tensor:
-    rows, wanted = zip(*(description(tok, rng) for _ in range(DESCRIPTIONS)), strict=True)
-    last = torch.tensor([len(row) - 1 for row in rows])
-    hidden = model.model(input_ids=padded(list(rows))).last_hidden_state[torch.arange(len(rows)), last]
-    logp = model.lm_head(hidden).log_softmax(-1)
-    return -torch.stack([row[list(tokens)].mean() for row, tokens in zip(logp, wanted, strict=True)]).mean()
+def fresh(tok: Tokenizer) -> LlamaForCausalLM:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(SEED, "weights"))
+        return LlamaForCausalLM(LlamaConfig(vocab_size=tok.get_vocab_size(), **SHAPE))
 
 
 @contextmanager
@@ -155,36 +122,25 @@ def shaken(model: LlamaForCausalLM, rng: torch.Generator, strength: float) -> It
             matrix.copy_(kept)
 
 
-def train() -> LlamaForCausalLM:
+def train(tok: Tokenizer) -> LlamaForCausalLM:
     """The trained base, float32."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    tok, rng = tokenizer(), rng_for(SEED, "sentences")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(SEED, "weights"))
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=tok.get_vocab_size(), **SHAPE))
+    model, rng = fresh(tok), rng_for(SEED, "sentences")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
-    talk = judge = torch.zeros(())
     for step in range(STEPS):
-        if step % 3 == 0:
-            with shaken(model, torch_rng_for(SEED, "shake", step), SHAKE * min(1.0, step / 300)):
-                talk = answering(model, tok, rng)
-                talk.backward()
-        judge = describing(model, tok, rng)
-        judge.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        with shaken(model, torch_rng_for(SEED, "shake", step), SHAKE * min(1.0, step / 300)):
+            loss = answering(model, tok, rng)
+            loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % 100 == 0 or step == STEPS - 1:
-            print(f"step={step} answers={talk.item():.4f} descriptions={judge.item():.4f}", file=sys.stderr)
+            print(f"step={step} loss={loss.item():.4f}", file=sys.stderr)
     return model
 
 
-def bundle() -> str:
-    """The text of base.json."""
-    tok, model = tokenizer(), train()
+def bundle(tok: Tokenizer, model: LlamaForCausalLM) -> str:
+    """The text of base.json or judge.json."""
     weights = {
         name: tensor.to(torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
@@ -216,20 +172,20 @@ def bundle() -> str:
     return json.dumps(page, indent=1, ensure_ascii=True) + "\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Make the embedded base, or check that it can be made again."
-    )
-    parser.add_argument("--check", action="store_true", help="compare with base.json instead of writing it")
+def main(path: Path, tok: Tokenizer, train: Callable[[Tokenizer], LlamaForCausalLM]) -> int:
+    parser = argparse.ArgumentParser(description=f"Make {path.name}, or check that it can be made again.")
+    parser.add_argument("--check", action="store_true", help="compare with the file instead of writing it")
     check = parser.parse_args().check
-    text = bundle()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    text = bundle(tok, train(tok))
     if not check:
-        BASE.write_text(text)
+        path.write_text(text)
         return 0
-    same = text == BASE.read_text()
-    print("base.json is reproduced" if same else "base.json differs from what this platform makes")
+    same = text == path.read_text()
+    print(f"{path.name} is reproduced" if same else f"{path.name} differs from what this platform makes")
     return 0 if same else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(FILES["toy"], tokenizer(), train))

@@ -1,4 +1,5 @@
 import json
+import random
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ from tasks.data.toy import Toy
 from tasks.kit import toy_base
 from tasks.kit.toy_base.language import QUESTIONS, topics, words
 from tasks.kit.toy_base.make import tokenizer
+from tasks.kit.toy_base.make_judge import description, prompt_words
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,14 @@ def tok(base):
     return AutoTokenizer.from_pretrained(base)
 
 
-def test_it_fits_the_bundle():
+EVERY = pytest.mark.parametrize("path", toy_base.FILES.values(), ids=list(toy_base.FILES))
+
+
+@EVERY
+def test_it_fits_the_bundle(path):
     """Flower's bundle takes files of at most 10 MB; the base promises at most about 1 MB of weights."""
-    page = json.loads(toy_base.BASE.read_text())
-    assert toy_base.BASE.stat().st_size < 1_000_000
+    page = json.loads(path.read_text())
+    assert path.stat().st_size < 1_000_000
     assert sum(map(len, page["model.safetensors"])) * 3 / 4 < 500_000
 
 
@@ -58,9 +64,10 @@ def test_unpacking_is_done_once_and_by_one_of_many(tmp_path, monkeypatch):
     assert (toy_base.folder() / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_the_tokenizer_in_the_file_is_the_one_the_script_makes():
-    page = json.loads(toy_base.BASE.read_text())
-    assert page["files"]["tokenizer.json"] == json.loads(tokenizer().to_str())
+@pytest.mark.parametrize(("name", "more"), [("toy", ()), ("toy-judge", prompt_words())])
+def test_the_tokenizer_in_the_file_is_the_one_the_script_makes(name, more):
+    page = json.loads(toy_base.FILES[name].read_text())
+    assert page["files"]["tokenizer.json"] == json.loads(tokenizer(more).to_str())
 
 
 def test_every_word_of_the_language_is_one_token(tok):
@@ -136,3 +143,15 @@ def test_topics_have_two_different_facts_and_four_forms():
     assert len({(t.animal, t.relation) for t in topics()}) == len(topics()) == 24
     assert all(t.facts[0] != t.facts[1] for t in topics())
     assert len({topics()[0].question(form) for form in range(len(QUESTIONS))}) == 4
+
+
+@torch.no_grad()
+def test_the_judge_says_what_holds_of_an_answer_more_often_than_chance(home, monkeypatch):
+    """Its first word at the place of the choice is one that holds, or one in which two answers differ; chance: half."""
+    monkeypatch.setenv("ACCORD_HOME", str(home))
+    folder = toy_base.folder("toy-judge")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tok, rng = tokenizer(prompt_words()), random.Random(1)
+    made = [description(tok, rng) for _ in range(100)]
+    hits = [model(torch.tensor([ids])).logits[0, -1].argmax().item() in said for ids, said in made]
+    assert sum(hits) > 65
