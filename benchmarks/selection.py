@@ -1,6 +1,6 @@
 """One selector, several, each client alone, all rows in one place: who picks the better answer, at what cost?
 
-    python -m benchmarks.selection --seeds 1 2 3 [--data FILE.jsonl.gz --model FOLDER] [KEY=VALUE ...]
+    python -m benchmarks.selection [KEY=VALUE ...] [--seeds 1 2 3] [--data FILE.jsonl.gz --model FOLDER]
 
 Every cell is one `accord run` with the same clients, rounds and steps of each client: equal client steps. What
 FedBiscuit sends to compare its selectors comes on top, so that `fedbis, bytes` is FedBis with as many rounds more as
@@ -18,7 +18,7 @@ from benchmarks.baselines import federation, interval
 from core.config import defaults
 from core.plugins import knobs, plugin
 from server_app.reading import Run
-from server_app.stats import CHOICE, LONGER, first_and_last, headline, planted, worst
+from server_app.stats import CHOICE, LONGER, TOGETHER, first_and_last, headline, planted, worst
 
 BYTES = "fedbis, bytes"
 METHODS: Mapping[str, tuple[str, ...]] = {
@@ -34,10 +34,10 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "fedbiscuit": ("strategy.name=fedbiscuit", "strategy.warmup=interleaved"),
     BYTES: ("strategy.name=fedbis",),
 }
-TOY = ("data.types=3", "data.rows-per-client=100")
+COMMON = ("strategy.warmup-rounds=1", "strategy.regroup-every=2", "strategy.grouping-fraction=0.25")
+TOY = ("data.types=3", "data.type-weight=6.0", "data.type-differs=0.6", "data.rows-per-client=96")
 FILE = ("data.source=jsonl", "train.max-length=512")
 CLIENTS = 12
-TOGETHER = "vote/accuracy"  # the selectors' soft vote picks the chosen answer
 
 
 def main() -> None:
@@ -48,13 +48,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--data", default="toy", help="toy, or a JSON lines file of pairs with client_id")
-    parser.add_argument("--model", default="toy", help="model.name of every run")
+    parser.add_argument("--model", default="toy-judge", help="model.name of every run")
     parser.add_argument("--clients", type=int, default=CLIENTS)
     args = parser.parse_args()
     if BYTES in args.methods and not {"fedbis", "fedbiscuit"} <= {*args.methods}:
         parser.error(f"--methods {BYTES!r} needs fedbis and fedbiscuit, whose bytes it compares")
     source = TOY if args.data == "toy" else (*FILE, f"data.path={Path(args.data).resolve()}")
-    world = [*source, f"model.name={args.model}", f"federation.num-supernodes={args.clients}", *args.words]
+    world = [
+        *source,
+        *COMMON,
+        f"model.name={args.model}",
+        f"federation.num-supernodes={args.clients}",
+        *args.words,
+    ]
     cells: dict[str, list[Cell]] = {}
     for seed in args.seeds:
         done: dict[str, Cell] = {}
