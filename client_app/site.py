@@ -162,7 +162,7 @@ class Site:
         shared, kept = rule.finish(order, private, outcome)
         kept |= report.moments
         if rule.pull:
-            bend = Bend(correct=rule.pull(order))
+            bend = Bend(correct=rule.pull(order), trains=bend.trains)
             self._fit(base, order, private.get(PERSONAL, before), examples.kept, cfg, bend, "personal")
             kept[PERSONAL] = get_adapter(base)
         if kept:

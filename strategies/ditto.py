@@ -7,7 +7,9 @@ Deviations: v_k begins as the w^t of the client's first round, not as w^0; AdamW
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
+from core.config import LoraConfig
 from core.errors import ConfigError
 from core.types import Order
 from strategies.fedavg import FedAvg
@@ -23,6 +25,15 @@ class Ditto(FedAvg):
         super().__post_init__()
         if self.personal_lambda < 0:
             raise ConfigError(f"strategy.personal-lambda must not be negative, got {self.personal_lambda!r}")
+
+    def under(self, lora: LoraConfig) -> Self:
+        built = super().under(lora)
+        if built.lora.by_product:
+            raise ConfigError(
+                f"lora.aggregation = {lora.aggregation!r} changes what the factors of the next round stand beside, which a "
+                "client's own cannot follow; with strategy.name = 'ditto' use separate | ffa | rolora | fedsa"
+            )
+        return built
 
     def client_rule(self) -> ClientRule:
         def pull(order: Order) -> Correct:

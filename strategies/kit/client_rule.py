@@ -84,9 +84,9 @@ class ClientRule:
 
     @property
     def plain(self) -> bool:
-        """Whether every tensor learns by the gradient of the loss alone."""
+        """Whether every tensor learns by the gradient of the loss alone, and nothing else is trained."""
         bends = self.correct is not no_correction or self.after_step is not nothing_after
-        return self.trains is train_all and not bends and not self.wants_gradients
+        return self.trains is train_all and not bends and not self.wants_gradients and not self.pull
 
     def leaves(self, name: str, rnd: int) -> bool:
         """Does this tensor's change leave the client?"""

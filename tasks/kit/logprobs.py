@@ -69,7 +69,7 @@ def predictions(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tupl
 def _read(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tuple[int, ...], Tensor | None]:
     """predictions, and the states (C, channels) from which the client's own head reads a reward, if there is one."""
     if base.packed:
-        packed = pack(forks, ends=base.personal.rewards_on)
+        packed = pack(forks, ends=base.personal.gives_rewards())
         hidden = _hidden(base, packed)
         ends = None if packed.ends is None else _states(base, hidden, packed.ends)
         return _states(base, hidden, packed.rows), packed.targets, packed.counts, ends
@@ -79,7 +79,7 @@ def _read(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tuple[int,
     completions = [c for _, cs in forks for c in cs]
     targets = torch.tensor([token for c in completions for token in c])
     states, ends = base.personal.states, None
-    if base.personal.rewards_on:
+    if base.personal.gives_rewards():
         assert states is not None, "the model's head was passed by"
         ends = states[torch.arange(len(ids)), torch.tensor([span.stop for span in spans])]
     return features, targets, tuple(map(len, completions)), ends

@@ -54,10 +54,6 @@ class Personal:
         head.register_forward_pre_hook(self._before)
         head.register_forward_hook(self._behind)
 
-    @property
-    def rewards_on(self) -> bool:
-        return self.on and REWARD in self.tensors
-
     def start(self, seed: int, client: int) -> Tree:
         """Where a client begins: W_down and V as LoRA's A, the rest zero, so that nothing has changed yet."""
         out = {name: torch.zeros(t.shape) for name, t in self.tensors.items()}
@@ -80,7 +76,11 @@ class Personal:
         return any(bool(self.tensors[name].any()) for name in (UP, LEFT) if name in self.tensors)
 
     def gives_rewards(self) -> bool:
-        return self.rewards_on and bool(self.tensors[REWARD].any())
+        """Whether a reward is to be read: its head learns, or has learned."""
+        if not self.on or REWARD not in self.tensors:
+            return False
+        weight = self.tensors[REWARD]
+        return (weight.requires_grad and torch.is_grad_enabled()) or bool(weight.any())
 
     def mix(self, hidden: Tensor) -> Tensor:
         """Z of H: (..., channels) -> the same."""
