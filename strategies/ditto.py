@@ -30,7 +30,7 @@ class Ditto(FedAvg):
         built = super().under(lora)
         if built.lora.by_product:
             raise ConfigError(
-                f"lora.aggregation = {lora.aggregation!r} changes what the factors of the next round stand beside, which a "
+                f"lora.aggregation = {lora.aggregation!r} changes what the next round's factors stand beside, which a "
                 "client's own cannot follow; with strategy.name = 'ditto' use separate | ffa | rolora | fedsa"
             )
         return built
