@@ -11,8 +11,9 @@ from torch.nn.functional import gelu, linear
 from core.config import LoraConfig, ModelConfig
 from core.errors import TreeMismatch
 from core.tree import Tree
-from tasks.base import Parts
+from tasks.base import Example, Parts
 from tasks.kit import head as head_module
+from tasks.kit.evaluate import exact_kl
 from tasks.kit.generate import greedy
 from tasks.kit.head import Head
 from tasks.kit.logprobs import completion_logps, completion_scores
@@ -204,6 +205,24 @@ def test_the_reference_is_the_frozen_base_whatever_is_private(folders) -> None:
         with reference(plain):
             assert torch.equal(logps, completion_logps(plain, FORKS))
         assert rewards is None
+
+
+def test_kl_is_from_the_frozen_head_to_the_clients(folders) -> None:
+    """The adapter at rest, so that both read the same states: sum p (log p - log q) by hand."""
+    base = loaded(folders, "llama", Parts(head=True, rank=3))
+    zero = {n: torch.zeros_like(t) for n, t in get_adapter(base).items()}
+    private = {n: t for n, t in moved(base).items() if n not in zero}
+    set_adapter(base, {**zero, **private})
+    prompt, (completion, _) = FORKS[0]
+    with torch.no_grad():
+        states = base.causal.base_model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False)
+        h = states.last_hidden_state[0, len(prompt) - 1 : -1]
+        logits = linear(h, base.causal.get_output_embeddings().weight)  # type: ignore[union-attr]
+        own = logits + linear(linear(h, private[RIGHT]), private[LEFT])
+        p, q = own.log_softmax(1), logits.log_softmax(1)
+        got = exact_kl(base, [Example(prompt, (completion,))])
+    assert got == pytest.approx((p.exp() * (p - q)).sum(1).mean().item(), rel=1e-4)
+    assert got > 1e-3
 
 
 def test_what_is_generated_is_the_clients_own(folders) -> None:
