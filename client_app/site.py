@@ -244,8 +244,10 @@ class Site:
 
     def _with_parts(self, base: Base, memory: dict[str, Tree]) -> dict[str, Tree]:
         """The client's memory; private parts that it does not hold yet are at their start."""
-        start = base.personal.start(self.config.run.seed, self.node.client)
-        return {**memory, "own": {**start, **memory.get("own", {})}} if start else memory
+        own = memory.get("own", {})
+        if base.personal.tensors.keys() <= own.keys():
+            return memory
+        return {**memory, "own": {**base.personal.start(self.config.run.seed, self.node.client), **own}}
 
     def _compare(self, base: Base, order: Order) -> Metrics:
         """The task's loss under each adapter of the order on the rows set aside; empty for a client without such."""
