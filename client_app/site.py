@@ -3,33 +3,35 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from client_app import personal
 from client_app.memory import Memory
-from core.config import Config
+from core.config import Config, TrainConfig
 from core.errors import BaseMismatch, ConfigError
 from core.factors import MERGED
 from core.seeds import rng_for, seed_for
+from core.tree import Tree
 from core.types import Json, Metrics, Order, Scalar, Update
 from strategies.base import Strategy
-from strategies.kit.client_rule import ClientRule, Outcome
+from strategies.kit.client_rule import FINISH, PERSONAL, ClientRule, Outcome
 from strategies.kit.metrics import SUM
-from tasks.base import Row, Task
+from tasks.base import Example, Row, Task
 from tasks.kit import engine, partition, schedule
 from tasks.kit.cache import Cache
 from tasks.kit.choice import log_odds, margins, share_right
 from tasks.kit.evaluate import choice_batch
-from tasks.kit.loop import row_losses, weight
-from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, set_adapter
+from tasks.kit.loop import TrainReport, row_losses, weight
+from tasks.kit.model import Base, get_adapter, get_private, initial_adapter, load_base, set_adapter
 from tasks.kit.race import race
 from tasks.kit.reference import reference_logps
 from tasks.kit.rows import ClientRows, client_rows, stamp
-from tasks.kit.stepper import Bend
+from tasks.kit.stepper import PLAIN, Bend
 
 MOST_ASIDE = 200  # rows
 
@@ -88,7 +90,7 @@ class Site:
 
     def base(self, named: str = "") -> Base:
         """The base model, loaded once per process; BaseMismatch if the server's is another."""
-        base = load_base(self.config.model, self.config.lora)
+        base = load_base(self.config.model, self.config.lora, self.task.adds)
         if named and base.fingerprint != named:
             raise BaseMismatch(
                 f"client {self.node.client} holds another base model than the server: "
@@ -136,36 +138,33 @@ class Site:
         started, knobs = time.monotonic(), order.knobs
         rnd, rule = int(knobs["rnd"]), self._rule()
         memory = Memory(self.state_dir, str(knobs["run"]), self.node.client)
-        private = memory.load(order.recall)
         base = self.base(str(knobs["base"]))
+        kept_before = memory.load(order.recall)
+        private = self._with_parts(base, kept_before)
         rows, _ = self.parts(everyone=knobs.get("rows") == "all")
         examples = engine.examples(base, self.task, rows, self.config, self.cache)
         order = self._whole(base, order)
         before = rule.start(order, private)
-        set_adapter(base, before, order.trees.get(MERGED))
         loaded = time.monotonic()
         rounds = self.config.run.num_server_rounds
         cfg = schedule.of_round(self.config.train, len(examples.kept), knobs, rounds)
-        report = engine.train(
-            base,
-            self.task,
-            examples.kept,
-            cfg,
-            seed=seed_for(self.config.run.seed, "batches", rnd, self.node.client),
-            data_seed=self._data_seed,
-            knobs=knobs,
-            cache=self.cache,
-            bend=Bend(
-                rule.correct(order, private),
-                rule.after_step(order, private, cfg.learning_rate),
-                lambda name: rule.trains(name, rnd),
-                rule.wants_gradients,
-                private,
-            ),
+        bend = Bend(
+            correct=rule.correct(order, private),
+            after_step=rule.after_step(order, private, cfg.learning_rate),
+            trains=lambda name: rule.learns(name, rnd),
+            opening=rule.opening if rnd > 1 and not kept_before else 0,
+            wants_gradients=rule.wants_gradients,
+            moments=private,
         )
-        outcome = Outcome(before, get_adapter(base), report.steps, cfg.learning_rate, report.gradients)
+        report = self._fit(base, order, before, examples.kept, cfg, bend)
+        after = {**get_adapter(base), **get_private(base)}
+        outcome = Outcome(before, after, report.steps, cfg.learning_rate, report.gradients)
         shared, kept = rule.finish(order, private, outcome)
         kept |= report.moments
+        if rule.pull:
+            bend = Bend(correct=rule.pull(order), trains=bend.trains)
+            self._fit(base, order, private.get(PERSONAL, before), examples.kept, cfg, bend, "personal")
+            kept[PERSONAL] = get_adapter(base)
         if kept:
             memory.save(rnd, kept, recalled=order.recall)
         seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
@@ -182,21 +181,73 @@ class Site:
         )
 
     def evaluate(self, order: Order) -> Update:
-        """Score the client's held-out rows with the adapter it would use itself; compare adapters where asked to."""
+        """Score the client's held-out rows with the adapter it would use itself; compare adapters where asked to.
+
+        After the last round a client whose model is its own writes it down (client_app/personal.py).
+        """
         knobs = order.knobs
-        private = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
+        kept = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
         base = self.base(str(knobs["base"]))
         losses = self._compare(base, order) if "compare" in knobs else {}
         together = self._vote(base, order) if "vote" in knobs else {}
         order = self._whole(base, order)
-        set_adapter(base, self._rule().start(order, private), order.trees.get(MERGED))
+        tree, merged = self._rule().scored(order, self._with_parts(base, kept)), order.trees.get(MERGED)
+        finish = int(knobs.get(FINISH, 0))
+        if finish:
+            tree = self._finished(base, order, tree, finish)
+        set_adapter(base, tree, merged)
         metrics: Metrics = engine.evaluate(base, self.task, self._heldout(), self.config, self.cache)
+        if int(knobs["rnd"]) == self.config.run.num_server_rounds and (
+            finish or kept.keys() & {"own", PERSONAL}
+        ):
+            folder = personal.folder(self.state_dir, str(knobs["run"]), self.node.client)
+            personal.export(base, tree, merged, folder, self.config, metrics.get("combined/lambda"))
         examples = int(metrics.pop("examples", 0))
         return Update(self.node.client, examples, order.adapter, {}, {**metrics, **losses, **together})
 
     def _heldout(self) -> list[Row]:
         heldout, most = self.rows().heldout, self.config.eval.max_rows
         return heldout[:most] if most else heldout
+
+    def _fit(
+        self,
+        base: Base,
+        order: Order,
+        start: Tree,
+        kept: Sequence[Example],
+        cfg: TrainConfig,
+        bend: Bend,
+        purpose: str = "batches",
+    ) -> TrainReport:
+        """Train from `start`; `purpose` seeds the batches. The result is in the base."""
+        set_adapter(base, start, order.trees.get(MERGED))
+        return engine.train(
+            base,
+            self.task,
+            kept,
+            cfg,
+            seed=seed_for(self.config.run.seed, purpose, int(order.knobs["rnd"]), self.node.client),
+            data_seed=self._data_seed,
+            knobs=order.knobs,
+            cache=self.cache,
+            bend=bend,
+        )
+
+    def _finished(self, base: Base, order: Order, tree: Tree, steps: int) -> Tree:
+        """The client's own model after so many more plain steps on its own rows."""
+        examples = engine.examples(base, self.task, self.parts()[0], self.config, self.cache)
+        rounds = self.config.run.num_server_rounds
+        cfg = schedule.of_round(self.config.train, len(examples.kept), order.knobs, rounds)
+        cfg = replace(cfg, local_steps=steps, optimizer_state="reset")
+        self._fit(base, order, tree, examples.kept, cfg, PLAIN, FINISH)
+        return {**get_adapter(base), **get_private(base)}
+
+    def _with_parts(self, base: Base, memory: dict[str, Tree]) -> dict[str, Tree]:
+        """The client's memory; private parts that it does not hold yet are at their start."""
+        own = memory.get("own", {})
+        if base.personal.tensors.keys() <= own.keys():
+            return memory
+        return {**memory, "own": {**base.personal.start(self.config.run.seed, self.node.client), **own}}
 
     def _compare(self, base: Base, order: Order) -> Metrics:
         """The task's loss under each adapter of the order on the rows set aside; empty for a client without such."""
@@ -242,7 +293,7 @@ class Site:
     def _whole(self, base: Base, order: Order) -> Order:
         """The order with the tensors that its adapter leaves out: they are at the common start."""
         tree = order.trees[order.adapter]
-        if base.flat.parameters.keys() <= tree.keys():
+        if base.adapter.keys() <= tree.keys():
             return order
         tree = {**initial_adapter(base, self.config.run.seed, order.adapter), **tree}
         return replace(order, trees={**order.trees, order.adapter: tree})

@@ -378,6 +378,7 @@ def _check_combinations(config: Config) -> None:
             f"data.prompt-format = {config.data.prompt_format!r} has no effect with task.name = {task!r}, whose "
             "prompts are its own"
         )
+    _check_private(task, strategy)
     _check_train(config.train)
     _check_rlft(config)
     if config.train.optimizer_state == "keep" and config.lora.aggregation in ("flora", "flexlora"):
@@ -406,6 +407,18 @@ def _check_combinations(config: Config) -> None:
         )
     if source == "jsonl" and strategy == "centralized" and not dict(config.source_choice.options).get("path"):
         raise ConfigError("strategy.name = 'centralized' needs every row in one place: set data.path")
+
+
+def _check_private(task: str, strategy: str) -> None:
+    if task == "pdpo" and strategy in ("scaffold", "ditto", "fedbis", "fedbiscuit", "centralized"):
+        raise ConfigError(
+            f"task.name = 'pdpo' gives every client parts of its own, which strategy.name = {strategy!r} does not know "
+            "what to do with; use fedpdpo, fedavg, fedprox, local or a server optimiser"
+        )
+    if strategy == "fedpdpo" and task != "pdpo":
+        raise ConfigError(
+            f"strategy.name = 'fedpdpo' is for task.name = 'pdpo': with {task!r} a client has no parts of its own"
+        )
 
 
 def _check_selectors(config: Config, options: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""LoRA's factors in a tree: their names, their rank, their start. W = W0 + s B A, A is (r, in) and B (out, r)."""
+"""Names in a tree: a client's own parts, and LoRA's factors with their rank and start.
+
+W = W0 + s B A, A is (r, in) and B (out, r).
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +12,7 @@ from torch import Tensor
 from core.seeds import torch_rng_for
 from core.tree import Tree
 
+PRIVATE = "private."  # begins the name of a tensor that never leaves its client: private.PART.NAME
 MERGED = "merged"  # the tree of an order beside the adapter: frozen factors of rank R, with s = 1
 
 
@@ -18,6 +22,15 @@ def is_a(name: str) -> bool:
 
 def is_b(name: str) -> bool:
     return ".lora_B." in name
+
+
+def is_private(name: str) -> bool:
+    return name.startswith(PRIVATE)
+
+
+def part_of(name: str) -> str:
+    """The part of a private tensor; "" for one of the adapter."""
+    return name.split(".")[1] if is_private(name) else ""
 
 
 def modules(tree: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.lib import format as npy
 
 from core.errors import TreeMismatch
+from core.factors import is_private
 from core.tree import Tree, flat, unflat
 from core.types import Json, Order, Update
 
@@ -101,6 +102,8 @@ def _encode(trees: Mapping[str, Tree], facts: Json, seen: Seen | None = None) ->
     record, layouts = RecordDict(), {}
     seen = {} if seen is None else seen
     for name, tree in trees.items():
+        if private := [key for key in tree if is_private(key)]:
+            raise TreeMismatch(f"{name}: {private[0]!r} is a client's own and goes into no message")
         layouts[name] = [(key, list(t.shape)) for key, t in tree.items()]
         if id(tree) not in seen:
             seen[id(tree)] = tree, ArrayRecord({"flat": Array(_float32(tree))})

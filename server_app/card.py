@@ -71,6 +71,8 @@ def _what(run: Run) -> str:
         text += (
             " Every client kept its own B: what lies here is the A they share, which alone changes nothing."
         )
+    if run.config.get("task.name") == "pdpo":
+        text += " Every client kept parts of its own behind it: what lies here is what they share."
     return text if run.status == "finished" else f"**{state(run)}**\n\n{text}"
 
 

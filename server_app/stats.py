@@ -22,6 +22,8 @@ CHOICE = "accuracy"  # a selector or a reward model picks the chosen answer
 LONGER = "length/accuracies"  # the longer answer is the chosen one
 TOGETHER = "vote/accuracy"  # the soft vote of all selectors picks the chosen answer
 ORDERS = "order_consistency"  # both orders of a pair lead to the same pick
+EXPLICIT = "explicit/accuracies"  # a client's own reward head scores the chosen answer higher
+COMBINED = "combined/accuracies"  # that and the implicit reward together do
 TOKENS = "mean_token_accuracy"
 ACCURACIES = (PREFERENCE, CHOICE, TOKENS)  # what a run can be about; the first that was measured is
 MIN_CLUSTERS = (
@@ -147,6 +149,7 @@ def headline(run: Run) -> list[Estimate]:
     found += _choices(run) if metric == CHOICE else []
     _, last = first_and_last(run, "rewards/accuracies")
     found.append(_share("reward", "Reward accuracy (TRL)", last, "rewards/accuracies"))
+    found += _personal(run)
     found += _before_after(run, TOKENS, "Token accuracy", "share")
     found += _before_after(run, "loss", "Held-out loss", "number")
     for metric, name in (("rewards/margins", "Reward margin"), ("kl", "KL to the base")):
@@ -248,6 +251,25 @@ def _preference(run: Run, metric: str) -> list[Estimate | None]:
             n = len(last.eval.by_client(metric))
             found.append(Estimate("spread", "Std. dev. over clients", sd, n=n, of="clients", unit="points"))
     found.append(_share("longer", 'Baseline "longer answer wins"', last or base, LONGER))
+    return found
+
+
+def _personal(run: Run) -> list[Estimate | None]:
+    """Of clients with a reward head of their own: alone, and together with the implicit reward."""
+    _, last = first_and_last(run, COMBINED)
+    if not last:
+        return []
+    found = [
+        _share("explicit", "Explicit reward accuracy", last, EXPLICIT),
+        _share("combined", "Combined accuracy, implicit and explicit", last, COMBINED),
+    ]
+    if low := worst(last.eval, COMBINED):
+        client, share = low
+        name = f"Combined, worst client ({client})"
+        found.append(Estimate("combined worst", name, share, n=_rows(last.eval).get(client)))
+    if (sd := spread(last.eval, COMBINED)) is not None:
+        n, name = len(last.eval.by_client(COMBINED)), "Combined, std. dev. over clients"
+        found.append(Estimate("combined spread", name, sd, n=n, of="clients", unit="points"))
     return found
 
 

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from core import wire
 from core.config import FaultConfig, LoraConfig
 from core.errors import ConfigError, RoundFailed, TreeMismatch
+from core.factors import is_private
 from core.tree import Tree, norm, same_layout
 from core.types import Client, Json, Metrics, Order, Scalar, ServerState, Update
 from strategies.kit.client_rule import ClientRule
@@ -328,8 +329,10 @@ class Strategy(FlowerStrategy):
         rule, rnd = self.client_rule(), int(order.knobs["rnd"])
         if set(update.trees) != set(rule.sends):
             return f"it sends {sorted(update.trees)}, expected are {sorted(rule.sends)}"
-        expected = {n: t for n, t in order.trees[order.adapter].items() if rule.shares(n, rnd)}
+        expected = {n: t for n, t in order.trees[order.adapter].items() if rule.leaves(n, rnd)}
         for name, tree in update.trees.items():
+            if private := [n for n in tree if is_private(n)]:
+                return f"it sends the private tensor {private[0]!r} in {name}"
             try:
                 same_layout(expected, tree, where=name)
             except TreeMismatch as error:

@@ -14,7 +14,7 @@ from core.errors import ConfigError
 from core.tree import Tree
 from core.types import Client, Metrics, Order, ServerState, Update
 from strategies.base import Strategy
-from strategies.kit.client_rule import ClientRule
+from strategies.kit.client_rule import FINISH, ClientRule
 from strategies.kit.fold import Fold, Mean, Merged, Share
 from strategies.kit.lora import Lora
 from strategies.kit.metrics import weighted_mean
@@ -31,6 +31,7 @@ class FedAvg(Strategy):
     clip_norm: float = 0.0  # a delta with a larger norm is scaled down to it; 0: never
     robust: str = "none"  # none | median | trimmed-mean | krum | multi-krum; without weights
     robust_fraction: float = 0.2  # of the clients: cut at each end (trimmed-mean), hostile (krum, multi-krum)
+    finish_steps: int = 0  # of every client by itself, after the last round; nothing of them is sent
     lora: Lora = field(default_factory=Lora)  # no key of strategy: lora.*, by under()
 
     own_weighting: ClassVar[dict[str, str]] = dict.fromkeys(("paper", "openfedllm", "flower"), "examples")
@@ -50,6 +51,7 @@ class FedAvg(Strategy):
         for key, value in (
             ("server-learning-rate", self.server_learning_rate),
             ("clip-norm", self.clip_norm),
+            ("finish-steps", self.finish_steps),
         ):
             if value < 0:
                 raise ConfigError(f"strategy.{key} must not be negative, got {value!r}")
@@ -124,7 +126,10 @@ class FedAvg(Strategy):
         return self.lora.orders(state, super().plan_train(state, rnd, cohort))
 
     def plan_evaluate(self, state: ServerState, rnd: int, everyone: list[Client]) -> list[Order]:
-        return self.lora.orders(state, super().plan_evaluate(state, rnd, everyone))
+        orders = self.lora.orders(state, super().plan_evaluate(state, rnd, everyone))
+        if not self.finish_steps or rnd != state.facts["rounds"]:
+            return orders
+        return [replace(o, knobs={**o.knobs, FINISH: self.finish_steps}) for o in orders]
 
     def fold(self, state: ServerState, rnd: int) -> Fold:
         if self.lora.by_product:

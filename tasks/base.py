@@ -1,6 +1,6 @@
 """Task: what local training optimises. It knows rows and log-probabilities, never clients or rounds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -48,10 +48,37 @@ class Batch:
     running: dict[str, float] = field(default_factory=dict)  # the task's own, from step to step
     sums: dict[str, float] = field(default_factory=dict)  # additive: reported to the server, for Task.brief
     hits: Tensor | None = None  # (C,) int64, tokens that are the policy's first choice; None for kto
+    explicit: Tensor | None = None  # (C,) the client's own reward head, with grad; None without one
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Tensors of a client's own behind the body of the base (tasks/kit/personal.py); by default none."""
+
+    bottleneck: Literal["", "residual", "gate"] = ""
+    width: int = 0  # of the bottleneck; 0: channels / 16, at least 16
+    head: bool = False
+    rank: int = 0  # of the change of the vocabulary head; 0: full
+    reward: bool = False
+
+
+NO_PARTS = Parts()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Optimiser steps of a local training in which only some tensors learn."""
+
+    steps: int
+    trains: Callable[[str], bool]  # of a tensor's name
+
+
+def everything(name: str) -> bool:
+    return True
 
 
 class Task(Protocol):
-    """A plugin of tasks/: a dataclass whose fields are its keys. Three methods are here as most need them."""
+    """A plugin of tasks/: a dataclass whose fields are its keys. What is written out here is what most of them need."""
 
     columns: ClassVar[tuple[str, ...]]  # of the canonical row it trains on
     needs_reference: ClassVar[bool]
@@ -64,6 +91,19 @@ class Task(Protocol):
         """The implicit reward of a completion is reward_scale * log(pi / pi_ref). Where choices are read: the
         log-odds that the first answer is the better one are reward_scale * (z - z of the twin)."""
         ...
+
+    @property
+    def adds(self) -> Parts:
+        """What every client holds for itself beside the adapter."""
+        return NO_PARTS
+
+    def rate(self, part: str) -> float:
+        """The learning rate of a private part, in multiples of train.learning-rate."""
+        return 1.0
+
+    def stages(self, steps: int) -> tuple[Stage, ...]:
+        """How a local training of so many steps is divided."""
+        return (Stage(steps, everything),)
 
     def examples(self, rows: Sequence[Row], encode: Any) -> list[Example]:
         """Tokenise canonical rows (encode: tasks.kit.encode.Encoder, which counts or refuses unusable rows)."""

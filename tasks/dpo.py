@@ -41,6 +41,29 @@ def dpo_loss(
     return (1 - label_smoothing) * right + label_smoothing * flipped
 
 
+def pairs(rows: Sequence[Row], encode: Encoder) -> list[Example]:
+    """(chosen, rejected) behind each prompt."""
+    made = (encode.example(r["prompt"], (r["chosen"], r["rejected"]), row=i) for i, r in enumerate(rows))
+    return [example for example in made if example]
+
+
+def reward_metrics(batch: Batch, beta: float) -> Metrics:
+    """TRL's metrics of a batch of pairs."""
+    assert batch.ref_logps is not None
+    rewards = beta * (batch.logps - batch.ref_logps).view(-1, 2).detach()
+    margins = rewards[:, 0] - rewards[:, 1]
+    chosen, rejected = rewards.mean(0).tolist()
+    logp_chosen, logp_rejected = batch.logps.view(-1, 2).detach().mean(0).tolist()
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": float(margins.mean()),
+        "rewards/accuracies": float((margins > 0).float().mean()),
+        "logps/chosen": logp_chosen,
+        "logps/rejected": logp_rejected,
+    }
+
+
 @dataclass(frozen=True)
 class DPO(Task):
     """Direct preference optimisation on pairs; the reference is the frozen base, in every round."""
@@ -71,12 +94,11 @@ class DPO(Task):
         return self.beta
 
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
-        made = (encode.example(r["prompt"], (r["chosen"], r["rejected"]), row=i) for i, r in enumerate(rows))
-        return [example for example in made if example]
+        return pairs(rows, encode)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         assert batch.ref_logps is not None
-        logps, ratios = batch.logps.view(-1, 2), (batch.logps - batch.ref_logps).view(-1, 2)
+        ratios = (batch.logps - batch.ref_logps).view(-1, 2)
         scores = ratios / batch.tokens.view(-1, 2) if self.loss_type == "ipo" else ratios
         losses = dpo_loss(
             scores[:, 0] - scores[:, 1],
@@ -84,18 +106,7 @@ class DPO(Task):
             loss_type=self.loss_type,
             label_smoothing=self._smoothing(batch.examples, scores),
         )
-        rewards = self.beta * ratios.detach()
-        margins = rewards[:, 0] - rewards[:, 1]
-        chosen, rejected = rewards.mean(0).tolist()
-        logp_chosen, logp_rejected = logps.detach().mean(0).tolist()
-        return losses.mean(), {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/margins": float(margins.mean()),
-            "rewards/accuracies": float((margins > 0).float().mean()),
-            "logps/chosen": logp_chosen,
-            "logps/rejected": logp_rejected,
-        }
+        return losses.mean(), reward_metrics(batch, self.beta)
 
     def _smoothing(self, examples: Sequence[Example], like: Tensor) -> float | Tensor:
         """The probability that each label is wrong: 1 - confidence, where pairs bring one, smoothed."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from core.errors import ConfigError
 from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Row
+from tasks.base import Batch, Example, Row, Task
 from tasks.kit.encode import Encoder
 
 BAND = (1.0, 4 / 3)  # of w_D n_D : w_U n_U, Eq. 8
@@ -47,7 +47,7 @@ def reference_point(kl_ratios: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class KTO:
+class KTO(Task):
     """Kahneman-Tversky optimisation on unpaired completions; the reference is the frozen base, in every round."""
 
     beta: float = 0.1

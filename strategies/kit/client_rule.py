@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from core.factors import is_private
 from core.tree import Tree, sub
 from core.types import Order
 
 Memory = Mapping[str, Tree]  # a client's private trees: {"own": ...}, and what the algorithm keeps
 Trees = dict[str, Tree]
+FINISH = "finish-steps"  # knob of an evaluation's order: steps on the client's own rows before it
+PERSONAL = "personal"  # the tree of a second adapter in a client's memory
 Correct = Callable[[str, Tensor, Tensor], Tensor]  # (name, parameter, gradient) -> gradient
 AfterStep = Callable[[str, Tensor], None]  # (name, parameter), which it changes in place
 
@@ -62,6 +65,10 @@ class ClientRule:
     `adds(order, memory, outcome)`: (trees to send, trees to keep) besides `delta` and `own`; it sees the
     outcome of the tensors that train and are shared. `sends` names all the trees that travel.
     `aside`: the share of its training rows on which a client compares adapters, and never trains.
+    `opening`: steps on its private parts alone with which a client begins that joins when others have trained.
+    `pull(order)`: a change of the gradients of a second, personal adapter, which the client trains beside the one it
+    sends, with the same steps, and is scored with; None: there is none.
+    Whatever an algorithm says, a private tensor learns and never leaves: `learns` and `leaves` have the last word.
     """
 
     shares: Callable[[str, int], bool] = share_all
@@ -72,22 +79,35 @@ class ClientRule:
     adds: Callable[[Order, Memory, Outcome], tuple[Trees, Trees]] = nothing_more
     sends: tuple[str, ...] = ("delta",)
     aside: float = 0.0
+    opening: int = 0
+    pull: Callable[[Order], Correct] | None = None
 
     @property
     def plain(self) -> bool:
-        """Whether every tensor learns by the gradient of the loss alone."""
+        """Whether every tensor learns by the gradient of the loss alone, and nothing else is trained."""
         bends = self.correct is not no_correction or self.after_step is not nothing_after
-        return self.trains is train_all and not bends and not self.wants_gradients
+        return self.trains is train_all and not bends and not self.wants_gradients and not self.pull
+
+    def leaves(self, name: str, rnd: int) -> bool:
+        """Does this tensor's change leave the client?"""
+        return not is_private(name) and self.shares(name, rnd)
+
+    def learns(self, name: str, rnd: int) -> bool:
+        return is_private(name) or self.trains(name, rnd)
 
     def start(self, order: Order, memory: Memory) -> Tree:
-        """The adapter a client trains and is scored with: the order's, under what is its own."""
+        """The adapter a client trains: the order's, under what is its own."""
         return {**order.trees[order.adapter], **self._own(order, memory)}
+
+    def scored(self, order: Order, memory: Memory) -> Tree:
+        """The adapter a client would use itself."""
+        return dict(memory[PERSONAL]) if self.pull and PERSONAL in memory else self.start(order, memory)
 
     def finish(self, order: Order, memory: Memory, outcome: Outcome) -> tuple[Trees, Trees]:
         """(trees to send, trees to keep). `delta` is after - before of what is shared."""
         rnd = int(order.knobs["rnd"])
-        shared = {n: t for n, t in outcome.after.items() if self.shares(n, rnd)}
-        trained = {n for n in outcome.after if self.trains(n, rnd)}
+        shared = {n: t for n, t in outcome.after.items() if self.leaves(n, rnd)}
+        trained = {n for n in outcome.after if self.learns(n, rnd)}
         own = {n: outcome.after[n] for n in outcome.after if n in trained and n not in shared}
         own = {**self._own(order, memory), **own}
         sent, kept = self.adds(order, memory, _only(outcome, trained & shared.keys()))
@@ -97,7 +117,7 @@ class ClientRule:
     def _own(self, order: Order, memory: Memory) -> Tree:
         """A tensor that is shared in this round comes from the server, whoever's it was before."""
         own = memory.get("own", {})
-        return {n: t for n, t in own.items() if not self.shares(n, int(order.knobs["rnd"]))}
+        return {n: t for n, t in own.items() if not self.leaves(n, int(order.knobs["rnd"]))}
 
 
 PLAIN = ClientRule()

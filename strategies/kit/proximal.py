@@ -4,6 +4,7 @@ Li et al. 2020, Eq. 2 (arXiv:1812.06127). Deviations: the client's own optimiser
 tensor that is the client's own is pulled to its own start, since the server has none.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -22,7 +23,12 @@ def fedprox_rule(mu: float, rule: ClientRule = PLAIN) -> ClientRule:
     """`rule` with the pull; what trains and travels is its own affair."""
 
     def correct(order: Order, memory: Memory) -> Correct:
-        start = beside(rule.start(order, memory))
-        return lambda name, w, gradient: gradient + proximal(w, start(name, w), mu)[1]
+        return pull_to(rule.start(order, memory), mu)
 
     return replace(rule, correct=correct)
+
+
+def pull_to(tree: Mapping[str, Tensor], mu: float) -> Correct:
+    """The term's gradient towards `tree`, added to each gradient."""
+    start = beside(tree)
+    return lambda name, w, gradient: gradient + proximal(w, start(name, w), mu)[1]

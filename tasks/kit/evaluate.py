@@ -1,5 +1,6 @@
 """Scores of held-out examples under the current adapter, with TRL's metric names; what has no data is absent."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ from tasks.base import Batch, Example, Row, Task
 from tasks.kit.batches import by_budget
 from tasks.kit.cache import Cache
 from tasks.kit.choice import calibration_error, log_odds, margins, share_right
+from tasks.kit.combine import Combination, crossed
 from tasks.kit.encode import Encoder, key_of
-from tasks.kit.logprobs import choice_logits, completion_logps, predictions
+from tasks.kit.logprobs import choice_logits, completion_scores, predictions
 from tasks.kit.model import Base, is_untouched, reference
 from tasks.kit.reference import fork_of, forks_of, reference_logps, tokens_of
 
@@ -72,16 +74,20 @@ def heldout_examples(rows: Sequence[Row], encode: Encoder, task: Task) -> list[E
 
 @dataclass(frozen=True)
 class Scores:
-    """(N, completions) each, float64: summed log-probabilities, and completion lengths in tokens."""
+    """(N, completions) each, float64: summed log-probabilities, completion lengths in tokens, and the rewards of the
+    client's own head, if it has one that has learned."""
 
     logps: Tensor
     ref_logps: Tensor
     tokens: Tensor
+    explicit: Tensor | None = None
 
 
 def pair_metrics(scores: Scores, reward_scale: float) -> Metrics:
     """Of (chosen, rejected) pairs. rewards/accuracies counts rewards that are strictly larger (TRL) and is absent
-    where policy and reference agree on every row; logps/accuracies is the model alone, without reference."""
+    where policy and reference agree on every row; logps/accuracies is the model alone, without reference.
+    explicit/accuracies is of the client's own reward head, combined/accuracies of both rewards together, each pair by
+    weights that the other half of the pairs gave (tasks/kit/combine.py); a tie is half."""
     rewards = reward_scale * (scores.logps - scores.ref_logps)
     chosen, rejected = rewards.mean(0).tolist()
     logp_chosen, logp_rejected = scores.logps.mean(0).tolist()
@@ -97,7 +103,24 @@ def pair_metrics(scores: Scores, reward_scale: float) -> Metrics:
     }
     if rewards.any():
         metrics["rewards/accuracies"] = _share(rewards[:, 0] > rewards[:, 1])
-    return metrics
+    return metrics | _explicit(rewards, scores.explicit)
+
+
+def _explicit(rewards: Tensor, explicit: Tensor | None) -> Metrics:
+    if explicit is None:
+        return {}
+    implicit, own = rewards[:, 0] - rewards[:, 1], explicit[:, 0] - explicit[:, 1]
+    return {
+        "explicit/margins": float(own.mean()),
+        "explicit/accuracies": share_right(own),
+        "combined/accuracies": share_right(crossed(implicit, own)),
+        **_weights(Combination.fit(implicit, own)),
+    }
+
+
+def _weights(found: Combination) -> Metrics:
+    weights = {"combined/weight": found.weight, "combined/lambda": found.factor}
+    return {name: value for name, value in weights.items() if 0 <= value < math.inf}
 
 
 def unpaired_metrics(scores: Scores, labels: Sequence[bool], reward_scale: float) -> Metrics:
@@ -130,7 +153,8 @@ def exact_kl(base: Base, examples: Sequence[Example]) -> float:
         with reference(base):
             frozen, _, _ = predictions(base, forks)
         for rows, log_p in base.head.log_softmax(policy):
-            (_, log_q) = next(base.head.log_softmax(frozen[rows]))
+            with reference(base):
+                (_, log_q) = next(base.head.log_softmax(frozen[rows]))
             total += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
         count += len(policy)
     return total / count
@@ -150,17 +174,28 @@ def _choices(base: Base, task: Task, examples: Sequence[Example]) -> Metrics:
 
 
 def _scores(base: Base, examples: Sequence[Example], cache: Cache) -> Scores:
-    refs = reference_logps(base, examples, cache)
-    frozen = [refs[key_of(e)] for e in examples]
-    logps = frozen if is_untouched(base) else [row for group in by_budget(examples, tokens_of, TOKENS)
-                                               for row in _logps(base, group)]  # fmt: skip
+    known = reference_logps(base, examples, cache)
+    frozen = [known[key_of(e)] for e in examples]
+    rewarded = base.personal.gives_rewards()
+    logps, explicit = frozen, []
+    if rewarded or not is_untouched(base):
+        logps, explicit = _own(base, examples)
+    if is_untouched(base):  # equal to the last bit, not to rounding
+        logps = frozen
     tokens = [[len(c) for c in e.completions] for e in examples]
-    return Scores(*(torch.tensor(rows, dtype=torch.float64) for rows in (logps, frozen, tokens)))
+    policy, refs, lengths = (torch.tensor(rows, dtype=torch.float64) for rows in (logps, frozen, tokens))
+    return Scores(policy, refs, lengths, torch.tensor(explicit, dtype=torch.float64) if rewarded else None)
 
 
-def _logps(base: Base, group: Sequence[Example]) -> list[list[float]]:
-    values = completion_logps(base, [fork_of(e) for e in group])
-    return values.view(len(group), -1).tolist()
+def _own(base: Base, examples: Sequence[Example]) -> tuple[list[list[float]], list[list[float]]]:
+    """Log-probabilities under the current adapter, and rewards where the client has a head for them."""
+    logps: list[list[float]] = []
+    explicit: list[list[float]] = []
+    for group in by_budget(examples, tokens_of, TOKENS):
+        values, _, rewards = completion_scores(base, [fork_of(e) for e in group])
+        logps += values.view(len(group), -1).tolist()
+        explicit += [] if rewards is None else rewards.view(len(group), -1).tolist()
+    return logps, explicit
 
 
 def _language(base: Base, examples: Sequence[Example]) -> Metrics:

@@ -1,28 +1,30 @@
-"""Flat: all LoRA weights as views of one tensor, and their gradients as views of another."""
+"""Flat: all weights that learn as views of a few tensors, and their gradients as views of others."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from core.factors import part_of
+from tasks.base import everything
 
-def everything(name: str) -> bool:
-    return True
+Block = tuple[str, torch.device]  # a part ("": the adapter) on a device
 
 
 class Flat:
-    """One float32 weight tensor and one gradient tensor per device (one device unless the model is split).
+    """One float32 weight tensor and one gradient tensor per part and device (one device unless the model is split).
 
-    Clipping is one norm, an optimiser step one kernel. `parameters` maps tree names to the model's parameters.
+    Clipping is one norm, an optimiser step one kernel a part. `parameters` maps tree names to the model's parameters.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
         self.size = sum(p.numel() for p in parameters.values())
-        sizes: dict[torch.device, int] = {}
-        for p in parameters.values():
-            sizes[p.device] = sizes.get(p.device, 0) + p.numel()
-        self.weights = {device: nn.Parameter(torch.empty(n, device=device)) for device, n in sizes.items()}
+        self.blocks: dict[str, Block] = {n: (part_of(n), p.device) for n, p in parameters.items()}
+        sizes = dict.fromkeys(self.blocks.values(), 0)
+        for name, p in parameters.items():
+            sizes[self.blocks[name]] += p.numel()
+        self.weights = {block: nn.Parameter(torch.empty(n, device=block[1])) for block, n in sizes.items()}
         with torch.no_grad():
             for weight in self.weights.values():
                 weight.grad = torch.zeros_like(weight)
@@ -65,7 +67,7 @@ class Flat:
         rest = dict(zip(self.weights, flats, strict=True))
         out: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            flat = rest[parameter.device]
+            flat = rest[self.blocks[name]]
             out[name] = flat[: parameter.numel()].view_as(parameter)
-            rest[parameter.device] = flat[parameter.numel() :]
+            rest[self.blocks[name]] = flat[parameter.numel() :]
         return out

@@ -21,11 +21,12 @@ def completion_logps(base: Base, forks: Sequence[Fork]) -> Tensor:
     return completion_scores(base, forks)[0]
 
 
-def completion_scores(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor]:
-    """completion_logps, and how many tokens of each completion are the model's first choice, (C,) int64."""
-    features, targets, counts = predictions(base, forks)
+def completion_scores(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """completion_logps; how many tokens of each completion are the model's first choice, (C,) int64; and the reward
+    that the client's own head gives each, (C,) float32, or None without one."""
+    features, targets, counts, ends = _read(base, forks)
     logps, best = base.head.scores(features, targets)
-    return _sums(logps, counts), _sums(best, counts)
+    return _sums(logps, counts), _sums(best, counts), None if ends is None else base.personal.rewards(ends)
 
 
 def choice_logits(base: Base, forks: Sequence[Fork]) -> Tensor:
@@ -51,27 +52,41 @@ def with_strangers(base: Base, forks: Sequence[Fork], strangers: Sequence[Tokens
     trunk = pack(forks)
     trunk.layout.kept = {}
     hidden = _hidden(base, trunk)
-    own = _sums(base.head.logps(hidden[trunk.rows.to(hidden.device)], trunk.targets), trunk.counts)
+    own = _sums(base.head.logps(_states(base, hidden, trunk.rows), trunk.targets), trunk.counts)
     with torch.no_grad():
         branch = graft(trunk, strangers)
         states = torch.cat([hidden.detach(), _hidden(base, branch)]) if len(branch.ids) else hidden.detach()
-        theirs = base.head.logps(states[branch.rows.to(states.device)], branch.targets)
+        theirs = base.head.logps(_states(base, states, branch.rows), branch.targets)
     trunk.layout.kept = None  # the graph may still hold the layout
     return own, _sums(theirs, branch.counts)
 
 
 def predictions(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """What base.head turns into log-probabilities: features (R, F), targets (R,), tokens of each completion."""
+    return _read(base, forks)[:3]
+
+
+def _read(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tuple[int, ...], Tensor | None]:
+    """predictions, and the states (C, channels) from which the client's own head reads a reward, if there is one."""
     if base.packed:
-        packed = pack(forks)
+        packed = pack(forks, ends=base.personal.gives_rewards())
         hidden = _hidden(base, packed)
-        return hidden[packed.rows.to(hidden.device)], packed.targets, packed.counts
+        ends = None if packed.ends is None else _states(base, hidden, packed.ends)
+        return _states(base, hidden, packed.rows), packed.targets, packed.counts, ends
     ids, mask, spans = padded(forks, filler=end_token(base.tokenizer))
     out = base.model(input_ids=ids.to(base.device), attention_mask=mask.to(base.device), use_cache=False)
     features = torch.cat([logits[span].float() for logits, span in zip(out.logits, spans, strict=True)])
     completions = [c for _, cs in forks for c in cs]
     targets = torch.tensor([token for c in completions for token in c])
-    return features, targets, tuple(map(len, completions))
+    states, ends = base.personal.states, None
+    if base.personal.gives_rewards():
+        assert states is not None, "the model's head was passed by"
+        ends = states[torch.arange(len(ids)), torch.tensor([span.stop for span in spans])]
+    return features, targets, tuple(map(len, completions)), ends
+
+
+def _states(base: Base, hidden: Tensor, rows: Tensor) -> Tensor:
+    return base.personal.mix(hidden[rows.to(hidden.device)])
 
 
 def _hidden(base: Base, packed: Packed) -> Tensor:

@@ -1,18 +1,20 @@
 """The one training loop: draw, pack, forward, loss, backward, correct, clip, step."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from core.config import TrainConfig
 from core.errors import DataError
+from core.factors import is_private
 from core.seeds import rng_for, seed_for
 from core.tree import Tree
 from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Task
+from tasks.base import Batch, Example, Stage, Task
 from tasks.kit.batches import by_budget, draw, subset
 from tasks.kit.cache import Cache
 from tasks.kit.encode import key_of
@@ -53,13 +55,16 @@ def train(
 
     seed: of the batches and of dropout (run, round, client). data_seed: of what stays fixed for a client over
     all rounds (KTO's mismatched pairs). knobs: what Task.brief said. bend: what the algorithm and the client's
-    memory change. steps: instead of cfg.local_steps. The same arguments give the same bytes on the same machine.
+    memory change. steps: instead of cfg.local_steps, without the opening ones.
+    The same arguments give the same bytes on the same machine.
     Raises DataError without examples.
     """
     started = time.perf_counter()
     if not examples:
         raise DataError("a client without usable rows cannot train")
-    steps = steps or cfg.local_steps
+    stages = (Stage(bend.opening, is_private), *task.stages(steps or cfg.local_steps))
+    stages = [stage for stage in stages if stage.steps]
+    steps = sum(stage.steps for stage in stages)
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
     batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=int((knobs or {}).get("rnd", 1)))
     refs: Mapping[str, tuple[float, ...]] = {}
@@ -68,23 +73,21 @@ def train(
         refs = reference_logps(base, [examples[row] for row in drawn], cache or Cache(None))
     look = _Look(base, task, refs, dict(knobs or {}))
     history: list[Metrics] = []
-    stepper = Stepper(base.flat, cfg, bend)
-    dropout = not task.needs_reference
-    with training(base, dropout=dropout, seed=seed_for(seed, "dropout"), trains=bend.trains):
-        for micro in batches:
-            base.flat.zero_grad()
-            chosen = [[examples[row] for row in batch] for batch in micro]
-            whole = sum(weight(task, batch) for batch in chosen)
-            for batch in chosen:
-                loss, metrics = look.loss(batch)
-                (loss * (weight(task, batch) / whole)).backward()
-                history.append({"loss": float(loss.detach()), **metrics})
-            history.append({"grad_norm": stepper.step()})
-            look.untouched = False
+    gradients: Tree = {}
+    moments: dict[str, Tree] = {}
+    queue = iter(batches)
+    for stage in stages:
+        now = replace(bend, trains=_both(bend.trains, stage.trains), moments={**bend.moments, **moments})
+        dropout = {"dropout": not task.needs_reference, "seed": seed_for(seed, "dropout")}
+        stepper = Stepper(base.flat, cfg, now, task.rate)
+        with training(base, **dropout, trains=now.trains):
+            for micro in islice(queue, stage.steps):
+                history += look.step([[examples[row] for row in batch] for batch in micro], stepper)
+        gradients |= stepper.mean_gradient() or {}
+        moments |= stepper.moments()
     rows = sum(len(batch) for micro in batches for batch in micro)
-    seconds = time.perf_counter() - started
     return TrainReport(
-        steps, rows, _means(history), look.sums, stepper.mean_gradient(), stepper.moments(), seconds
+        steps, rows, _means(history), look.sums, gradients or None, moments, time.perf_counter() - started
     )
 
 
@@ -137,19 +140,32 @@ class _Look:
         self.sums: dict[str, float] = {}
         self.untouched = is_untouched(base)
 
+    def step(self, batches: Sequence[Sequence[Example]], stepper: Stepper) -> list[Metrics]:
+        """One optimiser step on the micro-batches; the metrics of each, and of the step."""
+        self.base.flat.zero_grad()
+        out: list[Metrics] = []
+        whole = sum(weight(self.task, batch) for batch in batches)
+        for batch in batches:
+            loss, metrics = self.loss(batch)
+            (loss * (weight(self.task, batch) / whole)).backward()
+            out.append({"loss": float(loss.detach()), **metrics})
+        out.append({"grad_norm": stepper.step()})
+        self.untouched = False
+        return out
+
     def loss(self, examples: Sequence[Example]) -> tuple[Tensor, Metrics]:
         return self.task.loss(self.batch(examples))
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         forks = [fork for example in examples for fork in forks_of(example)]
         strangers = [example.mismatched for example in examples]
-        kl_logps = hits = None
+        kl_logps = hits = explicit = None
         if self.task.reads == "choices":
             logps = choice_logits(self.base, forks).flatten()
         elif any(strangers):
             logps, kl_logps = with_strangers(self.base, forks, strangers)
         else:
-            logps, hits = completion_scores(self.base, forks)
+            logps, hits, explicit = completion_scores(self.base, forks)
         ref_logps, kl_ref_logps = self._references(examples, logps, kl_logps)
         sizes = [sum(len(completions) for _, completions in forks_of(example)) for example in examples]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -165,6 +181,7 @@ class _Look:
             running=self.running,
             sums=self.sums,
             hits=hits,
+            explicit=explicit,
         )
 
     def _references(
@@ -187,7 +204,8 @@ def _one_by_one(batch: Batch) -> Iterator[Batch]:
     """Each row as a batch; what is over several rows stays that of the whole."""
     for example, places in zip(batch.examples, batch.index, strict=True):
         some = slice(places[0], places[-1] + 1)
-        ref_logps, hits = (None if t is None else t[some] for t in (batch.ref_logps, batch.hits))
+        per_row = (batch.ref_logps, batch.hits, batch.explicit)
+        ref_logps, hits, explicit = (None if t is None else t[some] for t in per_row)
         yield replace(
             batch,
             examples=(example,),
@@ -198,7 +216,12 @@ def _one_by_one(batch: Batch) -> Iterator[Batch]:
             running=dict(batch.running),
             sums={},
             hits=hits,
+            explicit=explicit,
         )
+
+
+def _both(one: Callable[[str], bool], other: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda name: one(name) and other(name)
 
 
 def weight(task: Task, batch: Sequence[Example]) -> int:

@@ -36,13 +36,15 @@ from core import factors
 from core.config import LoraConfig, ModelConfig
 from core.errors import ConfigError
 from core.tree import Tree, same_layout
+from tasks.base import NO_PARTS, Parts, everything
 from tasks.kit import attention, toy_base
 from tasks.kit.beside import Beside
 from tasks.kit.fingerprint import fingerprint
-from tasks.kit.flat import Flat, everything
+from tasks.kit.flat import Flat
 from tasks.kit.head import Head
 from tasks.kit.linear import use_onednn
 from tasks.kit.logprobs import completion_logps
+from tasks.kit.personal import Personal
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +61,19 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str
     numerics: str  # dtype and quantization: what cached numbers depend on besides the weights
-    flat: Flat  # the adapter's weights, float32
+    flat: Flat  # the adapter's weights and, under names of their own, the private parts', float32
+    personal: Personal  # what is the client's own behind the body; without parts it does nothing
     beside: (
         Beside  # what rounds past have merged (lora.aggregation = fedex | flora); no part of the reference
     )
     rank: int  # of the adapter in use; the places above it are zero in A and in B, and stay so
     head: Head
     packed: bool  # packed forks; else padded batches and full logits
+
+    @property
+    def adapter(self) -> dict[str, nn.Parameter]:
+        """What travels: LoRA's weights, under peft's state-dict names."""
+        return {name: p for name, p in self.flat.parameters.items() if not factors.is_private(name)}
 
     @property
     def causal(self) -> PreTrainedModel:
@@ -79,8 +87,10 @@ class Base:
 
 
 @cache
-def load_base(model: ModelConfig, lora: LoraConfig) -> Base:
+def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> Base:
     """The base for these settings, loaded once per process and kept; loads() counts.
+
+    parts: what a task adds for each client alone; the server's base has none.
 
     Raises ConfigError for a model that is not there, a placement or quantization that cannot run here, and a
     tokenizer without an end-of-text token.
@@ -97,22 +107,23 @@ def load_base(model: ModelConfig, lora: LoraConfig) -> Base:
     if model.gradient_checkpointing:
         causal.gradient_checkpointing_enable({"use_reentrant": False})
     adapted = _attach(causal, lora)
-    flat = Flat({_name(n): p for n, p in adapted.named_parameters() if p.requires_grad})
+    weights = {_name(n): p for n, p in adapted.named_parameters() if p.requires_grad}
+    personal = _personal(causal, parts)
+    flat = Flat({**weights, **personal.tensors})
     numerics = f"{model.dtype}-{model.quantization}"
     layers = {
-        name: adapted.get_submodule(name.split(".lora_A.")[0])
-        for name in flat.parameters
-        if factors.is_a(name)
+        name: adapted.get_submodule(name.split(".lora_A.")[0]) for name in weights if factors.is_a(name)
     }
     base = Base(
-        adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, Beside(layers), lora.r, Head(None), False
+        adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, personal, Beside(layers), lora.r,
+        Head(None), False,
     )  # fmt: skip
     _choose_path(base)
     use_onednn(adapted)
     parameters = sum(p.numel() for p in causal.parameters())
     log.info(
-        "base model=%s fingerprint=%s parameters=%d lora=%d path=%s device=%s",
-        model.name, base.fingerprint[:12], parameters - flat.size, flat.size,
+        "base model=%s fingerprint=%s parameters=%d lora=%d private=%d path=%s device=%s",
+        model.name, base.fingerprint[:12], parameters - count(weights), count(weights), count(personal.tensors),
         "packed" if base.packed else "padded", base.device,
     )  # fmt: skip
     return base
@@ -154,28 +165,36 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def initial_adapter(base: Base, seed: int, adapter: str = "global") -> Tree:
     """LoRA's start under this seed, at the full rank."""
-    return factors.first(base.flat.parameters, seed, adapter)
+    return factors.first(base.adapter, seed, adapter)
 
 
 def get_adapter(base: Base) -> Tree:
     """A float32 copy on the CPU at the rank in use, under peft's state-dict names."""
-    parameters = factors.cut(base.flat.parameters, base.rank)
-    return {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in parameters.items()}
+    return _copied(factors.cut(base.adapter, base.rank))
+
+
+def get_private(base: Base) -> Tree:
+    """The same of the client's own parts: what never leaves it."""
+    return _copied(base.personal.tensors)
 
 
 def set_adapter(base: Base, tree: Mapping[str, Tensor], merged: Mapping[str, Tensor] | None = None) -> None:
     """Copy `tree` into the adapter, and put the frozen factors `merged` beside it; None takes away what was there.
 
     A tree of a smaller rank r_k trains as that: above it A and B are zero, where no gradient reaches either, and
-    the scale is alpha / r_k. TreeMismatch on other names or shapes.
+    the scale is alpha / r_k. Private parts that the tree lacks are zero, as if they were not there.
+    TreeMismatch on other names or shapes.
     """
-    rank = min(factors.rank_of(tree), factors.rank_of(base.flat.parameters))
-    places = factors.cut(base.flat.parameters, rank)
+    private = {n: t for n, t in tree.items() if factors.is_private(n)}
+    tree = {n: t for n, t in tree.items() if n not in private}
+    rank = min(factors.rank_of(tree), factors.rank_of(base.adapter))
+    places = factors.cut(base.adapter, rank)
     same_layout(places, tree, where="adapter")
     base.beside.put(merged or {})
+    base.personal.put(private)
     with torch.no_grad():
         if rank < base.rank:
-            for parameter in base.flat.parameters.values():
+            for parameter in base.adapter.values():
                 parameter.zero_()
         for name, place in places.items():
             place.copy_(tree[name])
@@ -187,15 +206,16 @@ def set_adapter(base: Base, tree: Mapping[str, Tensor], merged: Mapping[str, Ten
 
 
 def is_untouched(base: Base) -> bool:
-    """Whether nothing was learned: every B is zero, nothing is merged, so policy and reference are one function."""
-    b = (p for name, p in base.flat.parameters.items() if factors.is_b(name))
-    return not base.beside.factors and not any(p.any() for p in b)
+    """Whether nothing was learned: every B is zero, nothing is merged or the client's own, so policy and reference are
+    one function."""
+    b = (p for name, p in base.adapter.items() if factors.is_b(name))
+    return not base.beside.factors and not base.personal.moves_policy() and not any(p.any() for p in b)
 
 
 @contextmanager
 def reference(base: Base) -> Iterator[None]:
-    """Inside, the model is the frozen base: adapters off, no gradient."""
-    with torch.no_grad(), base.model.disable_adapter():
+    """Inside, the model is the frozen base: adapters and private parts off, no gradient."""
+    with torch.no_grad(), base.model.disable_adapter(), base.personal.off():
         yield
 
 
@@ -236,11 +256,12 @@ def save_adapter(
 
     With `merged` it is one LoRA of rank r + R and scale 1: A over the merged A, s B beside the merged B.
     """
-    same_layout(base.flat.parameters, tree, where="adapter")
+    rank = factors.rank_of(tree)
+    same_layout(factors.cut(base.adapter, rank), tree, where="adapter")
     folder.mkdir(parents=True, exist_ok=True)
-    config = base.model.peft_config["default"].to_dict()
+    config = base.model.peft_config["default"].to_dict() | {"r": rank}
     if merged:
-        tree = _joined(tree, merged, config["lora_alpha"] / config["r"])
+        tree = _joined(tree, merged, config["lora_alpha"] / rank)
         config |= {"r": factors.rank_of(tree), "lora_alpha": factors.rank_of(tree)}
     kept = {**config, "base_model_name_or_path": base_name, "inference_mode": True}
     saved = peft.LoraConfig(**kept)
@@ -348,6 +369,27 @@ def _name(parameter: str) -> str:
     return parameter
 
 
+def _personal(causal: PreTrainedModel, parts: Parts) -> Personal:
+    head = causal.get_output_embeddings()
+    if parts == NO_PARTS:
+        return Personal(parts, torch.empty(0, 0))
+    if head is None:
+        raise ConfigError(
+            f"{type(causal).__name__} has no vocabulary head for a client's own parts to stand before"
+        )
+    personal = Personal(parts, head.weight)  # type: ignore[arg-type]  # typed as Tensor | Module
+    personal.join(head)
+    return personal
+
+
+def _copied(parameters: Mapping[str, Tensor]) -> Tree:
+    return {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in parameters.items()}
+
+
+def count(parameters: Mapping[str, Tensor]) -> int:
+    return sum(p.numel() for p in parameters.values())
+
+
 def _choose_path(base: Base) -> None:
     """Packed forks where a trial shows that they compute what the model computes, else padded batches."""
     causal = base.causal
@@ -377,7 +419,7 @@ def _trial(base: Base) -> str:
     shapes = [(5, (4, 6)), (3, (1, 7, 2))]
     forks = [(_take(tokens, stem), tuple(_take(tokens, n) for n in branches)) for stem, branches in shapes]
     want = completion_logps(base, forks)
-    base.packed, base.head = True, Head(causal.get_output_embeddings())
+    base.packed, base.head = True, Head(causal.get_output_embeddings(), base.personal)
     try:
         causal.set_attn_implementation(attention.NAME)
         got = completion_logps(base, forks)

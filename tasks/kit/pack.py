@@ -1,7 +1,7 @@
 """Packing: forks as one row of tokens, every prompt once and no padding.
 
 A fork is a prompt and the completions that share it. The row holds prompt, branch, branch, ... of each fork
-in turn; a branch is a completion without its last token, from which nothing is predicted.
+in turn; a branch is a completion without its last token, from which nothing is predicted (but a reward may be read).
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,16 @@ class Packed:
     targets: Tensor  # (R,) int64
     counts: tuple[int, ...]  # (C,) completion tokens, in order of forks and completions
     layout: Layout
+    ends: Tensor | None = None  # (C,) int64: the last token of each completion, where it is in the row
 
 
-def pack(forks: Sequence[Fork]) -> Packed:
-    """Every prompt must hold a token and so must every completion: something has to predict the first one."""
+def pack(forks: Sequence[Fork], *, ends: bool = False) -> Packed:
+    """Every prompt must hold a token and so must every completion: something has to predict the first one.
+
+    ends: the last tokens are in the row as well.
+    """
+    cut = 0 if ends else 1
+    last_tokens: list[int] = []
     ids: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
@@ -45,10 +51,11 @@ def pack(forks: Sequence[Fork]) -> Packed:
         for completion in completions:
             rows.append(last)
             rows += range(len(ids), len(ids) + len(completion) - 1)
-            ids += completion[:-1]
-            positions += range(stem, stem + len(completion) - 1)
+            ids += completion[: len(completion) - cut]
+            positions += range(stem, stem + len(completion) - cut)
             targets += completion
-    lengths = tuple((len(prompt), tuple(len(c) - 1 for c in completions)) for prompt, completions in forks)
+            last_tokens.append(len(ids) - 1)
+    lengths = tuple((len(prompt), tuple(len(c) - cut for c in completions)) for prompt, completions in forks)
     return Packed(
         torch.tensor(ids),
         torch.tensor(positions),
@@ -56,6 +63,7 @@ def pack(forks: Sequence[Fork]) -> Packed:
         torch.tensor(targets),
         tuple(len(c) for _, completions in forks for c in completions),
         Layout(lengths),
+        torch.tensor(last_tokens) if ends else None,
     )
 
 

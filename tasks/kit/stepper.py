@@ -8,7 +8,8 @@ from torch import Tensor
 
 from core.config import TrainConfig
 from core.tree import Tree
-from tasks.kit.flat import Flat, everything
+from tasks.base import everything
+from tasks.kit.flat import Flat
 
 Correct = Callable[[str, Tensor, Tensor], Tensor]  # (name, parameter, gradient) -> gradient
 AfterStep = Callable[[str, Tensor], None]  # (name, parameter), which it changes in place
@@ -20,7 +21,8 @@ class Bend:
 
     correct: each gradient before clipping. after_step: each tensor after each step. trains: tensors for which it is
     false keep their value. wants_gradients: report the mean raw gradient. moments: Adam's state by its names (MOMENTS)
-    and tensors, to go on from under train.optimizer-state = keep.
+    and tensors, to go on from under train.optimizer-state = keep. opening: steps on the private tensors alone, before
+    the task's own.
     """
 
     correct: Correct | None = None
@@ -28,29 +30,51 @@ class Bend:
     trains: Callable[[str], bool] = everything
     wants_gradients: bool = False
     moments: Mapping[str, Tree] = field(default_factory=dict)
+    opening: int = 0
 
 
 PLAIN = Bend()
+
+
+def no_change(part: str) -> float:
+    return 1.0
+
+
 MOMENTS = {"adam.exp_avg": "exp_avg", "adam.exp_avg_sq": "exp_avg_sq", "adam.step": "step"}  # ours: torch's
 
 
 class Stepper:
     """Correct, clip, step, correct again, on the tensors that train."""
 
-    def __init__(self, flat: Flat, cfg: TrainConfig, bend: Bend) -> None:
+    def __init__(
+        self, flat: Flat, cfg: TrainConfig, bend: Bend, rate: Callable[[str], float] = no_change
+    ) -> None:
+        """rate: of a private part, in multiples of the learning rate."""
         self.flat, self.bend, self.most = flat, bend, cfg.max_grad_norm
         self.trained = {name: p for name, p in flat.parameters.items() if bend.trains(name)}
         assert self.trained, "no tensor trains"
         self.keeps = cfg.optimizer_state == "keep"
-        # one kernel where every tensor is alike; a frozen one must not even decay, a kept state is by name
-        alike = len(self.trained) == len(flat.parameters) and not self.keeps
-        leaves = list(flat.weights.values() if alike else self.trained.values())
         kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[cfg.optimizer]
-        self.optimizer = kind(leaves, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+        groups = [
+            {"params": p, "lr": cfg.learning_rate * (rate(part) if part else 1.0)}
+            for part, p in self._leaves()
+        ]
+        self.optimizer = kind(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
         if self.keeps:
             self._recall()
         self.steps = 0
         self.total = [torch.zeros_like(g) for g in flat.gradients] if bend.wants_gradients else []
+
+    def _leaves(self) -> list[tuple[str, list[Tensor]]]:
+        """By part, what the optimiser moves: one kernel where every tensor is alike; a frozen one must not even
+        decay, a kept state is by name."""
+        blocks, out = self.flat.blocks, dict[str, list[Tensor]]()
+        for block, weight in self.flat.weights.items():
+            inside = [p for name, p in self.trained.items() if blocks[name] == block]
+            alike = len(inside) == list(blocks.values()).count(block) and not self.keeps
+            if inside:
+                out.setdefault(block[0], []).extend([weight] if alike else inside)
+        return list(out.items())
 
     @torch.no_grad()
     def step(self) -> float:

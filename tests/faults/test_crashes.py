@@ -39,6 +39,8 @@ MORE = {  # what else of a run is remembered: the pooled reference point, moment
         "strategy.warmup-rounds": 1,
         "strategy.server-optimizer": "momentum",
     },
+    "fedpdpo": {"task.name": "pdpo", "train.optimizer-state": "keep"},
+    "ditto": {"strategy.finish-steps": 2},
 }
 STRATEGIES = names("strategies")
 
@@ -121,8 +123,9 @@ def resumed_is_whole(whole: Whole, place: Path, why: object) -> None:
     assert files(run / "adapter") == files(want / "adapter"), why
     assert metrics_of(run) == metrics_of(want), why
     for client in range(CLIENTS):
-        kept, memory = (p / f"home-{client}" / "memory" for p in (place, whole.place))
-        assert files(kept / run.name).items() >= files(memory / want.name).items(), why
+        for kind in ("memory", "personal"):
+            kept, known = (p / f"home-{client}" / kind for p in (place, whole.place))
+            assert files(kept / run.name).items() >= files(known / want.name).items(), why
     assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
 
 

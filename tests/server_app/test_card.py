@@ -72,6 +72,14 @@ def test_a_baseline_does_not_pose_as_a_federated_adapter(tmp_path):
     assert "Only adapter changes" not in body
 
 
+def test_a_shared_adapter_is_not_shown_as_what_the_clients_use(tmp_path):
+    config = {"task.name": "pdpo", "strategy.name": "fedpdpo"}
+    _, body = written(write_run(tmp_path, [dpo_record(0)], config=config))
+    assert "Every client kept parts of its own" in body
+    _, other = written(dpo_run(tmp_path / "other"))
+    assert "parts of its own" not in other
+
+
 def test_an_unfinished_run_says_so_on_its_card(tmp_path):
     _, body = written(write_run(tmp_path, [], status="running"))
     assert "**Not finished" in body

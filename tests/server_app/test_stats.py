@@ -142,6 +142,25 @@ def test_a_selectors_accuracy_is_its_headline(tmp_path):
     assert {"worst", "spread", "longer"} <= known.keys()
 
 
+def test_two_rewards_together_have_a_headline_of_their_own(tmp_path):
+    """Client c has 30 + c of 48 pairs right together: mean 33.5, the worst is client 0, the deviation sqrt 6. What only
+    the last round measured is not in a run that did not."""
+    record = dpo_record(12)
+    for client, metrics in record["eval"]["clients"].items():
+        metrics |= {"explicit/accuracies": 0.5, "combined/accuracies": (30 + int(client)) / 48}
+    known = by_key(headline(read_run(write_run(tmp_path, [dpo_record(0), record]))))
+    assert known["combined"].value == pytest.approx(33.5 / 48)
+    assert known["combined"].low is not None
+    assert known["explicit"].value == 0.5
+    assert (known["combined worst"].name, known["combined worst"].value) == (
+        "Combined, worst client (0)",
+        30 / 48,
+    )
+    assert known["combined spread"].value == pytest.approx(6**0.5 / 48)
+    (tmp_path / "plain").mkdir()
+    assert not {"combined", "explicit"} & by_key(headline(read_run(dpo_run(tmp_path / "plain")))).keys()
+
+
 def test_an_impossible_share_gets_no_interval(tmp_path):
     """A client can report anything; the report must still be written."""
     record = dpo_record(0)

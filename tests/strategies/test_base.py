@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from core import wire
 from core.config import FaultConfig
-from core.errors import ConfigError, RoundFailed
+from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.types import Update
 from strategies.base import Live
 from strategies.fedavg import FedAvg
@@ -109,6 +109,16 @@ def delta(**trees):
     return lambda u: replace(u, trees={"delta": trees})
 
 
+def leaking(message, update):
+    """What an honest client's encoder refuses: the name is put in afterwards."""
+    tree = update.trees["delta"]
+    with pytest.raises(TreeMismatch, match=r"delta: 'private.w' is a client's own and goes into no message"):
+        wire.encode_update(delta(**tree, **{"private.w": torch.zeros(2)})(update))
+    record = wire.encode_update(delta(**tree, **{"secret_.w": torch.zeros(2)})(update))
+    record["facts"]["layouts"] = record["facts"]["layouts"].replace("secret_.w", "private.w")
+    return Message(record, reply_to=message)
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
@@ -139,6 +149,7 @@ def delta(**trees):
         (reply(lambda u: replace(u, client=2)), "it says client 2"),
         (reply(lambda u: replace(u, adapter="mine")), "it says client 1, adapter 'mine'"),
         (lambda m, u: Message(wire.encode_facts({"client": 1}), reply_to=m), "unreadable reply"),
+        (lambda m, u: leaking(m, u), "it sends the private tensor 'private.w' in delta"),
     ],
 )
 def test_a_bad_reply_is_left_out_and_named(bad, reason):

@@ -1,0 +1,58 @@
+"""What does a model of one's own win? Shared, personal and in between, on the toy world with conflicting clients.
+
+    python -m benchmarks.personalisation [KEY=VALUE ...] --seeds 1 2 3 --methods dpo fedpdpo
+
+Every cell is one `accord run` with the same steps per client and round (ditto takes twice as many, finish a few more at
+the end). Held-out accuracies of the last round, of each client's own model: the policy alone (logps), the implicit
+reward, the explicit one, and both together; per seed and with a 95 % interval of the mean over seeds (t).
+"""
+
+import argparse
+
+from benchmarks.baselines import interval, scores
+
+PDPO = ["task.name=pdpo"]
+METHODS: dict[str, tuple[str, list[str]]] = {
+    "dpo": ("fedavg", []),
+    "local": ("local", []),
+    "finish": ("fedavg", ["strategy.finish-steps=20"]),
+    "fedprox": ("fedprox", []),
+    "ditto": ("ditto", []),
+    "fedsa": ("fedavg", ["lora.aggregation=fedsa"]),
+    "fedrep": ("fedpdpo", [*PDPO, "task.parts=head", "task.order=alternating"]),
+    "pdpo-local": ("local", PDPO),
+    "fedpdpo": ("fedpdpo", PDPO),
+    "fedpdpo-margin": ("fedpdpo", [*PDPO, "task.objective=margin"]),
+    "fedpdpo-composed": ("fedpdpo", [*PDPO, "task.objective=composed"]),
+    "fedpdpo-alternating": ("fedpdpo", [*PDPO, "task.order=alternating"]),
+}
+METRICS = ("logps/accuracies", "rewards/accuracies", "explicit/accuracies", "combined/accuracies")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="passed on to accord run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    args = parser.parse_args()
+    print(
+        f"{'held-out accuracy, %':<44}"
+        + "".join(f"{f'seed {s}':>9}" for s in args.seeds)
+        + f"{'mean':>9}  95 %"
+    )
+    for method in args.methods:
+        strategy, words = METHODS[method]
+        lasts = [scores(seed, strategy, [*words, *args.words])[1] for seed in args.seeds]
+        for metric in METRICS:
+            if values := [last[metric] for last in lasts if metric in last]:
+                print(
+                    f"{f'{method} | {metric}':<44}"
+                    + "".join(f"{100 * v:9.1f}" for v in values)
+                    + interval(values)
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Ditto: beside FedAvg every client trains a model of its own, min_v F_k(v) + (lambda/2) ||v - w||^2.
+
+Li et al. 2021, section 3 and Algorithm 1 (arXiv:2012.04221): the shared w is FedAvg's; v_k takes as many steps from
+where it stood, each with the gradient of F_k plus lambda (v - w^t), w^t being what the server sent in this round. It is
+what the client is scored with. A round costs a client twice the steps.
+Deviations: v_k begins as the w^t of the client's first round, not as w^0; AdamW and clipping where the paper has SGD.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from core.config import LoraConfig
+from core.errors import ConfigError
+from core.types import Order
+from strategies.fedavg import FedAvg
+from strategies.kit.client_rule import ClientRule, Correct
+from strategies.kit.proximal import pull_to
+
+
+@dataclass
+class Ditto(FedAvg):
+    personal_lambda: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.personal_lambda < 0:
+            raise ConfigError(f"strategy.personal-lambda must not be negative, got {self.personal_lambda!r}")
+
+    def under(self, lora: LoraConfig) -> Self:
+        built = super().under(lora)
+        if built.lora.by_product:
+            raise ConfigError(
+                f"lora.aggregation = {lora.aggregation!r} changes what the next round's factors stand beside, which a "
+                "client's own cannot follow; with strategy.name = 'ditto' use separate | ffa | rolora | fedsa"
+            )
+        return built
+
+    def client_rule(self) -> ClientRule:
+        def pull(order: Order) -> Correct:
+            return pull_to(order.trees[order.adapter], self.personal_lambda)
+
+        return replace(super().client_rule(), pull=pull)
+
+
+PLUGIN = Ditto

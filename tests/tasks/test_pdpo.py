@@ -1,0 +1,160 @@
+"""PDPO's objectives: the reconstruction's vectors, hand numbers, gradients, what is refused."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.errors import ConfigError
+from tasks.base import Batch, Example, Parts
+from tasks.dpo import DPO
+from tasks.pdpo import PDPO, pdpo_loss
+
+VECTORS = Path(__file__).parents[2] / "../shared/spec/vectors/fedbiscuit.json"
+
+
+def batch(given: dict, *, explicit: bool = True) -> Batch:
+    def flat(chosen: str, rejected: str) -> torch.Tensor:
+        pairs = list(zip(given[chosen], given[rejected], strict=True))
+        return torch.tensor(pairs, dtype=torch.float64).flatten()
+
+    logps = flat("policy_chosen", "policy_rejected")
+    own = flat("explicit_reward_chosen", "explicit_reward_rejected").requires_grad_() if explicit else None
+    examples = (Example((1,), ((2,), (3,))),) * (len(logps) // 2)
+    refs, tokens = flat("ref_chosen", "ref_rejected"), torch.ones(len(logps))
+    return Batch(examples, logps.requires_grad_(), refs, tokens, (), explicit=own)
+
+
+HAND = {
+    "policy_chosen": [-10.0, -3.0],
+    "policy_rejected": [-12.0, -3.0],
+    "ref_chosen": [-11.0, -3.0],
+    "ref_rejected": [-11.0, -5.0],
+    "explicit_reward_chosen": [5.0, 0.0],
+    "explicit_reward_rejected": [0.0, 0.5],
+}
+
+
+@pytest.mark.skipif(not VECTORS.is_file(), reason="the reference vectors are not part of the repository")
+def test_the_vectors() -> None:
+    """Eleven printed digits."""
+    vector = json.loads(VECTORS.read_text())["fedpdpo_reconstruction"]
+    wanted = [({"objective": "margin", "kappa": 0.3}, "V4_L_adaptive_margin_kappa0.3")]
+    for weight in (0.1, 0.5, 1.0):
+        wanted.append(({"explicit_weight": weight}, f"V2_L_sum_lambda{weight}"))
+        composed = {"objective": "composed", "explicit_weight": weight}
+        wanted.append((composed, f"V1_L_pdpo_additive_margin_lambda{weight}"))
+    for options, name in wanted:
+        loss, metrics = PDPO(beta=vector["beta"], **options).loss(batch(vector))
+        assert loss.item() == pytest.approx(vector[name], abs=1e-11), name
+    assert metrics["explicit/margins"] == pytest.approx(sum(vector["explicit_margin"]) / 3)
+    assert metrics["explicit/accuracies"] == pytest.approx(2 / 3)
+    assert metrics["rewards/accuracies"] == pytest.approx(2 / 3)
+    alone, _ = PDPO(beta=vector["beta"], parts="bottleneck,head").loss(batch(vector, explicit=False))
+    assert alone.item() == pytest.approx(vector["L_dpo"], abs=1e-11)
+
+
+def test_objectives_by_hand() -> None:
+    """beta 0.5: D_im = 1, -1; D_ex = 5, clipped to 3, and -0.5."""
+
+    def s(x: float) -> float:
+        return math.log1p(math.exp(-x))
+
+    im, ex = torch.tensor([1.0, -1.0], dtype=torch.float64), torch.tensor([5.0, -0.5], dtype=torch.float64)
+    rows = {
+        "separate": [s(1) + 0.5 * s(5), s(-1) + 0.5 * s(-0.5)],
+        "composed": [s(1 + 2.5), s(-1 - 0.25)],
+        "margin": [s(1 - 0.6) + 0.5 * s(5), s(-1 + 0.1) + 0.5 * s(-0.5)],
+    }
+    for objective, want in rows.items():
+        got = pdpo_loss(im, ex, objective=objective, weight=0.5, kappa=0.2)
+        assert got.tolist() == pytest.approx(want), objective
+        options = {"kappa": 0.2} if objective == "margin" else {}
+        loss, _ = PDPO(beta=0.5, objective=objective, explicit_weight=0.5, **options).loss(batch(HAND))
+        assert loss.item() == pytest.approx(sum(want) / 2), objective
+
+
+def test_as_a_margin_the_explicit_reward_gets_no_gradient_from_the_policy() -> None:
+    """Its gradient is that of its own likelihood alone, as under `separate`; composed pushes both by one factor."""
+    gradients = {}
+    for objective in ("separate", "margin", "composed"):
+        seen = batch(HAND)
+        PDPO(objective=objective).loss(seen)[0].backward()
+        assert seen.explicit is not None
+        gradients[objective] = seen.explicit.grad, seen.logps.grad
+    assert torch.equal(gradients["separate"][0], gradients["margin"][0])
+    assert not torch.equal(gradients["separate"][1], gradients["margin"][1])
+    torch.testing.assert_close(gradients["composed"][0] * 0.1, gradients["composed"][1])
+
+
+def test_without_a_reward_head_it_is_dpo_to_the_bit() -> None:
+    plain, seen = batch(HAND, explicit=False), batch(HAND, explicit=False)
+    want, metrics = DPO().loss(plain)
+    got, own = PDPO(parts="bottleneck,head").loss(seen)
+    want.backward()
+    got.backward()
+    assert torch.equal(got, want)
+    assert torch.equal(seen.logps.grad, plain.logps.grad)
+    assert own == metrics
+
+
+def test_the_chosen_answer_is_kept_likely_by_its_mean_token() -> None:
+    """Chosen: -10 over 4 tokens and -3 over 2: 2 nats on average."""
+    seen = batch(HAND)
+    seen = replace(seen, tokens=torch.tensor([4, 1, 2, 1]))
+    with_it, metrics = PDPO(nll_weight=0.1).loss(seen)
+    assert metrics["nll"] == pytest.approx(2.0)
+    assert with_it.item() == pytest.approx(PDPO().loss(seen)[0].item() + 0.2)
+
+
+def test_a_silent_reward_head_has_no_accuracy() -> None:
+    silent = {**HAND, "explicit_reward_chosen": [0.0, 0.0], "explicit_reward_rejected": [0.0, 0.0]}
+    assert "explicit/accuracies" not in PDPO().loss(batch(silent))[1]
+    assert PDPO().loss(batch(HAND))[1]["explicit/accuracies"] == 0.5
+
+
+def test_half_of_the_steps_are_the_clients_own() -> None:
+    own, shared = PDPO(order="alternating").stages(5)
+    assert (own.steps, shared.steps) == (2, 3)
+    for stage, private in ((own, True), (shared, False)):
+        assert stage.trains("private.head.left") is private
+        assert stage.trains("l.lora_A.weight") is not private
+    assert [stage.steps for stage in PDPO(order="alternating").stages(1)] == [1, 1]
+    (joint,) = PDPO().stages(5)
+    assert (joint.steps, joint.trains("private.head.left"), joint.trains("l.lora_A.weight")) == (
+        5,
+        True,
+        True,
+    )
+
+
+def test_what_it_adds_and_how_fast_that_learns() -> None:
+    assert PDPO().adds == Parts("residual", 0, True, 16, True)
+    assert PDPO(parts="head", head_rank=0).adds == Parts(head=True)
+    assert PDPO(parts="bottleneck", mix="gate", bottleneck_width=8).adds == Parts("gate", 8, rank=16)
+    assert DPO().adds == Parts()
+    assert [PDPO().rate(part) for part in ("bottleneck", "head", "reward")] == [1.0, 1.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "sum"}, "task.objective must be one of separate | margin | composed, got 'sum'"),
+        ({"parts": "heads"}, "task.parts must be one or more of bottleneck, head, reward, got 'heads'"),
+        ({"parts": ""}, "task.parts must be one or more"),
+        ({"parts": "head,head"}, "task.parts must be one or more"),
+        ({"reward_rate": 0.0}, "task.reward-rate must be above 0"),
+        ({"explicit_weight": -1.0}, "task.explicit-weight must not be negative"),
+        ({"kappa": 0.5}, "task.kappa = 0.5 has no effect with task.objective = 'separate'"),
+        ({"parts": "head", "objective": "margin"}, "task.objective = 'margin' has no effect with task.parts"),
+        ({"parts": "reward", "mix": "gate"}, "task.mix = 'gate' has no effect"),
+        ({"parts": "reward", "head_rank": 4}, "task.head-rank = 4 has no effect"),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        PDPO(**options)
+    assert message in str(caught.value)

@@ -1,0 +1,262 @@
+"""FedPDPO and its neighbours in whole rounds, on real sites: what travels, what stays, what comes back."""
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Message
+from flwr.common.serde import message_to_proto
+
+from client_app import personal
+from client_app.memory import Memory
+from client_app.site import Node, Site
+from core import wire
+from core.config import Config, parse
+from core.factors import is_a, is_b, is_private
+from core.types import Order
+from tasks.kit import engine
+from tasks.kit.model import initial_adapter, load_base, set_adapter
+from tests.sites import federate
+
+SMALL = {
+    "data.rows-per-client": 12,
+    "data.eval-rows-per-client": 8,
+    "train.local-steps": 2,
+    "lora.r": 4,
+    "run.num-server-rounds": 3,
+}
+PDPO = {"task.name": "pdpo", "strategy.name": "fedpdpo"}
+MARK = struct.pack("<f", 1234.5678)  # a number that nothing else is
+
+
+def configured(path: Path, **more) -> Config:
+    return parse({**SMALL, "run.dir": str(path / "runs"), **more})
+
+
+def here(path: Path, client: int = 0, **more) -> Site:
+    return Site(configured(path, **{**PDPO, **more}), Node(client, 3, state_dir=str(path / f"site-{client}")))
+
+
+def order(site: Site, *, rnd: int = 1, recall: int = 0, **knobs) -> Order:
+    base = site.base()
+    known = {"run": "r", "base": base.fingerprint, "rnd": rnd}
+    adapter = initial_adapter(base, 42)
+    return Order(site.node.client, {"global": adapter}, recall=recall, knobs={**known, **knobs})
+
+
+def own(path: Path, rnd: int, client: int = 0) -> dict:
+    return Memory(path / f"site-{client}", "r", client).load(rnd)["own"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        PDPO,
+        {**PDPO, "task.order": "alternating", "train.optimizer-state": "keep", "task.mix": "gate"},
+        {**PDPO, "lora.aggregation": "fedex", "task.head-rank": 0, "task.objective": "margin"},
+        {"strategy.name": "ditto"},
+        {"strategy.finish-steps": 3},
+    ],
+    ids=["joint", "alternating", "fedex", "ditto", "finish"],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(more, tmp_path):
+    """Another run's parts were in the model between; every client's memory and export are the same bytes too."""
+    one, two = configured(tmp_path / "one", **more), configured(tmp_path / "two", **more)
+    whole, records = federate(one, tmp_path / "one", 3)
+    half, _ = federate(two, tmp_path / "two", 2)
+    federate(configured(tmp_path / "other", **{**PDPO, "run.seed": 7}), tmp_path / "other", 1)
+    _, last = federate(two, tmp_path / "two", 3, half)
+    read = [(f.checkpoints / "00003" / "tensors.safetensors").read_bytes() for f in (whole, half)]
+    assert read[0] == read[1]
+    assert last[-1]["eval"]["mean"] == records[-1]["eval"]["mean"]
+    assert not any(r["failed"] for r in records)
+    kept = []
+    for home in (tmp_path / "one", tmp_path / "two"):
+        files = [f for kind in ("memory", "personal") for f in home.glob(f"site-*/{kind}/**/*.safetensors")]
+        kept.append({str(f.relative_to(home)): f.read_bytes() for f in files})
+    assert kept[0] == kept[1]
+    assert sum("/personal/" in name for name in kept[0]) == 6, "an adapter and private parts of three clients"
+
+
+def test_no_byte_of_a_private_tensor_is_in_a_message(tmp_path):
+    """A number that is planted in every private tensor, and stays there, is in the memory but in no reply as Flower
+    sends it; planted in the shared adapter it would be found."""
+    site = here(tmp_path, **{"train.learning-rate": 1e-12})
+    site.train(order(site))
+    memory = Memory(site.state_dir, "r", 0)
+    kept = memory.load(1)
+    memory.save(
+        1, {**kept, "own": {n: torch.full_like(t, 1234.5678) for n, t in kept["own"].items()}}, recalled=0
+    )
+    asked = order(site, rnd=2, recall=1)
+    sent = []
+    for record in (
+        wire.encode_update(site.train(asked)),
+        wire.encode_update(site.evaluate(replace(asked, knobs={**asked.knobs, "rnd": 3}))),
+        wire.encode_facts(site.hello({})),
+        wire.encode_order(asked),
+    ):
+        message = Message(record, dst_node_id=1, message_type="train")
+        sent.append(message_to_proto(message).SerializeToString())
+    folder = site.state_dir / "memory" / "r" / "0" / "00002"
+    assert (folder / "tensors.safetensors").read_bytes().count(MARK) > 1000
+    assert all(MARK not in bytes_ and b"private." not in bytes_ for bytes_ in sent)
+    marked = {n: torch.full_like(t, 1234.5678) for n, t in asked.trees["global"].items()}
+    message = Message(
+        wire.encode_order(replace(asked, trees={"global": marked})), dst_node_id=1, message_type="train"
+    )
+    assert MARK in message_to_proto(message).SerializeToString()
+
+
+def test_it_costs_what_fedavg_costs_and_the_server_holds_lora_alone(tmp_path):
+    costs = {}
+    for name, more in {"dpo": {}, "pdpo": PDPO}.items():
+        folder, records = federate(configured(tmp_path / name, **more), tmp_path / name, 2)
+        costs[name] = records[2]["bytes_up"] + records[2]["bytes_down"]
+        state = folder.load_state()
+        assert state is not None
+        trees = {**state.adapters, **state.memory}
+        assert not [n for tree in trees.values() for n in tree if is_private(n)]
+    assert costs["pdpo"] == pytest.approx(costs["dpo"], abs=6000), "facts and metrics in text"
+
+
+def test_each_client_is_scored_with_its_own_parts(tmp_path):
+    """In every round its memory of that round; the explicit and the combined accuracy are there once it has learned."""
+    folder, records = federate(configured(tmp_path, **PDPO), tmp_path, 3)
+    first, last = records[0]["eval"]["mean"], records[3]["eval"]
+    assert not [n for n in first if n.startswith(("explicit", "combined"))]
+    names = {"logps/accuracies", "rewards/accuracies", "explicit/accuracies", "combined/accuracies"}
+    assert names | {"combined/weight"} <= last["mean"].keys()
+    state, base = folder.load_state(), None
+    assert state is not None
+    for client in range(3):
+        site = Site(
+            configured(tmp_path, **PDPO), Node(client, 3, state_dir=str(tmp_path / f"site-{client + 10}"))
+        )
+        base = site.base()
+        tree = Memory(site.state_dir, "r", client).load(3)["own"]
+        assert all(map(is_private, tree))
+        set_adapter(base, {**state.adapters["global"], **tree})
+        want = engine.evaluate(base, site.task, site.rows().heldout, site.config, site.cache)
+        assert {n: last["clients"][str(client)][n] for n in want} == want
+
+
+def test_a_client_that_joins_late_opens_with_its_parts(tmp_path):
+    """Ten steps more than the two, only then and only where nothing was kept; the adapter it sends has learned."""
+    site = here(tmp_path)
+    asked = {rnd: order(site, rnd=rnd) for rnd in (1, 2)}
+    moved = {n: t + 0.01 for n, t in asked[2].trees["global"].items()}
+    seen = []
+    for one in (asked[1], replace(asked[2], trees={"global": moved}), order(site, rnd=3, recall=2)):
+        update = site.train(one)
+        kept = own(tmp_path, int(one.knobs["rnd"]))
+        seen.append(kept["private.reward.weight"].norm().item())
+        assert any(t.any() for t in update.trees["delta"].values())
+    steady = here(tmp_path / "steady", **{"strategy.personal-steps": 0})
+    steady.train(replace(asked[2], trees={"global": moved}))
+    assert seen[1] > 2 * own(tmp_path / "steady", 2)["private.reward.weight"].norm().item()
+    assert seen[0] < seen[1]
+
+
+def test_a_client_that_never_trained_is_scored_with_the_shared_adapter(tmp_path):
+    """As under dpo, number for number: its parts are at their start."""
+    adapter = {n: t + 0.02 for n, t in order(here(tmp_path)).trees["global"].items()}
+    found = []
+    for site in (here(tmp_path), here(tmp_path, **{"task.name": "dpo", "strategy.name": "fedavg"})):
+        found.append(site.evaluate(replace(order(site), trees={"global": adapter})).metrics)
+    assert found[0] == found[1]
+    assert found[0]["rewards/accuracies"] > 0
+
+
+def test_finishing_steps_are_each_clients_own(tmp_path):
+    """The server's adapter is what it is without them; the last scores are better than nothing, and exported."""
+    plain, before = federate(configured(tmp_path / "plain"), tmp_path / "plain", 3)
+    folder, records = federate(
+        configured(tmp_path / "own", **{"strategy.finish-steps": 4}), tmp_path / "own", 3
+    )
+    read = [(f.checkpoints / "00003" / "tensors.safetensors").read_bytes() for f in (plain, folder)]
+    assert read[0] == read[1]
+    assert records[2]["eval"] == before[2]["eval"]
+    assert records[3]["eval"]["mean"]["rewards/margins"] > before[3]["eval"]["mean"]["rewards/margins"]
+    site = Site(configured(tmp_path), Node(0, 3, state_dir=str(tmp_path / "own" / "site-10")))
+    place = personal.folder(site.state_dir, "r", 0)
+    metrics = scored(place, site)
+    assert metrics == {n: records[3]["eval"]["clients"]["0"][n] for n in metrics}
+
+
+def test_ditto_keeps_an_adapter_beside_the_one_it_sends(tmp_path):
+    """The shared one is FedAvg's to the byte; a stronger pull keeps the own one nearer to it; the own one is scored."""
+    found = {}
+    for name, more in {
+        "fedavg": {},
+        "weak": {"strategy.name": "ditto", "strategy.personal-lambda": 0.0},
+        "strong": {"strategy.name": "ditto", "strategy.personal-lambda": 50.0},
+    }.items():
+        folder, records = federate(configured(tmp_path / name, **more), tmp_path / name, 3)
+        found[name] = (folder.checkpoints / "00003" / "tensors.safetensors").read_bytes(), records[3]["eval"]
+    assert len({bytes_ for bytes_, _ in found.values()}) == 1
+    assert len({str(scores) for _, scores in found.values()}) == 3
+    state = folder.load_state()
+    assert state is not None
+
+    def distance(name: str) -> float:
+        mine = Memory(tmp_path / name / "site-10", "r", 0).load(3)["personal"]
+        return sum((t - state.adapters["global"][n]).norm().item() for n, t in mine.items())
+
+    assert distance("strong") < 0.7 * distance("weak")
+
+
+def test_a_private_head_alone_in_turn_is_fedrep(tmp_path):
+    more = {"task.parts": "head", "task.order": "alternating"}
+    _, records = federate(configured(tmp_path, **{**PDPO, **more}), tmp_path, 2)
+    kept = Memory(tmp_path / "site-10", "r", 0).load(2)["own"]
+    assert kept.keys() == {"private.head.left", "private.head.right"}
+    assert "rewards/accuracies" in records[2]["eval"]["mean"]
+    assert "combined/accuracies" not in records[2]["eval"]["mean"]
+
+
+def test_fedsa_travels_with_a_and_scores_with_its_own_b(tmp_path):
+    """And with private parts beside."""
+    more = {**PDPO, "lora.aggregation": "fedsa"}
+    federate(configured(tmp_path, **more), tmp_path, 3)
+    kept = Memory(tmp_path / "site-10", "r", 0).load(3)["own"]
+    assert {is_b(n) or is_private(n) for n in kept} == {True}
+    assert not any(map(is_a, kept))
+
+
+def scored(place: Path, site: Site) -> dict:
+    """Held-out scores of an exported model, read back."""
+    model = personal.load(site.config.model, place)
+    return engine.evaluate(model.talker.base, site.task, site.rows().heldout, site.config, site.cache)
+
+
+@pytest.mark.parametrize("more", [{}, {"lora.aggregation": "fedex"}, {"task.parts": "reward"}])
+def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
+    """Read back into a base of its own after another client was in the one that made it; fedex's merged part lies in
+    the adapter's file, at another rank and so with other rounding."""
+    config = configured(tmp_path, **{**PDPO, **more})
+    _, records = federate(config, tmp_path, 3)
+    site = Site(config, Node(1, 3, state_dir=str(tmp_path / "site-11")))
+    place = personal.folder(site.state_dir, "r", 1)
+    want = records[3]["eval"]["clients"]["1"]
+    for name, value in scored(place, site).items():
+        assert value == pytest.approx(want[name], rel=1e-3, abs=1e-4), name
+    model = personal.load(config.model, place)
+    rows = site.rows().heldout
+    for row in rows[:2]:
+        answers = (row["chosen"], row["rejected"])
+        whole, implicit = (
+            replace(model, factor=f).rewards(row["prompt"], answers) for f in (model.factor, 0.0)
+        )
+        found = model.talker.logprob(row["prompt"], answers)
+        frozen = replace(model.talker, frozen=True).logprob(row["prompt"], answers)
+        assert implicit == pytest.approx(
+            [0.1 * (a - b) for a, b in zip(found, frozen, strict=True)], abs=1e-5
+        )
+        assert whole != implicit
+    assert model.factor == pytest.approx(want["combined/lambda"], rel=1e-3)
+    assert model.talker.generate([rows[0]["prompt"]])[0]
+    assert load_base(config.model, config.lora).personal.tensors == {}, "the server's has none"
