@@ -20,6 +20,8 @@ THUMB = ("prompt", "completion", "label")
 DEMONSTRATION = ("prompt", "completion")
 EXTRA = "label_confidence"  # of a pair, where it has one
 KINDS = {PAIR: "pairs", THUMB: "thumbs", DEMONSTRATION: "demonstrations"}
+SHP_ANSWERS = ("human_ref_A", "human_ref_B")  # Stanford Human Preferences: labels == 1 is a vote for A
+SHP = {"history", "labels", *SHP_ANSWERS}
 ANSWER_TURN = "\n\nAssistant:"  # of the transcripts of HH-RLHF
 
 
@@ -146,6 +148,9 @@ def renamed(raw: Mapping[str, Any]) -> dict[str, Any]:  # Any: not checked yet
         extra = out.get("input")  # one space, as OpenFedLLM joins them
         joined = isinstance(extra, str) and extra != "" and isinstance(out["instruction"], str)
         out["prompt"] = f"{out['instruction']} {extra}" if joined else out["instruction"]
+    if raw.keys() >= SHP and raw["labels"] in (0, 1):
+        better, other = SHP_ANSWERS if raw["labels"] == 1 else SHP_ANSWERS[::-1]
+        out |= {"prompt": raw["history"], "chosen": raw[better], "rejected": raw[other]}
     for alias in ("output", "response"):
         if "completion" not in out and alias in out:
             out["completion"] = out[alias]

@@ -12,6 +12,7 @@ from torch import Tensor
 from core.config import LoraConfig, ModelConfig, TrainConfig
 from core.errors import ConfigError
 from tasks.base import Batch, Example
+from tasks.data.base import Found, canonical
 from tasks.kit.choice import calibration_error, margins
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import choice_batch, evaluate
@@ -196,8 +197,7 @@ def test_shp_labels_point_the_right_way(base: Base) -> None:
     """SHP: labels == 1 means that A is preferred; in the order of the row the answer to the comparison is A."""
     vector = json.loads(VECTORS.read_text())["bug_shp_label_inverted"]
     row = vector["row"]
-    better, other = ("human_ref_A", "human_ref_B") if row["labels"] == 1 else ("human_ref_B", "human_ref_A")
-    pair = {"prompt": "History", "chosen": row[better], "rejected": row[other]}
+    pair = canonical(Found("row 0", {"history": "History", **row}))
     (example,) = examples(base, rows=[pair])
     shown = "".join(base.tokenizer.convert_ids_to_tokens(list(example.prompt)))
     assert f"RESPONSE A: {row['human_ref_A']}" in shown

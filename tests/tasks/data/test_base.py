@@ -47,6 +47,14 @@ def tuples(rows):
         ({"instruction": "Add", "input": "", "output": "x"}, {"prompt": "Add", "completion": "x"}),
         ({"instruction": "Add", "input": "1 2", "output": "3"}, {"prompt": "Add 1 2", "completion": "3"}),
         ({"instruction": "Add", "response": "x"}, {"prompt": "Add", "completion": "x"}),
+        (
+            {"history": "h", "human_ref_A": "50 votes", "human_ref_B": "2 votes", "labels": 1, "domain": "d"},
+            {"prompt": "h", "chosen": "50 votes", "rejected": "2 votes"},
+        ),
+        (
+            {"history": "h", "human_ref_A": "2 votes", "human_ref_B": "50 votes", "labels": 0},
+            {"prompt": "h", "chosen": "50 votes", "rejected": "2 votes"},
+        ),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}),
     ],
 )  # fmt: skip
@@ -82,6 +90,7 @@ def test_known_columns_become_canonical_ones(raw, row):
             for c in (7, "1", True, float("nan"))
         ),
         ({"chosen": "a b", "rejected": 3}, "has no prompt"),
+        ({"history": "h", "human_ref_A": "a", "human_ref_B": "b", "labels": 2}, "misses columns"),
         ({"chosen": "same", "rejected": "same"}, "chosen equals rejected"),
         ({"chosen": "Yes", "rejected": "Yes sir"}, "prompt is empty"),
     ],
