@@ -3,19 +3,17 @@
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
-from client_app import personal
+from client_app import compare, personal
 from client_app.memory import Memory
 from core.config import Config, TrainConfig
 from core.errors import BaseMismatch, ConfigError
 from core.factors import MERGED
-from core.seeds import rng_for, seed_for
+from core.seeds import seed_for
 from core.tree import Tree
 from core.types import Json, Metrics, Order, Scalar, Update
 from strategies.base import Strategy
@@ -24,12 +22,8 @@ from strategies.kit.metrics import SUM
 from tasks.base import Example, Row, Task
 from tasks.kit import engine, partition, schedule
 from tasks.kit.cache import Cache
-from tasks.kit.choice import log_odds, margins, share_right
-from tasks.kit.evaluate import choice_batch
-from tasks.kit.loop import TrainReport, row_losses, weight
+from tasks.kit.loop import TrainReport
 from tasks.kit.model import Base, get_adapter, get_private, initial_adapter, load_base, set_adapter
-from tasks.kit.race import race
-from tasks.kit.reference import reference_logps
 from tasks.kit.rows import ClientRows, client_rows, stamp
 from tasks.kit.stepper import PLAIN, Bend
 
@@ -188,8 +182,16 @@ class Site:
         knobs = order.knobs
         kept = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
         base = self.base(str(knobs["base"]))
-        losses = self._compare(base, order) if "compare" in knobs else {}
-        together = self._vote(base, order) if "vote" in knobs else {}
+        beside: Metrics = {}
+        if "compare" in knobs:
+            trees = self._adapters(base, order, str(knobs["compare"]).split(","))
+            beside |= compare.losses(
+                base, self.task, self.parts()[1], trees, knobs, self.config, self.cache, seed=self._data_seed
+            )
+        if "vote" in knobs:
+            weights = compare.ballots(str(knobs["vote"]))
+            trees = self._adapters(base, order, weights)
+            beside |= compare.vote(base, self.task, self._heldout(), trees, weights, self.config, self.cache)
         order = self._whole(base, order)
         tree, merged = self._rule().scored(order, self._with_parts(base, kept)), order.trees.get(MERGED)
         finish = int(knobs.get(FINISH, 0))
@@ -203,7 +205,7 @@ class Site:
             folder = personal.folder(self.state_dir, str(knobs["run"]), self.node.client)
             personal.export(base, tree, merged, folder, self.config, metrics.get("combined/lambda"))
         examples = int(metrics.pop("examples", 0))
-        return Update(self.node.client, examples, order.adapter, {}, {**metrics, **losses, **together})
+        return Update(self.node.client, examples, order.adapter, {}, {**metrics, **beside})
 
     def _heldout(self) -> list[Row]:
         heldout, most = self.rows().heldout, self.config.eval.max_rows
@@ -249,41 +251,9 @@ class Site:
             return memory
         return {**memory, "own": {**base.personal.start(self.config.run.seed, self.node.client), **own}}
 
-    def _compare(self, base: Base, order: Order) -> Metrics:
-        """The task's loss under each adapter of the order on the rows set aside; empty for a client without such."""
-        _, aside = self.parts()
-        kept = engine.usable(base, self.task, aside, self.config, self.cache).kept
-        if not kept:
-            return {}
-        task, knobs, seed = self.task, order.knobs, self._data_seed
-        rows = task.prepare(kept, seed=seed, max_length=self.config.train.max_length)
-        rng_for(seed, "race").shuffle(rows)
-        refs = reference_logps(base, rows, self.cache) if task.needs_reference else {}
-        names, z = str(knobs["compare"]).split(","), float(knobs.get("race", 0.0))
-        trees = {name: self._whole(base, replace(order, adapter=name)).trees[name] for name in names}
-
-        def score(name: str, start: int, stop: int) -> list[float]:
-            set_adapter(base, trees[name])
-            return row_losses(base, task, rows[start:stop], refs=refs, knobs=knobs)
-
-        found = race(names, [weight(task, [row]) for row in rows], score, z=z)
-        losses = {f"loss/{name}": loss for name, loss in found.losses.items()}
-        return {**losses, "race/scored": found.scored} if z else losses
-
-    def _vote(self, base: Base, order: Order) -> Metrics:
-        """How often the soft vote of the order's adapters, with the weights it gives, picks the chosen answer of the
-        client's held-out pairs; empty for a client without such."""
-        examples = engine.heldout_of(base, self.task, self._heldout(), self.config, self.cache)
-        if not examples:
-            return {}
-        total = torch.zeros(len(examples), dtype=torch.float64)
-        for ballot in str(order.knobs["vote"]).split(","):
-            name, weight = ballot.split(":")
-            whole = self._whole(base, replace(order, adapter=name))
-            set_adapter(base, whole.trees[name])
-            z = margins(choice_batch(base, examples)).double().cpu()
-            total += float(weight) * log_odds(z, self.task.reward_scale)
-        return {"vote/accuracy": share_right(total)}
+    def _adapters(self, base: Base, order: Order, names: Iterable[str]) -> dict[str, Tree]:
+        """Several adapters of an order, each whole."""
+        return {name: self._whole(base, replace(order, adapter=name)).trees[name] for name in names}
 
     @property
     def _data_seed(self) -> int:
