@@ -21,7 +21,8 @@ from server_app.prompts import public_prompts
 from server_app.report import write_report
 from server_app.rlft import Rlft, Selectors
 from server_app.run_folder import RunFolder, provenance
-from strategies.base import Live, Strategy
+from strategies.base import Strategy
+from strategies.kit.session import Live
 from tasks.base import Task
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Talker

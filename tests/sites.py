@@ -10,7 +10,7 @@ from core import wire
 from core.config import Config, FaultConfig
 from core.types import ServerState
 from server_app.run_folder import RunFolder
-from strategies.base import Live
+from strategies.kit.session import Live
 from tasks.kit.model import initial_adapter, load_base
 from tests.loopback import Loopback
 

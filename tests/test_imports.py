@@ -16,7 +16,13 @@ MAY = {
     "server_app": {"core", "tasks", "strategies", "evals", "server_app"},
 }
 ONLY_IN = {
-    "flwr": {"core/wire.py", "strategies/base.py", "client_app/main.py", "server_app/main.py"},
+    "flwr": {
+        "core/wire.py",
+        "strategies/base.py",
+        "strategies/kit/session.py",
+        "client_app/main.py",
+        "server_app/main.py",
+    },
     "peft": {"tasks/kit/model.py"},
 }
 FILES = [p for package in MAY for p in sorted((ROOT / package).rglob("*.py"))]

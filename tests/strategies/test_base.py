@@ -13,8 +13,8 @@ from core import wire
 from core.config import FaultConfig
 from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.types import Update
-from strategies.base import Live
 from strategies.fedavg import FedAvg
+from strategies.kit.session import Live
 from tests.loopback import Loopback
 
 X = {"w": torch.zeros(2)}
