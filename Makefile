@@ -22,13 +22,13 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(PAIR)
 
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m faults $(PAIR)
+	$(BIN)/python -m pytest -m faults -n 4 --maxschedchunk 1  # most of its time is waiting
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -m "not slow and not faults"
+	$(BIN)/python -m pytest -m "not slow and not faults" -n 2
 
 fix: $(STAMP)
 	$(BIN)/ruff format .
