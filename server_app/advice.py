@@ -116,8 +116,8 @@ def advise(scores: Mapping[str, Scores], selectors: int, *, seed: int) -> Advice
             why = f"{counted(clients, 'client')} are too few for an interval; at least {MIN_CLUSTERS} are needed."
         else:
             why = (
-                "No option is better than each client alone by more than the variation between clients explains, "
-                f"nor is that better than FedAvg ({_by(scores, FEDAVG, LOCAL, seed)})."
+                "No option is better than each client alone by more than the variation between clients explains; "
+                f"FedAvg over each client alone: {_by(scores, FEDAVG, LOCAL, seed)}."
             )
         return Advice(NO_DIFFERENCE, LOCAL, why)
     if option == LOCAL:

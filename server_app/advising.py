@@ -110,13 +110,13 @@ def check(asked: Mapping[str, Scalar]) -> None:
         raise ConfigError(
             f"{nowhere[0]} = {asked[nowhere[0]]!r} has no effect with any of the runs of `accord advise`"
         )
+    if int(arm_keys(ARMS[FINISH], asked)["run.num-server-rounds"]) < 1:
+        raise ConfigError(
+            f"strategy.finish-steps = {asked['strategy.finish-steps']!r} are taken from the {rounds} rounds and leave none "
+            "to federate in; lower it"
+        )
     for arm in ARMS.values():
-        keys = parse(arm_keys(arm, asked))
-        if keys.run.num_server_rounds < 1:
-            raise ConfigError(
-                f"strategy.finish-steps = {asked['strategy.finish-steps']!r} leaves no round to federate in {rounds} "
-                "rounds; lower it"
-            )
+        parse(arm_keys(arm, asked))
 
 
 def run_of(folder: Path, arm: Arm) -> Path | None:
