@@ -112,8 +112,8 @@ def check(asked: Mapping[str, Scalar]) -> None:
         )
     if int(arm_keys(ARMS[FINISH], asked)["run.num-server-rounds"]) < 1:
         raise ConfigError(
-            f"strategy.finish-steps = {asked['strategy.finish-steps']!r} are taken from the {rounds} rounds and leave none "
-            "to federate in; lower it"
+            f"strategy.finish-steps = {asked['strategy.finish-steps']!r} come out of the {rounds} rounds and "
+            "leave no round to federate in; lower it"
         )
     for arm in ARMS.values():
         parse(arm_keys(arm, asked))

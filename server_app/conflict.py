@@ -58,12 +58,13 @@ def clustered(apart: np.ndarray) -> list[int]:
 
 def split(apart: np.ndarray, count: int) -> list[int]:
     """The cluster of each client when there are `count`, numbered as in `clustered`."""
-    from scipy.cluster.hierarchy import fcluster, linkage  # slow to import
+    from scipy.cluster.hierarchy import cut_tree, linkage  # slow to import
     from scipy.spatial.distance import squareform
 
     distances = np.sqrt(np.clip(1 - (apart + apart.T) / 2, 0, 2) * 2)
     np.fill_diagonal(distances, 0)
-    labels = list(fcluster(linkage(squareform(distances, checks=False), "ward"), count, "maxclust"))
+    tree = linkage(squareform(distances, checks=False), "ward")
+    labels = cut_tree(tree, count)[:, 0].tolist()  # fcluster gives fewer where merges are equally high
     by_size = sorted(set(labels), key=lambda label: (-labels.count(label), labels.index(label)))
     return [by_size.index(label) for label in labels]
 

@@ -74,7 +74,7 @@ def test_more_clusters_than_rounds_to_warm_them_up_are_cut():
         ({"train.local-epochs": 1.0}, "train.local-steps"),
         ({"run.num-server-rounds": 2}, "needs 3"),
         ({"strategy.proximal-mu": 0.5}, "no effect"),
-        ({"strategy.finish-steps": 120}, "leaves no round"),
+        ({"strategy.finish-steps": 120}, "leave no round"),
         ({"strategy.selectors": 12}, "warm-up"),
     ],
 )
