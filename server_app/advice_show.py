@@ -22,8 +22,8 @@ from server_app.advice import (
     mean,
     measured,
 )
+from server_app.advice_plot import draw_gains
 from server_app.conflict import Conflict, clustered, draw_conflict, read_conflict
-from server_app.plots import Plot
 from server_app.reading import Run
 from server_app.report import markdown, subtitle
 from server_app.show import ABSENT, Table, counted, interval, percent, ranges, value
@@ -46,7 +46,8 @@ def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
     conflict, truth = read_conflict(probe.dir), planted(probe)
     groups = clustered(conflict.apart)
     advice = advise(scores, int(runs["clusters"].config["strategy.selectors"]), seed=seed)
-    plot = draw_conflict(conflict, groups, truth)
+    chosen = advice.option if advice.shown else LOCAL
+    drawn = [draw_conflict(conflict, groups, truth), draw_gains(scores, chosen, seed=seed)]
     table = options(found, seed)
     contents = page.Contents(
         title="Federate, cluster or personalise?",
@@ -56,7 +57,7 @@ def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
         verdict=advice.reason,
         headline=headline(found, advice, seed),
         method=METHOD,
-        plots=[plot] if plot else [],
+        plots=[plot for plot in drawn if plot],
         sections=[
             ("Options", table),
             ("Clusters", clusters(conflict, groups)),
@@ -69,7 +70,7 @@ def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
         ],
         answers=[],
     )
-    _write(folder, contents, plot)
+    _write(folder, contents)
     known = [(c, g) for c, g in zip(conflict.clients, groups, strict=True) if c in truth]
     rand = adjusted_rand([str(g) for _, g in known], [truth[c] for c, _ in known]) if known else None
     document = {
@@ -185,10 +186,10 @@ def aligned(table: Table) -> list[str]:
     ]
 
 
-def _write(folder: Path, contents: page.Contents, plot: Plot | None) -> None:
+def _write(folder: Path, contents: page.Contents) -> None:
     with store.writing(folder / "advice.html"):
-        if plot:
-            (folder / "plots").mkdir(exist_ok=True)
+        (folder / "plots").mkdir(exist_ok=True)
+        for plot in contents.plots:
             (folder / "plots" / f"{plot.name}.svg").write_text(plot.svg, "utf-8")
         (folder / "advice.md").write_text(markdown(contents), "utf-8")
         (folder / "advice.html").write_text(page.html(contents), "utf-8")

@@ -9,6 +9,7 @@ from server_app.advice import (
     FEDPDPO,
     FINISH,
     LOCAL,
+    NAMES,
     ORDER,
     advise,
     choose,
@@ -16,10 +17,13 @@ from server_app.advice import (
     harmed,
     measured,
 )
+from server_app.advice_plot import draw_gains
 from server_app.advice_show import aligned
+from server_app.plots import AMBER
 from server_app.reading import read_run
 from server_app.show import Table
 from tests.server_app.sample import RIGHT_AFTER, RIGHT_BEFORE, ROWS, dpo_run, sft_record, write_run
+from tests.server_app.test_plots import words
 
 NOISE = [0.01, -0.01, 0.02, -0.02, 0.0, 0.01, -0.01, 0.0]
 
@@ -112,3 +116,15 @@ def test_a_run_without_preferences_is_named(tmp_path):
 def test_a_table_is_aligned_in_a_terminal():
     table = Table(("option", "mean"), (("FedAvg", "7.0 %"), ("alone", "61.0 %")), numbers=(1,))
     assert aligned(table) == ["option    mean", "FedAvg   7.0 %", "alone   61.0 %"]
+
+
+def test_the_gains_are_drawn_for_every_option_but_alone():
+    plot = draw_gains(world(**flat(0.7, local=0.6)), FEDAVG, seed=1)
+    said = words(plot.svg)
+    assert [w for w in said if w in NAMES.values()] == [NAMES[name] for name in ORDER[1:]]
+    assert {"client", "mean, 95 %"} <= set(said)
+    assert AMBER in plot.svg
+    assert "In amber: FedAvg" in plot.caption
+    plain = draw_gains(world(**flat(0.6)), LOCAL, seed=1)
+    assert AMBER not in plain.svg
+    assert "amber" not in plain.caption
