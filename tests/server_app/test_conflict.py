@@ -59,9 +59,9 @@ def conflict(apart: np.ndarray) -> Conflict:
 
 def test_the_map_is_in_the_order_of_its_clusters_and_names_its_scale():
     found = conflict(planted([0, 1, 0, 1], 0.8, -0.4))
-    plot = draw_conflict(found, [0, 1, 0, 1], {10: 0, 11: 1, 12: 0, 13: 1})
+    plot = draw_conflict(found, [0, 1, 0, 1], {10: 1, 11: 0, 12: 1, 13: 0})
     assert plot
-    assert [w for w in words(plot.svg) if w.endswith(")")][:4] == ["10 (0)", "12 (0)", "11 (1)", "13 (1)"]
+    assert [w for w in words(plot.svg) if w.endswith(")")][:4] == ["10 (1)", "12 (1)", "11 (0)", "13 (0)"]
     assert {"agree", "conflict"} <= set(words(plot.svg))
     assert "full colour at 0.80" in plot.caption
     assert "2 clusters, framed" in plot.caption
