@@ -34,6 +34,7 @@ from core.config import checked, defaults, flatten, parse, without_effect  # noq
 from core.errors import AccordError, ConfigError  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.types import Scalar  # noqa: E402
+from server_app.advising import ASKED, check, open_folder, run_arms  # noqa: E402
 from server_app.run_folder import RunFolder  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."
@@ -86,6 +87,32 @@ def run(
 def demo() -> None:
     """Run the default: eight simulated clients align the embedded toy model with federated DPO."""
     raise SystemExit(launch(request([]), verbose=False))
+
+
+@app.command()
+def advise(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[PRESET.toml | ADVICE] [KEY=VALUE ...]")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
+) -> None:
+    """Compare training alone, together, in clusters and personalised on these clients; ADVICE: a folder to continue."""
+    first, rest = Path(words[0]) if words else None, (words or [])[1:]
+    again = first if first and (first / ASKED).is_file() else None
+    keys, federation = given([str(again / ASKED), *rest] if again else words or [])
+    if again and any(not word.startswith("federation.") for word in rest):
+        raise ConfigError(
+            f"{again.name} continues as it was asked for; only federation.* can be named, got {rest}"
+        )
+    federation = {**FEDERATION, **federation}
+    if not federation["superlink"]:
+        keys.setdefault("strategy.min-available-nodes", federation["num-supernodes"])
+    check(keys)
+    parent = Path(str(keys.get("run.dir", "runs"))).expanduser().resolve()
+    folder = again or open_folder({**keys, **{f"federation.{k}": v for k, v in federation.items()}}, parent)
+    raise SystemExit(
+        run_arms(folder.resolve(), keys, lambda arm: launch(Request(arm, federation), verbose=verbose))
+    )
 
 
 @app.command()

@@ -101,7 +101,7 @@ def _answers(answers: Sequence[Answer]) -> str:
 
 
 def _section(title: str, table: Table) -> str:
-    fold = title not in ("Clients", "Failures", "Policies") or len(table.rows) > 40
+    fold = title not in ("Options", "Clusters", "Clients", "Failures", "Policies") or len(table.rows) > 40
     if fold:
         return f"<details><summary>{escape(title)}</summary>{_table(table)}</details>"
     return f"<section><h2>{escape(title)}</h2>{_table(table)}</section>"

@@ -1,0 +1,80 @@
+"""Is the advice right? `accord advise` on planted worlds: what it says, and what measured best.
+
+    python -m benchmarks.advice [KEY=VALUE ...] --worlds shared clustered individual --seeds 1 2 3
+
+shared: one type of client. clustered: two types that want opposite things, four clients of each. individual: four types
+and two clients of each, with more rows. Printed for each world and seed: the advice, the mean accuracy of the option it
+means, the option of the highest mean, how much that is above the advised one with its interval over clients, and the
+adjusted Rand index of the map's clusters with the planted types. The advice is "best" if both are the same option, "as
+good" if the difference is not shown. Folders are kept where --keep says.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from core.types import Json
+from server_app.advice import ORDER, gain, mean, shown
+from server_app.show import ABSENT, interval, percent
+
+ROOT = Path(__file__).parents[1]
+CONFLICT = ["data.type-weight=6.0", "data.type-differs=0.6"]
+WORLDS = {
+    "shared": ["data.types=1"],
+    "clustered": [*CONFLICT, "data.types=2", "data.rows-per-client=96"],
+    "individual": [*CONFLICT, "data.types=4", "data.rows-per-client=192"],
+}
+HEAD = (
+    f"{'world':<12}{'seed':>5}  {'advice':<22}{'its mean':>10}  {'best':<10}{'mean':>8}{'above, 95 %':>17}"
+    f"{'':>10}{'rand':>7}"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="passed on to accord advise")
+    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--keep", type=Path, help="a folder for the advice folders")
+    args = parser.parse_args()
+    print(HEAD)
+    for world in args.worlds:
+        for seed in args.seeds:
+            found = advised([f"run.seed={seed}", *WORLDS[world], *args.words], args.keep)
+            print(line(world, seed, found), flush=True)
+
+
+def advised(words: list[str], keep: Path | None) -> Json:
+    """advice.json of one `accord advise` in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        parent = Path(tempfile.mkdtemp(prefix="advice-", dir=keep)) if keep else Path(scratch)
+        command = [sys.executable, str(ROOT / "accord.py"), "advise", *words, f"run.dir={parent}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        (folder,) = parent.iterdir()
+        return json.loads((folder / "advice.json").read_text())
+
+
+def line(world: str, seed: int, found: Json) -> str:
+    """One advice against the option of the highest mean, the simpler one on a tie."""
+    scores = {name: {int(c): v for c, v in one["clients"].items()} for name, one in found["options"].items()}
+    option = found["option"]
+    best = max(ORDER, key=lambda name: (mean(scores[name]), -ORDER.index(name)))
+    above = gain(scores[option], scores[best], seed=seed)
+    judged = "best" if best == option else "worse" if shown(above) else "as good"
+    rand = found.get("adjusted_rand")
+    return (
+        f"{world:<12}{seed:>5}  {found['word']:<22}{percent(mean(scores[option])):>10}  {best:<10}"
+        f"{percent(mean(scores[best])):>8}{interval(above):>17}{judged:>10}"
+        f"{ABSENT if rand is None else f'{rand:.2f}':>7}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""`accord advise` in real processes: what it leaves, and that it goes on where it was stopped."""
+
+import json
+import shutil
+
+import pytest
+
+from server_app.advice import FEDPDPO, ORDER
+from server_app.advising import ARMS, is_finished, run_of
+from tests.federation.conftest import SMALL, metrics_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.timeout(1200)
+def test_an_advice_scores_every_option_and_continues_to_the_same_numbers(place):
+    """The last run is put back to the state of a killed one; the first ones are not touched again."""
+    place.accord("advise", *SMALL, timeout=900)
+    (folder,) = place.runs()
+    runs = {name: run for name, arm in ARMS.items() if (run := run_of(folder, arm))}
+    assert set(runs) == set(ORDER)
+    assert all(map(is_finished, runs.values()))
+    first = json.loads((folder / "advice.json").read_text())
+    assert first["word"] == "no difference shown", "three clients are too few for an interval"
+    for name, run in runs.items():
+        clients = metrics_of(run)[-1]["eval"]["clients"]
+        assert first["options"][name]["clients"] == {c: m["logps/accuracies"] for c, m in clients.items()}
+    assert "Preference-conflict map" in (folder / "advice.html").read_text()
+
+    last, manifest = runs[FEDPDPO], runs[FEDPDPO] / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "status": "running"}))
+    shutil.rmtree(last / "checkpoints" / "00003")
+    (folder / "advice.json").unlink()
+    before = {name: run.stat().st_mtime_ns for name, run in runs.items()}
+    done = place.accord("advise", str(folder), timeout=300)
+    assert "resuming" in done.stdout
+    assert {name for name, run in runs.items() if run.stat().st_mtime_ns != before[name]} == {FEDPDPO}
+    assert json.loads((folder / "advice.json").read_text()) == first
