@@ -9,13 +9,13 @@ adjusted Rand index of the map's clusters with the planted types. The advice is 
 good" if the difference is not shown. Folders are kept where --keep says.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.options import options
 from core.types import Json
 from server_app.advice import ORDER, gain, mean, shown
 from server_app.show import ABSENT, interval, percent
@@ -34,12 +34,8 @@ HEAD = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="passed on to accord advise")
+    parser = options(__doc__, "passed on to accord advise")
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--keep", type=Path, help="a folder for the advice folders")
     args = parser.parse_args()
     print(HEAD)
