@@ -34,7 +34,7 @@ from core.config import checked, defaults, flatten, parse, without_effect  # noq
 from core.errors import AccordError, ConfigError  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.types import Scalar  # noqa: E402
-from server_app.advising import ASKED, check, open_folder, run_arms  # noqa: E402
+from server_app.advice.arms import ASKED, check, open_folder, run_arms  # noqa: E402
 from server_app.run_folder import RunFolder  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.options import options
 from core.types import Json
-from server_app.advice import ORDER, gain, mean, shown
+from server_app.advice.recommend import ORDER, gain, mean, shown
 from server_app.show import ABSENT, interval, percent
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import pytest
 
 from core import store
 from core.errors import DataError
-from server_app.conflict import Conflict, clustered, draw_conflict, read_conflict, silhouette, split
+from server_app.advice.conflict import Conflict, clustered, draw_conflict, read_conflict, silhouette, split
 from tests.server_app.test_plots import words
 
 
