@@ -35,6 +35,7 @@ from core.errors import AccordError, ConfigError  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.types import Scalar  # noqa: E402
 from server_app.advice.arms import ASKED, check, open_folder, run_arms  # noqa: E402
+from server_app.packing import Packing, pack, this_machine  # noqa: E402
 from server_app.run_folder import RunFolder  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."
@@ -74,7 +75,7 @@ class Request:
 
 @app.command()
 def run(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[PRESET.toml] [KEY=VALUE ...]")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[PRESET.toml ...] [KEY=VALUE ...]")] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show Flower's own log lines as well.")
     ] = False,
@@ -163,7 +164,7 @@ def main() -> None:
 
 
 def request(words: list[str]) -> Request:
-    """A preset file (first, optional) merged with key=value words; every key and value is checked."""
+    """Preset files, a later one over an earlier one, merged with key=value words; every key and value is checked."""
     keys, chosen = given(words)
     federation = {**FEDERATION, **chosen}
     if not federation["superlink"]:
@@ -202,8 +203,8 @@ def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
 def _sources(words: list[str]) -> Iterator[tuple[str, Mapping[str, Scalar]]]:
     for i, word in enumerate(words):
         if "=" not in word:
-            if i or not word.endswith(".toml"):
-                raise ConfigError(f"expected a preset file first and then key=value words, got {word!r}")
+            if not word.endswith(".toml") or any("=" in earlier for earlier in words[:i]):
+                raise ConfigError(f"expected preset files first and then key=value words, got {word!r}")
             yield word, _preset(Path(word))
         else:
             key, text = word.split("=", 1)
@@ -266,20 +267,21 @@ def launch(asked: Request, *, verbose: bool) -> int:
     scratch = Path(tempfile.mkdtemp(prefix="accord-"))
     config = scratch / "run.toml"
     config.write_text(tomli_w.dumps({**asked.keys, "run.dir": str(run_dir)}))
-    name = str(asked.federation["superlink"])
+    name, simulation = str(asked.federation["superlink"]), list[str]()
     env = {**os.environ, **QUIET, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **_commit()}
     try:
         with contextlib.ExitStack() as stack:
             if not name:
                 env["FLWR_HOME"] = str(scratch / "flwr")
-                if not asked.federation["client-gpus"]:  # else Ray must first say which GPU is whose
+                packing, told = pack(parse(asked.keys), asked.federation, this_machine())
+                simulation = ["--federation-config", _simulation(asked.federation, packing)]
+                typer.echo("\n".join(told))
+                if not packing.share:  # else Ray must first say which GPU is whose
                     env["RAY_preload_python_modules"] = "client_app.site"  # now, not at the first message
                 name = stack.enter_context(_superlink(scratch, env))
             sources = str(stage(scratch / "app"))
             command = [str(BIN / "flwr"), "run", sources, name, "--stream", "--run-config", str(config)]
-            if not asked.federation["superlink"]:
-                command += ["--federation-config", _simulation(asked.federation)]
-            code = _stream(command, env, name, scratch / "stream.log", verbose=verbose)
+            code = _stream([*command, *simulation], env, name, scratch / "stream.log", verbose=verbose)
     except KeyboardInterrupt:
         code = 130
     folder = Path(str(asked.keys.get("run.resume") or "")) if asked.keys.get("run.resume") else None
@@ -310,11 +312,11 @@ def stage(folder: Path) -> Path:
     return folder
 
 
-def _simulation(federation: Mapping[str, Scalar]) -> str:
+def _simulation(federation: Mapping[str, Scalar], packing: Packing) -> str:
+    cpus = int(float(federation["client-cpus"]))
     return (
-        f"num-supernodes={federation['num-supernodes']} "
-        f"client-resources-num-cpus={int(float(federation['client-cpus']))} "
-        f"client-resources-num-gpus={float(federation['client-gpus'])}"
+        f"num-supernodes={federation['num-supernodes']} client-resources-num-cpus={cpus} "
+        f"client-resources-num-gpus={packing.share} init-args-num-cpus={packing.at_once * cpus}"
     )
 
 

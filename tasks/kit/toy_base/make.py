@@ -1,6 +1,6 @@
 """Make the embedded base: `python -m tasks.kit.toy_base.make [--check]`.
 
-Trains a Llama of about 130 thousand parameters on the toy language, one thread, from one seed, and writes
+Trains a Llama of about 100 thousand parameters on the toy language, one thread, from one seed, and writes
 base.json. The same platform and the pinned versions give the same bytes; `--check` compares instead of
 writing. Every way to answer is equally likely in the training text, so the base prefers none.
 """
