@@ -135,6 +135,18 @@ def resume(
     raise SystemExit(launch(asked, verbose=verbose))
 
 
+@app.command()
+def site(
+    file: Annotated[Path, typer.Argument(metavar="SITE.toml")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
+) -> None:
+    """Serve a site: the resident process that holds rows and base model; the SuperNode beside it names its address."""
+    from client_app.service import main as serve  # the model libraries, which no other command waits for
+    from client_app.site_file import SiteFile
+
+    serve(SiteFile.read(file, words or []))
+
+
 @app.command("list")
 def list_plugins() -> None:
     """Print every plugin with its keys and defaults, then the shared keys."""
