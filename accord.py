@@ -136,6 +136,27 @@ def resume(
     raise SystemExit(launch(asked, verbose=verbose))
 
 
+@app.command()
+def site(
+    file: Annotated[Path, typer.Argument(metavar="SITE.toml")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
+) -> None:
+    """Serve a site: the resident process that holds rows and base model; the SuperNode beside it names its address."""
+    from client_app.service import main as serve  # the model libraries, which no other command waits for
+    from client_app.site_file import SiteFile
+
+    serve(SiteFile.read(file, words or []))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def node(context: typer.Context) -> None:
+    """Run flower-supernode with these arguments, without most of its waiting between messages (docs/sites.md)."""
+    program = str(ROOT / "client_app" / "node.py")
+    os.execve(sys.executable, [sys.executable, program, *context.args], {**os.environ, **QUIET})
+
+
 @app.command("list")
 def list_plugins() -> None:
     """Print every plugin with its keys and defaults, then the shared keys."""

@@ -1,59 +1,48 @@
-"""The ClientApp: decode an order, hand it to the site, encode what comes back; failures travel as one line."""
-
-import logging
-from collections.abc import Callable
-from functools import lru_cache
-from typing import TYPE_CHECKING
+"""The ClientApp: hand a message to the resident site where the node names one, else to the site in this process."""
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from core import wire
-from core.config import Config, parse
-from core.errors import AccordError
-
-if TYPE_CHECKING:
-    from client_app.site import Site
-
-log = logging.getLogger(__name__)
+from client_app.relay import app_folder, relay
+from core.frame import Failure, encode_failure
 
 app = ClientApp()
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    return _answer(
-        message, context, lambda site: wire.encode_facts(site.hello(wire.decode_facts(message.content)))
-    )
+    return Message(_answer("hello", message, context), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    return _answer(
-        message, context, lambda site: wire.encode_update(site.train(wire.decode_order(message.content)))
-    )
+    return Message(_answer("train", message, context), reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    return _answer(
-        message, context, lambda site: wire.encode_update(site.evaluate(wire.decode_order(message.content)))
-    )
+    return Message(_answer("evaluate", message, context), reply_to=message)
 
 
-def _answer(message: Message, context: Context, act: "Callable[[Site], RecordDict]") -> Message:
-    """The reply; an AccordError becomes one line in it, anything else is Flower's to report."""
-    from client_app.site import Node, Site  # seconds, which Ray's start need not wait for
+def _answer(kind: str, message: Message, context: Context) -> RecordDict:
+    node, keys = context.node_config, context.run_config
+    if node.get("site"):
+        return relay(kind, message.content, context.run_id, keys, node)
+    if keys.get("site.mode") == "resident":
+        reason = (
+            "site.mode = 'resident', and this client names no site in its --node-config "
+            "\"site='unix:///run/accord/site.sock'\"; start `accord site` there, or set site.mode = 'embedded'"
+        )
+        return encode_failure(Failure("ConfigError", reason))
+    return _embedded(kind, message, context)
 
-    try:
-        config = _parsed(tuple(sorted(context.run_config.items())))
-        record = act(Site(config, Node.read(context.node_config)))
-    except AccordError as error:
-        log.error("%s: %s", type(error).__name__, error)
-        record = wire.encode_failure(wire.Failure(type(error).__name__, str(error)))
-    return Message(record, reply_to=message)
 
+def _embedded(kind: str, message: Message, context: Context) -> RecordDict:
+    from client_app.handle import (
+        Claim,
+        Request,
+        handle,
+    )  # seconds, which a relay and Ray's start need not wait for
 
-@lru_cache(maxsize=4)
-def _parsed(flat: tuple[tuple[str, bool | int | float | str], ...]) -> Config:
-    return parse(dict(flat))
+    claim = Claim(str(context.run_id), "", app_folder())
+    return handle(Request(kind, context.run_config, message.content, claim), context.node_config)

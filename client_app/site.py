@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from client_app import compare, personal
@@ -24,7 +24,7 @@ from tasks.kit import engine, partition, schedule
 from tasks.kit.cache import Cache
 from tasks.kit.loop import TrainReport
 from tasks.kit.model import Base, get_adapter, get_private, initial_adapter, load_base, set_adapter
-from tasks.kit.rows import ClientRows, client_rows, stamp
+from tasks.kit.rows import ClientRows, client_rows, forget_tables, stamp
 from tasks.kit.stepper import PLAIN, Bend
 
 MOST_ASIDE = 200  # rows
@@ -78,7 +78,7 @@ class Site:
     def strategy(self) -> Strategy:
         return self.config.build_strategy()
 
-    @property
+    @cached_property
     def cache(self) -> Cache:
         return Cache(self.state_dir / "cache" / str(self.node.client))
 
@@ -287,3 +287,9 @@ def _key(value: Json) -> str:
 def _rows(config: Config, node: Node, everyone: bool, files: Json) -> ClientRows:
     task = config.task_choice.build()
     return client_rows(config, task, node.client, node.clients, path=node.data_path, everyone=everyone)
+
+
+def forget_rows() -> None:
+    """Let go of the rows that this process has read."""
+    _rows.cache_clear()
+    forget_tables()

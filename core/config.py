@@ -135,6 +135,12 @@ class ClientConfig:
 
 
 @dataclass(frozen=True)
+class SiteConfig:
+    mode: Literal["embedded", "resident"] = "embedded"
+    wait_s: float = 60.0
+
+
+@dataclass(frozen=True)
 class Choice:
     """A plugin by name, with its own keys."""
 
@@ -158,6 +164,7 @@ class Config:
     eval: EvalConfig
     rlft: RlftConfig
     client: ClientConfig
+    site: SiteConfig
     task_choice: Choice
     strategy_choice: Choice
     source_choice: Choice
@@ -181,6 +188,7 @@ SECTIONS: dict[str, type[Any]] = {
     "eval": EvalConfig,
     "rlft": RlftConfig,
     "client": ClientConfig,
+    "site": SiteConfig,
 }
 CHOOSERS = {  # section: the key that names its plugin, and their package
     "task": ("task.name", "tasks"),
@@ -208,6 +216,7 @@ NOT_NEGATIVE = (
     "rlft.steps",
     "rlft.refresh-every",
     "rlft.patience",
+    "site.wait-s",
 )
 
 

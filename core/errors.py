@@ -25,6 +25,14 @@ class BaseMismatch(AccordError):
     """A client's base model is not the one the server named."""
 
 
+class FrameError(AccordError):
+    """Bytes between a relay and its site that are no message of Accord."""
+
+
+class SiteError(AccordError):
+    """A site that cannot be reached, or will not answer this."""
+
+
 class RoundFailed(AccordError):
     """Too few replies to close a round; nothing of it was kept."""
 

@@ -41,6 +41,7 @@ class Update:
     metrics: Metrics
     tokens: int = 0  # completion tokens in its rows; 0 after an evaluation
     kept: bool = False  # private memory was saved for this round; the server names it in later orders
+    loads: int = 0  # how often the base model had to be loaded to answer
 
 
 @dataclass(frozen=True)

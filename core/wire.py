@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeVar
 
@@ -14,19 +13,12 @@ from numpy.lib import format as npy
 
 from core.errors import TreeMismatch
 from core.factors import is_private
+from core.frame import FACTS, Failure, facts_only
 from core.tree import Tree, flat, unflat
 from core.types import Json, Order, Update
 
-TREE, FACTS = "tree.", "facts"
+TREE = "tree."
 Part = TypeVar("Part", ArrayRecord, ConfigRecord)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A client that could not do what it was asked; `reason` is one line, free of private text."""
-
-    kind: str
-    reason: str
 
 
 Seen = MutableMapping[int, tuple[Tree, ArrayRecord]]  # trees already encoded, by identity
@@ -56,6 +48,7 @@ def encode_update(update: Update) -> RecordDict:
         "adapter": update.adapter,
         "metrics": dict(update.metrics),
         "kept": update.kept,
+        "loads": update.loads,
     }
     return _encode(update.trees, facts)
 
@@ -66,16 +59,12 @@ def decode_update(record: RecordDict) -> Update:
 
 
 def encode_facts(facts: Json) -> RecordDict:
-    """A message without tensors: the hello, a failure."""
-    return _encode({}, facts)
+    """A message without tensors: the hello."""
+    return facts_only(facts)
 
 
 def decode_facts(record: RecordDict) -> Json:
     return _decode(record)[1]
-
-
-def encode_failure(failure: Failure) -> RecordDict:
-    return encode_facts({"failure": [failure.kind, failure.reason]})
 
 
 def failure_of(message: Message) -> Failure | None:

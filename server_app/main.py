@@ -115,7 +115,8 @@ class Run:
         """Before the first round: write down who takes part and say what will happen."""
         self.folder.write_manifest(
             clients={
-                str(c): {"examples": s["examples"], "skipped": s["skipped"]} for c, s in sorted(said.items())
+                str(c): {"examples": s["examples"], "skipped": s["skipped"], "loads": _whole(s.get("loads"))}
+                for c, s in sorted(said.items())
             },
             data={str(c): s["data"] for c, s in sorted(said.items())},
             truth={str(c): s["truth"] for c, s in sorted(said.items()) if s["truth"] is not None},
@@ -202,6 +203,11 @@ class Run:
             return [line for line in lines if line.strip()]
         source = self.config.source_choice.build()
         return source.prompts()
+
+
+def _whole(count: object) -> int:
+    """A count that a client tells, if it is one."""
+    return count if type(count) is int and count > 0 else 0
 
 
 def check_files(config: Config) -> None:

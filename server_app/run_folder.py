@@ -8,6 +8,7 @@ import os
 import re
 import time
 import tomllib
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,6 +29,7 @@ MAY_CHANGE = (
     "run.dir",
     "run.num-server-rounds",
     "client.state-dir",
+    "site.",
     "fault.",
     "eval.",
     "rlft.",
@@ -176,7 +178,12 @@ class RunFolder:
         """Merge facts into the manifest, and what follows from the metrics."""
         records = self.metrics()
         seconds = [r.get("seconds", {}) for r in records]
+        told = {**self.manifest(), **facts}
+        loads = Counter({c: said.get("loads", 0) for c, said in told.get("clients", {}).items()})
+        for record in records:
+            loads.update(record.get("loads", {}))
         folded = {
+            "base_loads": dict(loads),
             "participation": {str(r["round"]): r["participants"] for r in records if r["round"]},
             "failed": {str(r["round"]): r["failed"] for r in records if r["failed"]},
             "bytes": {
@@ -185,7 +192,7 @@ class RunFolder:
             },
             "seconds": sum(s.get("total", s.get("evaluate", 0.0)) for s in seconds),
         }
-        text = json.dumps({**self.manifest(), **folded, **facts}, indent=2, sort_keys=True)
+        text = json.dumps({**told, **folded}, indent=2, sort_keys=True)
         store.write_text(self.path / "manifest.json", text + "\n")
 
 

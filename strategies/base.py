@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -121,6 +121,7 @@ class Strategy(FlowerStrategy):
             "train": {"mean": s.metrics, "clients": _by_client(s.updates)},
             "bytes_down": s.exchange.bytes_down,
             "bytes_up": s.exchange.bytes_up,
+            "loads": _loads(s.updates, {}),
             "seconds": times,
         }
 
@@ -135,6 +136,7 @@ class Strategy(FlowerStrategy):
             record["eval"] = {"mean": s.metrics, "clients": _by_client(s.updates)}
         record["bytes_down"] = record.get("bytes_down", 0) + s.exchange.bytes_down
         record["bytes_up"] = record.get("bytes_up", 0) + s.exchange.bytes_up
+        record["loads"] = _loads(s.updates, record.get("loads", {}))
         record.setdefault("seconds", {})["evaluate"] = s.exchange.seconds
         return record
 
@@ -306,6 +308,12 @@ def _by_client(updates: Sequence[Update]) -> Json:
         | {"examples": u.examples}
         for u in updates
     }
+
+
+def _loads(updates: Sequence[Update], before: Mapping[str, int]) -> dict[str, int]:
+    """How often each client loaded its base model, with what it loaded before; who loaded none is absent."""
+    new = {str(u.client): u.loads for u in updates if type(u.loads) is int and u.loads > 0}
+    return {client: before.get(client, 0) + new.get(client, 0) for client in sorted({*before, *new})}
 
 
 def _split(updates: Sequence[Update], seconds: float) -> dict[str, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from flwr.app import Message
 
 from client_app.site import Node, Site
-from core import wire
+from core import frame, wire
 from core.config import Config, FaultConfig
 from core.types import ServerState
 from server_app.run_folder import RunFolder
@@ -42,7 +42,7 @@ def federate(
                 wire.encode_facts(site.hello(wire.decode_facts(message.content))), reply_to=message
             )
         if away(message):
-            return Message(wire.encode_failure(wire.Failure("Away", "not now")), reply_to=message)
+            return Message(frame.encode_failure(frame.Failure("Away", "not now")), reply_to=message)
         act = site.train if message.metadata.message_type == "train" else site.evaluate
         return Message(wire.encode_update(act(wire.decode_order(message.content))), reply_to=message)
 

@@ -17,10 +17,14 @@ MAY = {
 }
 ONLY_IN = {
     "flwr": {
+        "core/frame.py",
         "core/wire.py",
         "strategies/base.py",
         "strategies/kit/session.py",
+        "client_app/handle.py",
         "client_app/main.py",
+        "client_app/relay.py",
+        "client_app/service.py",
         "server_app/main.py",
     },
     "peft": {"tasks/kit/model.py"},

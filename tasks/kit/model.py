@@ -1,5 +1,6 @@
 """The base model with one LoRA adapter: loaded once per process, adapters in and out as trees. The only peft file."""
 
+import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,8 @@ from tasks.kit.logprobs import completion_logps
 from tasks.kit.personal import Personal
 
 log = logging.getLogger(__name__)
+
+_forgotten = 0  # bases loaded by this process and let go of
 
 
 @dataclass(eq=False)
@@ -131,7 +134,17 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
 
 def loads() -> int:
     """How many bases this process has loaded."""
-    return load_base.cache_info().misses
+    return _forgotten + load_base.cache_info().misses
+
+
+def forget() -> None:
+    """Let go of every base of this process, and of its memory once nobody else holds it."""
+    global _forgotten
+    _forgotten = loads()
+    load_base.cache_clear()
+    gc.collect()  # modules and hooks are cycles
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def resolve(model: ModelConfig) -> Path:

@@ -81,6 +81,11 @@ def _table(choice: Choice, stamp: Json, seed: int, clients: int, on_bad_row: str
     return read(source.find(seed, clients), on_bad_row)
 
 
+def forget_tables() -> None:
+    """Let go of the sources that this process has read."""
+    _table.cache_clear()
+
+
 def _shares(config: Config, table: Table, clients: int) -> list[list[Entry]]:
     """Every client's entries; a source's own held-out rows are shared out by the same rule."""
     how, entries = config.data.partitioner, table.entries

@@ -109,9 +109,9 @@ def healthy(port: int) -> bool:
 
 
 def timeless(record):
-    """A metrics record without what depends on the clock: seconds, and bytes, since seconds travel as text."""
+    """A metrics record without what depends on clock and processes: seconds, bytes (seconds travel as text), loads."""
     if isinstance(record, dict):
-        return {k: timeless(v) for k, v in record.items() if not k.startswith(("seconds", "bytes"))}
+        return {k: timeless(v) for k, v in record.items() if not k.startswith(("seconds", "bytes", "loads"))}
     return record
 
 

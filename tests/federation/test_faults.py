@@ -3,82 +3,17 @@
 import contextlib
 import json
 import signal
-import sys
-from pathlib import Path
 
 import psutil
 import pytest
 
-from core import store
 from tests.faults.federation import start
 from tests.faults.test_crashes import files, run_of
-from tests.federation.conftest import BIN, ROOT, Place, free_port, healthy, kill_tree, metrics_of, wait_until
+from tests.federation.conftest import kill_tree, metrics_of, wait_until
+from tests.federation.deployment import LONG_S, SITES, WORDS, Deployment
 from tests.federation.test_deployment import rows
 
 pytestmark = pytest.mark.faults
-SITES = 3
-WORDS = {
-    "data.source": "jsonl",
-    "train.local-steps": 2,
-    "train.per-device-batch-size": 4,
-    "strategy.name": "scaffold",
-    "strategy.min-available-nodes": SITES,
-    "eval.every": 0,
-}
-LONG_S = 300
-
-
-class Deployment:
-    """One SuperLink with a database and three SuperNodes with files of their own, each of which can be killed."""
-
-    def __init__(self, place: Place) -> None:
-        self.place, self.control, self.fleet = place, free_port(), free_port()
-        self.files = place.path / "sites"
-        self.files.mkdir()
-        for site in range(SITES):
-            self.file(site).write_text(rows(site))
-        (place.path / "flwr").mkdir(exist_ok=True)
-        (place.path / "flwr" / "config.toml").write_text(
-            '[superlink]\ndefault = "deployment"\n[superlink.deployment]\n'
-            f'address = "127.0.0.1:{self.control}"\ninsecure = true\n'
-        )
-        self.link = self.superlink()
-        self.nodes = [self.supernode(site) for site in range(SITES)]
-
-    def file(self, site: int) -> Path:
-        return self.files / f"site-{site}.jsonl"
-
-    def superlink(self) -> psutil.Popen:
-        process = self.place.start(
-            str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(self.control),
-            "--fleet-api-address", f"127.0.0.1:{self.fleet}", "--database", str(self.place.path / "state.db"),
-            log="superlink.log", ACCORD_HOME=str(self.place.path / "server"),
-        )  # fmt: skip
-        wait_until(lambda: healthy(self.control))
-        return process
-
-    def supernode(self, site: int) -> psutil.Popen:
-        node = f"partition-id={site} num-partitions={SITES} data-path='{self.file(site)}'"
-        return self.place.start(
-            str(BIN / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{self.fleet}",
-            "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", node,
-            log=f"site-{site}.log", ACCORD_HOME=str(self.place.path / f"home-{site}"),
-        )  # fmt: skip
-
-    def accord(self, *words: str, log: str = "accord.log"):
-        """`accord` against this deployment, in the background."""
-        command = [sys.executable, str(ROOT / "accord.py"), *words, "federation.superlink=deployment"]
-        return self.place.start(*command, log=log)
-
-    def run(self, **words: object):
-        keys = {**WORDS, **{k.replace("__", ".").replace("_", "-"): v for k, v in words.items()}}
-        return self.accord("run", *(f"{k}={v}" for k, v in keys.items()))
-
-    def log(self) -> str:
-        return (self.place.path / "accord.log").read_text()
-
-    def wait_for_round(self, rnd: int) -> None:
-        wait_until(lambda: store.rounds(run_of(self.place.path) / "checkpoints")[-1:] >= [rnd], LONG_S)
 
 
 def running_below(process, command: str, loaded: str = "") -> psutil.Process | None:

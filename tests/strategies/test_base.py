@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from core import wire
+from core import frame, wire
 from core.config import FaultConfig
 from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.types import Update
@@ -125,7 +125,7 @@ def leaking(message, update):
         (lambda m, u: None, "no answer within 0.3 s"),
         (lambda m, u: Message(Error(0, "boom"), reply_to=m), "Flower: boom"),
         (
-            lambda m, u: Message(wire.encode_failure(wire.Failure("DataError", "row 3")), reply_to=m),
+            lambda m, u: Message(frame.encode_failure(frame.Failure("DataError", "row 3")), reply_to=m),
             "DataError: row 3",
         ),
         (reply(delta(w=torch.tensor([math.nan, 0.0]))), "delta holds NaN or Inf"),

@@ -1,0 +1,96 @@
+"""One message at a site, however it came: parse, admit, act, release, encode."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol
+
+from flwr.app import RecordDict
+
+from client_app.site import Node, Site
+from core import wire
+from core.config import Config, parse
+from core.errors import AccordError, SiteError
+from core.frame import Failure, encode_failure
+from core.types import Json, Order, Scalar, Update
+from tasks.kit.model import loads
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Where a message says that it comes from; the site did not check it."""
+
+    run: str  # Flower's id of the run
+    owner: str  # who started it; "" where Flower does not say
+    app: str  # the folder of the app that passed it on, whose name ends in the bundle's hash
+
+
+class Answers(Protocol):
+    """A Site, or what stands before it and checks."""
+
+    def hello(self, knobs: Json) -> Json: ...
+
+    def train(self, order: Order) -> Update: ...
+
+    def evaluate(self, order: Order) -> Update: ...
+
+
+Guard = Callable[[Site, Claim], Answers]  # puts a site behind its policy
+
+
+@dataclass(frozen=True)
+class Request:
+    kind: str  # hello | train | evaluate
+    keys: Mapping[str, Scalar]  # the run's configuration, flat
+    record: RecordDict
+    claim: Claim
+
+
+def handle(
+    request: Request,
+    facts: Mapping[str, Scalar],
+    guard: Guard = lambda site, claim: site,
+    make_room: Callable[[str, Config], None] = lambda run, config: None,
+) -> RecordDict:
+    """The answer; an AccordError becomes one line in it, anything else is the caller's to report.
+
+    facts: who the site is, as in a node config.
+    make_room: called with the run and its configuration before anything is loaded.
+    """
+    try:
+        config = _parsed(tuple(sorted(request.keys.items())))
+        make_room(request.claim.run, config)
+        return _answer(request, guard(_site(config, Node.read(facts)), request.claim))
+    except AccordError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return encode_failure(Failure(type(error).__name__, str(error)))
+
+
+def _answer(request: Request, site: Answers) -> RecordDict:
+    kind, before = request.kind, loads()
+    if kind == "hello":
+        said = site.hello(wire.decode_facts(request.record))
+        return wire.encode_facts({**said, "loads": loads() - before})
+    if kind not in ("train", "evaluate"):
+        raise SiteError(f"a site answers hello, train and evaluate, not {kind!r}")
+    order = wire.decode_order(request.record)
+    update = site.train(order) if kind == "train" else site.evaluate(order)
+    return wire.encode_update(replace(update, loads=loads() - before))
+
+
+def release() -> None:
+    """Let go of what the last message was answered with, the base model excepted."""
+    _site.cache_clear()
+
+
+@lru_cache(maxsize=4)
+def _parsed(flat: tuple[tuple[str, Scalar], ...]) -> Config:
+    return parse(dict(flat))
+
+
+@lru_cache(maxsize=1)  # with the tokens of one client of one run
+def _site(config: Config, node: Node) -> Site:
+    return Site(config, node)

@@ -1,0 +1,89 @@
+"""Pass a message on to the resident site process and its answer back: what Flower starts anew for every message.
+
+It imports neither torch nor the configuration; the app that a server uploads never sees a row.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import grpc
+from flwr.app import RecordDict
+
+from core.errors import AccordError, ConfigError, SiteError
+from core.frame import Failure, encode_failure, pack, unpack
+
+log = logging.getLogger(__name__)
+
+METHOD = "/accord.Site/Answer"
+FORMAT = 1  # of what a relay sends
+TOKEN = "accord-token"  # metadata key, on loopback
+LOSSES = 3  # answers that may be lost on the way before the message is given up
+Keys = Mapping[str, bool | int | float | str]
+OPTIONS = [
+    ("grpc.max_send_message_length", -1),  # the site has its own limit
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+def relay(kind: str, record: RecordDict, run: int, keys: Keys, node: Keys) -> RecordDict:
+    """The site's answer; where there is none, one line that says why. node: site, and site-token on loopback."""
+    try:
+        head = {
+            "format": FORMAT,
+            "kind": kind,
+            "run": str(run),
+            "owner": "",
+            "app": app_folder(),
+            "keys": dict(keys),
+        }
+        wait_s = keys.get("site.wait-s", 0.0)
+        if not isinstance(wait_s, int | float) or not wait_s >= 0:
+            raise ConfigError(f"site.wait-s must be a number of seconds, got {wait_s!r}")
+        token = _token(str(node.get("site-token", "")))
+        return unpack(ask(str(node["site"]), pack(head, record), token, wait_s))[1]
+    except AccordError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return encode_failure(Failure(type(error).__name__, str(error)))
+
+
+def app_folder() -> str:
+    """The folder of this app, whose name ends in the bundle's hash where Flower has unpacked it."""
+    return Path(__file__).resolve().parents[1].name
+
+
+def ask(address: str, data: bytes, token: str, wait_s: float) -> bytes:
+    """Send, wait, receive. A site that is away is waited for so many seconds each time; SiteError after that.
+
+    A message whose answer was lost is sent again: a site gives the same answer to the same order.
+    """
+    metadata = ((TOKEN, token),) if token else ()
+    for attempt in range(LOSSES):
+        with grpc.insecure_channel(address, OPTIONS) as channel:
+            started = time.monotonic()
+            try:
+                grpc.channel_ready_future(channel).result(timeout=wait_s)
+                return channel.unary_unary(METHOD)(data, metadata=metadata)
+            except grpc.FutureTimeoutError:
+                raise SiteError(
+                    f"nobody answers at {address} within site.wait-s = {wait_s:g} s; is `accord site` running there?"
+                ) from None
+            except grpc.RpcError as error:
+                code, details = error.code(), error.details()  # type: ignore[attr-defined]  # a Call as well
+                if code is not grpc.StatusCode.UNAVAILABLE:
+                    raise SiteError(f"the site at {address} refuses: {details} ({code.name})") from None
+                lasted = time.monotonic() - started
+                log.warning("site=%s lost=%d after %.1f s: %s", address, attempt + 1, lasted, details)
+    raise SiteError(f"the site at {address} went away {LOSSES} times before it answered")
+
+
+def _token(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text().strip() if path else ""
+    except OSError as error:
+        raise ConfigError(f"site-token = {path!r} of the node config: {error.strerror}") from error

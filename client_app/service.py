@@ -1,0 +1,243 @@
+"""The resident site process: it owns rows, disk, base model and caches, and answers the relay, one message at a time.
+
+gRPC's threads only put messages in line; the work is done in the main thread, where a signal can end it.
+"""
+
+import fcntl
+import hmac
+import json
+import logging
+import os
+import queue
+import signal
+import stat
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import grpc
+from flwr.app import RecordDict
+
+from client_app import handle as desk
+from client_app.handle import Claim, Guard, Request
+from client_app.relay import FORMAT, METHOD, TOKEN
+from client_app.site import forget_rows
+from client_app.site_file import SiteFile
+from core.config import Config
+from core.errors import AccordError, ConfigError, FrameError, SiteError
+from core.frame import FACTS, Failure, encode_failure, pack, unpack
+from tasks.kit import model
+
+log = logging.getLogger(__name__)
+
+IN_LINE = 8  # messages of two runs, and those that are sent again
+GRACE_S = 3.0  # for answers on their way out
+MIB = 1 << 20
+
+
+class Stop(BaseException):
+    """SIGTERM or SIGINT: no Exception, so that nothing on the way takes it for a failure of its own."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A message in line."""
+
+    data: bytes
+    wanted: Callable[[], bool]  # whether the relay still waits
+    answer: Future[bytes] = field(default_factory=Future)
+
+
+@dataclass(eq=False)
+class Service:
+    site: SiteFile
+    guard: Guard
+    jobs: queue.SimpleQueue[Job] = field(default_factory=queue.SimpleQueue)
+    run: str = ""  # whose rows and tokens are in memory
+    base: tuple[object, ...] = ()  # the settings of the base model in memory
+
+    def serve(self) -> None:
+        """Answer until Stop; what is in line then is answered with a failure."""
+        job = None
+        try:
+            while True:
+                try:
+                    job = self.jobs.get(timeout=self.site.idle_s)
+                except queue.Empty:
+                    self.let_go()
+                    continue
+                if job.wanted():
+                    job.answer.set_result(self.answer(job.data))
+                job = None
+        except Stop:
+            self._refuse([job] if job else [])
+
+    def answer(self, data: bytes) -> bytes:
+        """The answer to one message; whatever goes wrong with it is a failure in one line without private text."""
+        started, what, record = time.monotonic(), "message", None
+        try:
+            request = _request(data)
+            what = f"run={request.claim.run} round={_round(request.record)} {request.kind}"
+            log.info("%s begins: %.1f MB", what, len(data) / 1e6)
+            record = desk.handle(request, self.site.facts, self.guard, self._make_room)
+        except AccordError as error:
+            log.error("%s: %s: %s", what, type(error).__name__, error)
+            record = encode_failure(Failure(type(error).__name__, str(error)))
+        except Exception as error:  # its text may quote a row: only where it happened is told
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("%s: %s at\n%s", what, type(error).__name__, where)
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(last.filename).name}:{last.lineno}"
+            record = encode_failure(
+                Failure(type(error).__name__, f"unexpected, at {place}; the site's log says more")
+            )
+        log.info("%s ends: %.2f s", what, time.monotonic() - started)
+        return pack({}, record)
+
+    def let_go(self) -> None:
+        """Give back the memory of the last run: its rows, its tokens, its base model."""
+        if self.run or self.base:
+            log.info("run=%s released after %g s without a message", self.run, self.site.idle_s)
+        self.run, self.base = "", ()
+        desk.release()
+        forget_rows()
+        model.forget()
+
+    def _make_room(self, run: str, config: Config) -> None:
+        """Another run's rows and tokens go; the base model stays if it is the same."""
+        base = config.model, config.lora, config.task_choice.build().adds
+        if run != self.run:
+            desk.release()
+            forget_rows()
+        if base != self.base:
+            model.forget()
+        self.run, self.base = run, base
+
+    def _refuse(self, jobs: list[Job]) -> None:
+        with suppress(queue.Empty):
+            while True:
+                jobs.append(self.jobs.get_nowait())
+        failure = Failure("SiteError", "the site's process was stopped before it had answered")
+        for job in jobs:
+            if not job.answer.done():
+                job.answer.set_result(pack({}, encode_failure(failure)))
+        log.info("stopped; %d messages left unanswered", len(jobs))
+
+
+def main(site: SiteFile) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError when another process serves the address."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    service = Service(site, _guard(site.policy))
+    with _alone(site.socket):
+        server = _server(service, site.token())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+        log.info(
+            "site partition-id=%d of %d at %s: ready", site.partition_id, site.num_partitions, site.address
+        )
+        service.serve()
+        server.stop(GRACE_S).wait()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    raise Stop
+
+
+def _guard(policy: str) -> Guard:
+    if policy:
+        raise ConfigError(f"policy = {policy!r}: this version has no policies")
+    return lambda site, claim: site
+
+
+def _server(service: Service, token: str) -> grpc.Server:
+    """A started server whose handler puts messages in line; ConfigError when the address is taken."""
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        given = dict(context.invocation_metadata()).get(TOKEN, "")
+        if token and not hmac.compare_digest(str(given).encode(), token.encode()):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "its token-file holds another token")
+        job = Job(data, context.is_active)
+        service.jobs.put(job)
+        return job.answer.result()
+
+    options = [
+        ("grpc.max_receive_message_length", service.site.max_message_mb * MIB),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+    ]
+    name, method = METHOD.strip("/").split("/")
+    handler = grpc.method_handlers_generic_handler(
+        name, {method: grpc.unary_unary_rpc_method_handler(answer)}
+    )
+    server = grpc.server(
+        ThreadPoolExecutor(IN_LINE), [handler], options=options, maximum_concurrent_rpcs=IN_LINE
+    )
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(service.site.address)
+    except RuntimeError as error:
+        raise ConfigError(f"address = {service.site.address!r} cannot be served; is it taken?") from error
+    finally:
+        os.umask(before)
+    if service.site.socket:
+        service.site.socket.chmod(int(service.site.socket_mode, 8))
+    server.start()
+    return server
+
+
+@contextmanager
+def _alone(socket: Path | None) -> Iterator[None]:
+    """Inside, no other process serves this socket; one that a dead process left is taken away, before and after."""
+    if socket is None:
+        yield  # the port itself is exclusive
+        return
+    try:
+        socket.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(f"{socket}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"address = {socket}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"address = {socket}: another `accord site` serves it; stop that one first"
+            ) from error
+        with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(socket.lstat().st_mode):
+                raise ConfigError(f"address = {socket}: a file is there that is no socket")
+            socket.unlink()
+        yield
+        socket.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def _request(data: bytes) -> Request:
+    """What a relay sent; FrameError or SiteError for anything else."""
+    head, record = unpack(data)
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        said = head.get("format") if isinstance(head, dict) else None
+        raise SiteError(
+            f"the app's relay speaks format {said!r}, this site {FORMAT}: the server's Accord and the site's are of "
+            "different versions; upgrade the older one"
+        )
+    kind, keys, claims = head.get("kind"), head.get("keys"), [head.get(n) for n in ("run", "owner", "app")]
+    if not isinstance(keys, dict) or not all(isinstance(text, str) for text in (kind, *claims)):
+        raise FrameError("no message of Accord: its header is incomplete")
+    return Request(str(kind), keys, record, Claim(*map(str, claims)))
+
+
+def _round(record: RecordDict) -> str:
+    """For the log alone."""
+    try:
+        return str(int(json.loads(str(record.config_records[FACTS]["json"]))["knobs"]["rnd"]))
+    except (KeyError, ValueError, TypeError):
+        return "-"

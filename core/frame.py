@@ -1,0 +1,72 @@
+"""A Flower record as bytes and back, and a failure as a record: what a relay needs, without torch."""
+
+import json
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from core.errors import FrameError
+
+FACTS = "facts"  # the record of a message that is not a tree
+LENGTH = 8  # bytes of the header's length, little endian
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that could not do what it was asked; `reason` is one line, free of private text."""
+
+    kind: str
+    reason: str
+
+
+def encode_failure(failure: Failure) -> RecordDict:
+    return facts_only({"failure": [failure.kind, failure.reason]})
+
+
+def facts_only(facts: object) -> RecordDict:
+    """A message without tensors; `facts` is what json.dumps takes."""
+    return RecordDict({FACTS: ConfigRecord({"json": json.dumps(facts), "layouts": "{}"})})
+
+
+def pack(head: object, record: RecordDict) -> bytes:
+    """A head (what json.dumps takes) and a record of arrays and plain values: a length, JSON, the arrays' bytes."""
+    layout, buffers = [], []
+    for name, part in record.items():
+        if isinstance(part, ArrayRecord):
+            layout.append([name, [[key, a.dtype, a.shape, a.stype, len(a.data)] for key, a in part.items()]])
+            buffers += [array.data for array in part.values()]
+        elif isinstance(part, ConfigRecord):
+            layout.append([name, dict(part)])
+        else:
+            raise FrameError(f"{name!r} is a {type(part).__name__}; arrays and plain values can be passed on")
+    try:
+        text = json.dumps({"head": head, "record": layout}).encode()
+    except TypeError as error:
+        raise FrameError(f"the message holds a value that is no plain value: {error}") from error
+    return b"".join([len(text).to_bytes(LENGTH, "little"), text, *buffers])
+
+
+def unpack(data: bytes) -> tuple[object, RecordDict]:
+    """What `pack` was given; FrameError for anything else, and nothing is read beyond what arrived."""
+    try:
+        start = LENGTH + int.from_bytes(data[:LENGTH], "little")
+        document = json.loads(data[LENGTH:start])
+        record = RecordDict()
+        for name, part in document["record"]:
+            if isinstance(part, dict):
+                record[str(name)] = ConfigRecord(part)
+                continue
+            arrays = {}
+            for key, dtype, shape, stype, size in part:
+                if type(size) is not int or not 0 <= size <= len(data) - start:
+                    raise ValueError(f"an array of {size!r} bytes")
+                arrays[str(key)] = Array(
+                    str(dtype), tuple(int(n) for n in shape), str(stype), data[start : start + size]
+                )
+                start += size
+            record[str(name)] = ArrayRecord(arrays)
+        if start != len(data):
+            raise ValueError(f"{len(data) - start} bytes too many")
+        return document["head"], record
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FrameError(f"no message of Accord: {type(error).__name__}") from error

@@ -1,0 +1,37 @@
+"""SuperNodes that relay to resident sites: the simulation's bytes, and one load of the base model in a run."""
+
+import json
+
+import pytest
+
+from tests.faults.test_crashes import files, run_of
+from tests.federation.conftest import metrics_of
+from tests.federation.deployment import LONG_S, SITES, WORDS, Resident
+
+pytestmark = pytest.mark.slow
+MARKER = b"marker-7f3a"
+
+
+def test_resident_sites_give_the_simulations_adapter(place):
+    (place.path / "runs").mkdir()
+    resident = Resident(place)
+    going = resident.run(run__num_server_rounds=3, site__mode="resident")
+    words = [f"{k}={v}" for k, v in WORDS.items()]
+    place.accord("run", *words, "run.num-server-rounds=3", "run.dir=simulated", f"data.path={resident.files}",
+                 f"federation.num-supernodes={SITES}")  # fmt: skip
+    assert going.wait(LONG_S) == 0, resident.log()
+    run, (simulated,) = run_of(place.path), (place.path / "simulated").iterdir()
+
+    assert files(run / "adapter") == files(simulated / "adapter")
+    assert metrics_of(run) == metrics_of(simulated)
+    for site in range(SITES):
+        kept = [files(p / "memory" / r.name) for p, r in
+                ((place.path / f"home-{site}", run), (place.path / "accord", simulated))]  # fmt: skip
+        assert kept[0] == {n: b for n, b in kept[1].items() if n.startswith(f"{site}/")} != {}
+        assert resident.site_log(site).count(" train ends: ") == 3
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["base_loads"] == {str(site): 1 for site in range(SITES)}
+
+    left = [p for p in place.path.glob("**/*") if p.is_file() and "sites" not in p.parts]
+    private = [p for p in left if "cache" not in p.parts and MARKER in p.read_bytes()]
+    assert not private, "a private row left its site"
