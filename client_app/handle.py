@@ -8,6 +8,7 @@ from typing import Protocol
 
 from flwr.app import RecordDict
 
+from client_app.crew import site_of
 from client_app.site import Node, Site
 from core import wire
 from core.config import Config, parse
@@ -63,7 +64,7 @@ def handle(
     try:
         config = _parsed(tuple(sorted(request.keys.items())))
         make_room(request.claim.run, config)
-        return _answer(request, guard(_site(config, Node.read(facts)), request.claim))
+        return _answer(request, guard(site_for(config, Node.read(facts)), request.claim))
     except AccordError as error:
         log.error("%s: %s", type(error).__name__, error)
         return encode_failure(Failure(type(error).__name__, str(error)))
@@ -83,7 +84,7 @@ def _answer(request: Request, site: Answers) -> RecordDict:
 
 def release() -> None:
     """Let go of what the last message was answered with, the base model excepted."""
-    _site.cache_clear()
+    site_for.cache_clear()
 
 
 @lru_cache(maxsize=4)
@@ -92,5 +93,5 @@ def _parsed(flat: tuple[tuple[str, Scalar], ...]) -> Config:
 
 
 @lru_cache(maxsize=1)  # with the tokens of one client of one run
-def _site(config: Config, node: Node) -> Site:
-    return Site(config, node)
+def site_for(config: Config, node: Node) -> Site:
+    return site_of(config, node)

@@ -24,14 +24,15 @@ import grpc
 from flwr.app import RecordDict
 
 from client_app import handle as desk
+from client_app.crew import END, follow
 from client_app.handle import Claim, Guard, Request
 from client_app.relay import FORMAT, METHOD, TOKEN
-from client_app.site import forget_rows
+from client_app.site import Node, forget_rows
 from client_app.site_file import SiteFile
 from core.config import Config
 from core.errors import AccordError, ConfigError, FrameError, SiteError
 from core.frame import FACTS, Failure, encode_failure, pack, unpack
-from tasks.kit import model
+from tasks.kit import model, parallel
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Service:
             request = _request(data)
             what = f"run={request.claim.run} round={_round(request.record)} {request.kind}"
             log.info("%s begins: %.1f MB", what, len(data) / 1e6)
-            record = desk.handle(request, self.site.facts, self.guard, self._make_room)
+            record = desk.handle(request, self.site.facts, self.guard, self.make_room)
         except AccordError as error:
             log.error("%s: %s: %s", what, type(error).__name__, error)
             record = encode_failure(Failure(type(error).__name__, str(error)))
@@ -108,7 +109,7 @@ class Service:
         forget_rows()
         model.forget()
 
-    def _make_room(self, run: str, config: Config) -> None:
+    def make_room(self, run: str, config: Config) -> None:
         """Another run's rows and tokens go; the base model stays if it is the same."""
         base = config.model, config.lora, config.task_choice.build().adds
         if run != self.run:
@@ -133,14 +134,24 @@ def main(site: SiteFile) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError when another process serves the address."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     service = Service(site, _guard(site.policy))
+    parallel.join()
+    if not parallel.leads():
+        follow(Node.read(site.facts), service.make_room, desk.site_for)
+        return
     with _alone(site.socket):
         server = _server(service, site.token())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
         log.info(
-            "site partition-id=%d of %d at %s: ready", site.partition_id, site.num_partitions, site.address
+            "site partition-id=%d of %d at %s, processes=%d: ready",
+            site.partition_id,
+            site.num_partitions,
+            site.address,
+            parallel.size(),
         )
         service.serve()
+        if parallel.size() > 1:
+            parallel.told(END)
         server.stop(GRACE_S).wait()
 
 
