@@ -6,14 +6,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
-from flwr.app import RecordDict
-
 from client_app.crew import site_of
 from client_app.site import Node, Site
 from core import wire
 from core.config import Config, parse
 from core.errors import AccordError, SiteError
-from core.frame import Failure, encode_failure
+from core.frame import Failure, RecordDict, encode_failure
 from core.types import Json, Order, Scalar, Update
 from tasks.kit.model import loads
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from types import FrameType
 
 import grpc
-from flwr.app import RecordDict
 
 from client_app import handle as desk
 from client_app.crew import END, follow
@@ -31,7 +30,7 @@ from client_app.site import Node, forget_rows
 from client_app.site_file import SiteFile
 from core.config import Config
 from core.errors import AccordError, ConfigError, FrameError, SiteError
-from core.frame import FACTS, Failure, encode_failure, pack, unpack
+from core.frame import FACTS, Failure, RecordDict, encode_failure, pack, unpack
 from tasks.kit import model, parallel
 
 log = logging.getLogger(__name__)
