@@ -111,6 +111,18 @@ class Site:
             train, aside = partition.held_out([_key(row) for row in rows], share, seed)
         return [rows[n] for n in train], [rows[n] for n in aside]
 
+    def counts(self) -> tuple[int, int, int]:
+        """How many usable rows this client trains on, sets aside to compare adapters, and scores."""
+        base, (train, aside) = self.base(), self.parts()
+        kept = [engine.usable(base, self.task, rows, self.config, self.cache).kept for rows in (train, aside)]
+        heldout = engine.heldout_of(base, self.task, self._heldout(), self.config, self.cache)
+        return len(kept[0]), len(kept[1]), len(heldout)
+
+    def drawn(self, order: Order, rows: int) -> int:
+        """How many of its `rows` a client at most sees in the training that an order asks for."""
+        cfg = schedule.of_round(self.config.train, rows, order.knobs, self.config.run.num_server_rounds)
+        return min(rows, cfg.local_steps * cfg.per_device_batch_size * cfg.gradient_accumulation_steps)
+
     def hello(self, knobs: Mapping[str, Scalar]) -> Json:
         """Who this client is and what it holds, in counts and fingerprints; never a row."""
         self._rule()  # refuses before the first round what the engine cannot do
