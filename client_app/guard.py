@@ -1,5 +1,8 @@
 """A site behind its policy: the same three answers, each checked before the work is done and before it leaves."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from client_app.policy import Claim, Policy
@@ -7,9 +10,11 @@ from client_app.policy_ledger import Ledger
 from client_app.policy_order import admit_order
 from client_app.policy_release import release, release_facts
 from client_app.site import Site
-from core.errors import PolicyRefused
+from core.errors import AccordError, BaseMismatch, PolicyRefused, SiteError
 from core.types import Json, Order, Update
 from tasks.kit.race import FIRST
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,20 +26,34 @@ class Guarded:
     claim: Claim
 
     def hello(self, knobs: Json) -> Json:
-        order = Order(self.site.node.client, {}, "", knobs=knobs)
-        self._admit("hello", order)
-        self._enough("hello", order)
-        return release_facts(self.policy, self.site.hello(knobs))
+        with self._in_few_words("hello"):
+            order = Order(self.site.node.client, {}, "", knobs=knobs)
+            self._admit("hello", order)
+            self._enough("hello", order)
+            return release_facts(self.policy, self.site.hello(knobs))
 
     def train(self, order: Order) -> Update:
-        return self._act("train", order)
+        with self._in_few_words("train"):
+            return self._act("train", order)
 
     def evaluate(self, order: Order) -> Update:
-        return self._act("evaluate", order)
+        with self._in_few_words("evaluate"):
+            return self._act("evaluate", order)
+
+    @contextmanager
+    def _in_few_words(self, kind: str) -> Iterator[None]:
+        """Errors as the server may read them: of others than these it gets the kind, and the log the text."""
+        try:
+            yield
+        except (PolicyRefused, BaseMismatch):
+            raise
+        except AccordError as error:
+            log.error("%s: %s: %s", kind, type(error).__name__, error)
+            raise SiteError(f"{kind} ended in a {type(error).__name__}; this site's log says more") from None
 
     def _act(self, kind: str, order: Order) -> Update:
-        run, ledger = str(order.knobs.get("run", "")), self.ledger
         self._admit(kind, order)
+        run, ledger = str(order.knobs["run"]), self.ledger
         ledger.check(self.policy, run, kind, order)
         self._enough(kind, order)
         update = self.site.train(order) if kind == "train" else self.site.evaluate(order)
@@ -44,7 +63,7 @@ class Guarded:
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(self.site.state_dir / "policy")
+        return Ledger(self.site.state_dir / "policy" / str(self.site.node.client))
 
     def _admit(self, kind: str, order: Order) -> None:
         """All that can be known before the base is loaded; then the base; then the run's account is opened."""

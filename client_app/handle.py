@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
+from client_app.policy import Claim
 from client_app.site import Node, Site
 from core import wire
 from core.config import Config, parse
@@ -15,15 +16,6 @@ from core.types import Json, Order, Scalar, Update
 from tasks.kit.model import loads
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Where a message says that it comes from; the site did not check it."""
-
-    run: str  # Flower's id of the run
-    owner: str  # who started it; "" where Flower does not say
-    app: str  # the folder of the app that passed it on, whose name ends in the bundle's hash
 
 
 class Answers(Protocol):

@@ -41,12 +41,10 @@ def release_facts(policy: Policy, said: Mapping[str, Json]) -> Json:
     if said["examples"] < policy.min_rows:
         raise PolicyRefused(f"this site has fewer than the {policy.min_rows} rows that it asks of itself")
     out = {name: said[name] for name in ("client", "clients", "base")}
-    numbers = {name: said[name] for name in ("loads",) if name in said}
     skipped = sum(said["skipped"].values())  # the reasons name columns of the rows
     census = {name: float(policy.rounded(int(count))) for name, count in said["census"].items()}
     return {
         **out,
-        **numbers,
         "examples": policy.rounded(said["examples"]),
         "census": census if "census" in policy.facts else {},
         "data": said["data"] if "data" in policy.facts else "",

@@ -12,7 +12,6 @@ import queue
 import signal
 import stat
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,10 +22,13 @@ from types import FrameType
 import grpc
 
 from client_app import handle as desk
-from client_app.handle import Claim, Guard, Request
+from client_app.guard import Guarded
+from client_app.handle import Guard, Request
+from client_app.policy import Claim, Policy
 from client_app.relay import FORMAT, METHOD, TOKEN
 from client_app.site import forget_rows
 from client_app.site_file import SiteFile
+from client_app.unexpected import unexpected
 from core.config import Config
 from core.errors import AccordError, ConfigError, FrameError, SiteError
 from core.frame import FACTS, Failure, RecordDict, encode_failure, pack, unpack
@@ -87,14 +89,8 @@ class Service:
         except AccordError as error:
             log.error("%s: %s: %s", what, type(error).__name__, error)
             record = encode_failure(Failure(type(error).__name__, str(error)))
-        except Exception as error:  # its text may quote a row: only where it happened is told
-            where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("%s: %s at\n%s", what, type(error).__name__, where)
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(last.filename).name}:{last.lineno}"
-            record = encode_failure(
-                Failure(type(error).__name__, f"unexpected, at {place}; the site's log says more")
-            )
+        except Exception as error:
+            record = encode_failure(unexpected(error, what))
         log.info("%s ends: %.2f s", what, time.monotonic() - started)
         return pack({}, record)
 
@@ -150,9 +146,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _guard(policy: str) -> Guard:
-    if policy:
-        raise ConfigError(f"policy = {policy!r}: this version has no policies")
-    return lambda site, claim: site
+    if not policy:
+        return lambda site, claim: site
+    read = Policy.read(Path(policy))
+    return lambda site, claim: Guarded(site, read, claim)
 
 
 def _server(service: Service, token: str) -> grpc.Server:
@@ -229,9 +226,14 @@ def _request(data: bytes) -> Request:
             "different versions; upgrade the older one"
         )
     kind, keys, claims = head.get("kind"), head.get("keys"), [head.get(n) for n in ("run", "owner", "app")]
-    if not isinstance(keys, dict) or not all(isinstance(text, str) for text in (kind, *claims)):
+    if not isinstance(keys, dict) or not all(map(_is_word, (kind, *claims))):
         raise FrameError("no message of Accord: its header is incomplete")
     return Request(str(kind), keys, record, Claim(*map(str, claims)))
+
+
+def _is_word(text: object) -> bool:
+    """Whether it can stand in a line of the log."""
+    return isinstance(text, str) and text.isprintable() and len(text) <= 300
 
 
 def _round(record: RecordDict) -> str:

@@ -89,5 +89,5 @@ def test_selectors_are_compared_within_the_policy(tmp_path):
 def test_the_ledger_is_beside_the_sites_memory(tmp_path):
     guard = guarded(tmp_path)
     guard.train(order(guard))
-    assert guard.ledger == Ledger(tmp_path / "home-0" / "policy")
-    assert (tmp_path / "home-0" / "policy" / "ledger.jsonl").read_text().count("\n") == 2
+    assert guard.ledger == Ledger(tmp_path / "home-0" / "policy" / "0")
+    assert (tmp_path / "home-0" / "policy" / "0" / "ledger.jsonl").read_text().count("\n") == 2

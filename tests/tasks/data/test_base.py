@@ -213,3 +213,10 @@ def test_all_rows_must_be_of_one_kind():
         DataError, match=r"line 2: is one of demonstrations, but the first good row is one of pairs"
     ):
         read(found(pair(1), {"prompt": "p", "completion": "c"}), "error")
+
+
+def test_a_column_that_is_no_name_is_counted_and_not_quoted():
+    """A file whose keys are somebody's words must not be told by them."""
+    raw = {"question": "q", "my knee hurts": 1, "x" * 33: 2}
+    with pytest.raises(BadRow, match=r"got question\+2 others$"):
+        canonical(Found("a.jsonl line 1", raw))
