@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from client_app.node import NodeKit, check_files, check_server
+from client_app.supervise import NodeKit, check_files, check_server
 from core.errors import ConfigError
 from core.keys import fingerprint
 from server_app.provision import certificates, serve
