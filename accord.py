@@ -177,10 +177,10 @@ def start(kit: Annotated[Path, typer.Argument(metavar="KIT")]) -> None:
     """Start what a kit is for: the SuperLink on the server, the SuperNode at a site."""
     if read_kit(kit)["kind"] == "server":
         serve.start(kit)
-    then = "import sys; sys.path.insert(0, sys.argv[1]); from client_app.supervise import main; main(sys.argv[2])"
+    then = "import sys; sys.path[0] = sys.argv[1]; from client_app.supervise import main; main(sys.argv[2])"
     os.execv(
         sys.executable, [sys.executable, "-c", then, str(ROOT), str(kit)]
-    )  # without what was loaded for this
+    )  # in place of what is loaded here
 
 
 @app.command()

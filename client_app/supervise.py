@@ -1,184 +1,264 @@
-"""`accord node`: flower-supernode with the same arguments and less waiting; a program without our modules.
+"""`accord start KIT` at a site: its SuperNode, started again when it ends, with a clear line when it is refused.
 
-Of the seconds that Flower 1.39 adds to a message, this takes away what can be taken away from outside:
-- looking for tasks every second: Flower's own setting FLWR_SUPEREXEC_TASK_POLL_INTERVAL;
-- a new Python with Flower's imports for each message: the command `flwr-clientapp` that Flower finds on its PATH asks
-  a process that has imported them to fork, and starts the real one where that fails;
-- looking for messages every 3 s and for replies every 0.5 s, and 1 s, 2 s, 4 s ... between two tries to fetch tensors
-  that are still on their way: shorter sleeps. This touches Flower's inside; what is not found as in 1.39 is left as
-  it is, with a warning.
-
-Nothing of ours may be imported here: the app that Flower unpacks brings modules of the same names.
+Flower's SuperNode tries on for ever without a word when the certificate has another name, and says the same of a key
+that nobody registered as of one whose SuperNode died a minute ago. So the server's certificate is looked at before
+each start, and how a SuperNode ended is put into words. No torch here: this process lives as long as the site.
 """
 
 import contextlib
-import inspect
-import os
-import re
-import select
-import shutil
+import ctypes
 import signal
 import socket
+import ssl
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from importlib import metadata
+import tomllib
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType
 from typing import Any
 
-TASKS_S = "0.05"  # of FLWR_SUPEREXEC_TASK_POLL_INTERVAL
-REPLY_S = 0.02  # a look into this process's own memory
-LEAST_S = 0.05
-SHARE = 0.02  # of the time since the last message: how long to sleep before asking the SuperLink again
-SLEEPS = ["time.sleep(3)", "time.sleep(0.5)", "time.sleep(0.5)"]  # of the loop in 1.39
-TRIES = {"initial_backoff": 1, "backoff_cap": 10}  # of fetching tensors in 1.39
-SHORT_TRIES = {"initial_backoff": 0.05, "backoff_cap": 1}
-MOST = 1 << 16  # bytes of the words of a command line
+from core.errors import AccordError, ConfigError
+from core.keys import check_private, fingerprint, write_public
+from core.processes import environment, read_kit
 
-SHIM = """#!{python} -IS
-import os, socket, sys
-try:
-    with socket.socket(socket.AF_UNIX) as line:
-        line.connect({socket!r})
-        socket.send_fds(line, ["\\0".join(sys.argv[1:]).encode()], [1, 2])
-        if line.recv(2) == b"ok":
-            sys.exit(0)
-except OSError:
-    pass
-os.execv({real!r}, [{real!r}, *sys.argv[1:]])
-"""
+PAUSE_S = 5.0
+PATIENCE_S = 30.0  # for a SuperNode that was asked to stop
+REMEMBERED_S = 65.0  # twice Flower's heartbeat: so long a SuperLink takes a dead SuperNode for a living one
+SPREAD_S = 300  # between the clocks, as Flower's signatures allow
+PROBE_S = 10.0
+CERTIFICATE = {  # OpenSSL's verify codes
+    9: "is not valid yet: compare the clocks of both machines",
+    10: "has expired; on the server: `accord provision FEDERATION.toml --renew`, then start it again",
+    62: "is not for that host name: name it in hosts of federation.toml and `accord provision --renew`",
+    64: "is not for that address: name it in hosts of federation.toml and `accord provision --renew`",
+}
 
 
-def main() -> None:
-    """Run flower-supernode in this process with the words of the command line; it ends as that one ends."""
-    missing = [
-        what for what, done in (("its loop", shorten_loop()), ("its fetching", shorten_tries())) if not done
-    ]
-    if missing:
-        version, what = metadata.version("flwr"), " and ".join(missing)
-        print(f"accord: flwr {version} is not as 1.39: {what} waits as long as it likes", file=sys.stderr)
-    os.environ.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", TASKS_S)
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    sys.argv[0] = "flower-supernode"
-    with tempfile.TemporaryDirectory(prefix="accord-node-") as folder:  # 0700: nobody else reaches the socket
-        forking = fork_for_messages(Path(folder))
+@dataclass(frozen=True)
+class NodeKit:
+    folder: Path
+    name: str
+    host: str
+    port: str
+    runtime_port: int
+    site: dict[str, Any]  # site.toml
+
+    @staticmethod
+    def read(folder: Path) -> "NodeKit":
+        about = read_kit(folder, "site")
         try:
-            command("flower-supernode")()
-        finally:
-            forking.terminate()
+            site = tomllib.loads((folder / "site.toml").read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{folder / 'site.toml'} cannot be read as a site's file: {error}") from error
+        host, _, port = str(about["superlink"]).rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        return NodeKit(folder.resolve(), about["name"], host, port, about["runtime-port"], site)
 
+    @property
+    def superlink(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-def command(name: str) -> Any:  # a function of flwr
-    """What a console script of Flower runs."""
-    (entry,) = metadata.entry_points(group="console_scripts", name=name)
-    return entry.load()
+    @property
+    def state(self) -> Path:
+        return self.place(str(self.site.get("state-dir") or "state"))
 
+    def place(self, path: str) -> Path:
+        """A path of site.toml, which begins at the kit."""
+        return self.folder / Path(path).expanduser()
 
-# --- shorter sleeps ------------------------------------------------------------
-
-
-class Sleep:
-    """In place of time.sleep: short while there is work, and for a while after; never longer than asked for."""
-
-    def __init__(self) -> None:
-        self.busy = time.monotonic()  # when a reply was last waited for
-
-    def __call__(self, seconds: float) -> None:
-        now = time.monotonic()
-        if seconds < 1:
-            self.busy = now
-            time.sleep(REPLY_S)
+    @property
+    def node_config(self) -> str:
+        """Where `accord site` listens; without an address, what the ClientApp has to know itself."""
+        if address := str(self.site.get("address", "")):
+            if address.startswith("unix:"):
+                address = f"unix:{self.place(address.removeprefix('unix:'))}"
+            facts: dict[str, Any] = {"site": address}
+            if token := self.site.get("token-file"):
+                facts["site-token"] = str(self.place(token))
         else:
-            time.sleep(min(seconds, max(LEAST_S, SHARE * (now - self.busy))))
+            facts = {key: self.site[key] for key in ("partition-id", "num-partitions")}
+            facts["state-dir"] = str(self.state)
+            if path := self.site.get("data-path"):
+                facts["data-path"] = str(self.place(path))
+        return " ".join(f"{key}={value!r}" for key, value in facts.items())
+
+    @property
+    def command(self) -> list[str]:
+        return [
+            *(sys.executable, str(Path(__file__).with_name("node.py"))),
+            *("--superlink", self.superlink),
+            *("--root-certificates", str(self.folder / "ca.crt")),
+            *("--auth-supernode-private-key", str(self.folder / "node.key")),
+            *("--host", "127.0.0.1", "--port", str(self.runtime_port)),
+            *("--node-config", self.node_config),
+        ]
 
 
-def shorten_loop() -> bool:
-    """Of the SuperNode; whether it is the one that is known here."""
-    import flwr.supernode.start_client_internal as loop
+class Supervisor:
+    """Starts the SuperNode, and again, until it is told to stop or the server refuses it."""
 
-    if re.findall(r"\btime\.\w+\([\d.]*\)", inspect.getsource(loop)) != SLEEPS:
-        return False
-    loop.time = SimpleNamespace(sleep=Sleep())  # type: ignore[attr-defined]
-    return True
+    def __init__(self, kit: NodeKit) -> None:
+        self.kit = kit
+        self.stopping = False  # set by a signal, which may come at any line: no lock
+        self.seen = kit.state / "node.seen"  # its time: when this site's SuperNode was last at work
 
+    def run(self) -> None:
+        """Returns after SIGTERM or SIGINT; ConfigError for what does not mend itself."""
+        check_files(self.kit)
+        self.kit.state.mkdir(parents=True, exist_ok=True)
+        while self._reach():
+            said = self._once()
+            if self.stopping:
+                return
+            say(f"{self.kit.name}: the SuperNode ended: {self._reason(said)}; again in {PAUSE_S:g} s")
+            self._rest(PAUSE_S)
 
-def shorten_tries() -> bool:
-    """Of fetching the tensors of a message; whether they are as they are known here."""
-    from flwr.supercore.inflatable import inflatable_utils
-
-    tries = [inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree]
-    if any(not TRIES.items() <= (function.__kwdefaults__ or {}).items() for function in tries):
-        return False
-    for function in tries:
-        function.__kwdefaults__.update(SHORT_TRIES)  # type: ignore[union-attr]
-    return True
-
-
-# --- processes that are forked ----------------------------------------------------
-
-
-def fork_for_messages(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the process that forks, and put a `flwr-clientapp` that asks it first on PATH. It ends with this one."""
-    place, real = str(folder / "fork.sock"), shutil.which("flwr-clientapp")
-    shim = folder / "flwr-clientapp"
-    shim.write_text(SHIM.format(python=sys.executable, socket=place, real=real))
-    shim.chmod(0o700)
-    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    words = [sys.executable, "-P", __file__, "--fork", place, str(os.getpid())]
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL)
-
-
-def fork(place: str, parent: int) -> None:
-    """Import what every ClientApp process needs, and fork one for each that `place` is asked for; end with the parent."""
-    start = command("flwr-clientapp")
-    import flwr.clientapp  # noqa: F401 - for the app
-    import grpc  # noqa: F401 - for the relay
-
-    shorten_tries()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave nothing behind
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(place)
-        server.listen()
-        while os.getppid() == parent:
-            if not select.select([server], [], [], 1.0)[0]:
+    def _reach(self) -> bool:
+        """Wait until the server answers, with a certificate of this federation; False when told to stop."""
+        told = False
+        while not self.stopping:
+            try:
+                check_server(self.kit)
+            except OSError as error:
+                if not told:
+                    say(
+                        f"{self.kit.name}: no answer from {self.kit.superlink} ({error}): is the server up, "
+                        "is its port open for this machine? Trying on"
+                    )
+                told = True
+                self._rest(PAUSE_S)
                 continue
-            line, _ = server.accept()
-            with line, contextlib.suppress(OSError):
-                words, streams, *_ = socket.recv_fds(line, MOST, 2)
-                if os.fork() == 0:
-                    server.close()
-                    line.close()
-                    _become(words.decode().split("\0"), streams, start)
-                line.sendall(b"ok")
-                for stream in streams:
-                    os.close(stream)
+            say(f"{self.kit.name}: {self.kit.superlink} answers, with a certificate of this federation")
+            return True
+        return False
+
+    def _once(self) -> list[str]:
+        """One life of a SuperNode; its last lines."""
+        process = subprocess.Popen(
+            self.kit.command,
+            env=environment(FLWR_HOME=str(self.kit.state / "flwr"), ACCORD_HOME=str(self.kit.state)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=_die_with_parent,
+        )
+        last: deque[str] = deque(maxlen=40)
+        reader = threading.Thread(target=_pass_on, args=(process, last), daemon=True)
+        reader.start()
+        working = False
+        while process.poll() is None and not self.stopping:
+            self._rest(1.0)
+            working = working or any("SuperNode ID:" in line for line in list(last))
+            if working:
+                self.seen.touch()
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE_S)
+            process.kill()
+        process.wait()
+        reader.join(2.0)  # what it started may hold the pipe a little longer
+        return list(last)
+
+    def _reason(self, said: list[str]) -> str:
+        """Why it ended, from its last lines; ConfigError when starting it again would not help."""
+        text = "\n".join(said)
+        if "Failed to activate SuperNode" in text:
+            if self._seen_ago_s() < REMEMBERED_S:
+                return "the server still takes the one before for alive"
+            raise ConfigError(
+                f"{self.kit.superlink} does not take the key of {self.kit.name}, {self._key()}: it is not registered "
+                f"there (on the server: sites/{self.kit.name}.pub and `accord register`), or it is at work elsewhere"
+            )
+        if "SuperNode ID:" not in text and "terminated gracefully" in text:
+            raise ConfigError(
+                f"{self.kit.superlink} refuses the signature of {self.kit.name}: the clocks of the two machines "
+                f"differ by more than {SPREAD_S} s, or node.key was changed"
+            )
+        if "terminated gracefully" in text:
+            return "the server refused its key"
+        if "handshake" in text:
+            return "no TLS connection"
+        errors = [line for line in said if "ERROR" in line or "Error" in line]
+        return errors[-1].strip()[:200] if errors else "no reason given"
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self.stopping and time.monotonic() < until:
+            time.sleep(0.2)
+
+    def _seen_ago_s(self) -> float:
+        return time.time() - self.seen.stat().st_mtime if self.seen.is_file() else float("inf")
+
+    def _key(self) -> str:
+        return fingerprint(self.kit.folder / "node.pub")
 
 
-def _become(words: list[str], streams: list[int], start: Any) -> None:
-    """In the child: what the console script flwr-clientapp does, writing where the one that asked would write."""
-    code: Any = 1
+def check_files(kit: NodeKit) -> None:
+    """ConfigError unless the kit holds a key of its own, and a certificate to trust."""
+    if not (kit.folder / "node.key").is_file():
+        raise ConfigError(
+            f"{kit.folder} holds no node.key: make it here with `accord provision --site-key {kit.folder}` and send "
+            "node.pub to the server"
+        )
+    check_private(kit.folder / "node.key")
+    write_public(kit.folder / "node.key", kit.folder / "node.pub")
+
+
+def check_server(kit: NodeKit) -> None:
+    """ConfigError when whoever answers is not this federation's server; OSError when nobody answers."""
+    where = f"{kit.name}: the certificate of {kit.superlink}"
     try:
-        for number in (signal.SIGCHLD, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        for number, stream in enumerate(streams, start=1):
-            os.dup2(stream, number)
-            os.close(stream)
-        sys.argv = ["flwr-clientapp", *words]
-        code = start()
-    except SystemExit as leave:
-        code = leave.code
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 0)
+        context = ssl.create_default_context(cafile=str(kit.folder / "ca.crt"))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{kit.folder / 'ca.crt'} cannot be read as a certificate: {error}") from error
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection((kit.host, int(kit.port)), timeout=PROBE_S) as raw:
+        try:
+            context.wrap_socket(raw, server_hostname=kit.host).close()
+        except ssl.SSLCertVerificationError as error:
+            other = f"is not of this kit's authority ({error.verify_message}): is that another federation's server?"
+            raise ConfigError(f"{where} {CERTIFICATE.get(error.verify_code, other)}") from error
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError) as error:
+            raise ConnectionError("it hangs up") from error
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"{kit.superlink} does not speak TLS ({error.reason}): is that the SuperLink?"
+            ) from error
 
 
-if __name__ == "__main__":
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-    if sys.argv[1:2] == ["--fork"]:
-        fork(sys.argv[2], int(sys.argv[3]))
-    else:
-        main()
+def say(line: str) -> None:
+    print(f"accord: {line}", flush=True)
+
+
+def _pass_on(process: subprocess.Popen[str], last: deque[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        last.append(line)
+        print(line, end="", flush=True)
+
+
+def _die_with_parent() -> None:
+    """In the child: SIGTERM when this process is gone, however it went (Linux; elsewhere it would be left behind)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def main(folder: str) -> None:
+    try:
+        supervisor = Supervisor(NodeKit.read(Path(folder)))
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            supervisor.stopping = True
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        supervisor.run()
+    except AccordError as error:
+        print(f"accord: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

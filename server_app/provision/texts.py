@@ -7,8 +7,8 @@ from server_app.provision.federation import Federation, SitePlan, split
 UNIT = """\
 [Unit]
 Description={description}
-After=network-online.target {after}
-Wants=network-online.target {after}
+After={wanted}
+Wants={wanted}
 StartLimitIntervalSec=0
 
 [Service]
@@ -16,7 +16,7 @@ User=accord
 WorkingDirectory={folder}
 ExecStart={program} {words}
 Restart=always
-RestartSec={pause_s}
+RestartSec=5
 KillMode=mixed
 TimeoutStopSec=60
 UMask=0077
@@ -60,16 +60,18 @@ SITE = """\
 # Site {site} of federation {name}
 
 {key}
-    accord start .                    # the SuperNode: rows stay here, adapters travel
+    accord site site.toml             # holds rows and base model
+    accord start .                    # the SuperNode beside it: asks the server for work
 
-`site.toml` is yours: the file of your rows (`data-path`) and where caches and private memory go (`state-dir`);
-nothing that the server does changes it. This machine opens no port; it reaches {address}, and nothing else.
+`site.toml` is yours: the file of your rows (`data-path`), where caches and private memory go (`state-dir`), what the
+site allows (`policy`). Nothing that the server does changes it. This machine opens no port; it reaches {address},
+and nothing else.
 
 As a service: put this folder at {folder}, then
 
     chown -R accord {folder}
-    cp {folder}/accord-node.service /etc/systemd/system/
-    systemctl enable --now accord-node
+    cp {folder}/accord-*.service /etc/systemd/system/
+    systemctl enable --now accord-site accord-node
 
 or `docker compose up -d`.
 """
@@ -97,7 +99,9 @@ def server(federation: Federation) -> dict[str, str]:
     ports = f'    ports: ["{federation.fleet_port}:{federation.fleet_port}"]\n'
     return {
         "README.md": readme,
-        "accord-superlink.service": _unit(federation, f"Accord server of {federation.name}", folder),
+        "accord-superlink.service": _unit(
+            federation, f"Accord server of {federation.name}", folder, f"start {folder}"
+        ),
         "compose.yml": f"name: accord-{federation.name}\nservices:\n{service}{ports}",
     }
 
@@ -112,28 +116,39 @@ def site(federation: Federation, plan: SitePlan) -> dict[str, str]:
         address=federation.address,
         folder=folder,
     )
-    service = SERVICE.format(name="node", image=federation.image, words='["accord", "start", "/kit"]')
+    service = SERVICE.format(
+        name="site", image=federation.image, words='["accord", "site", "/kit/site.toml"]'
+    )
+    service += SERVICE.format(name="node", image=federation.image, words='["accord", "start", "/kit"]')
     return {
         "README.md": readme,
-        "accord-node.service": _unit(federation, f"Accord SuperNode of {plan.name}", folder),
+        "accord-site.service": _unit(
+            federation, f"Accord site {plan.name}", folder, f"site {folder}/site.toml"
+        ),
+        "accord-node.service": _unit(
+            federation, f"Accord SuperNode of {plan.name}", folder, f"start {folder}", "accord-site.service"
+        ),
         "compose.yml": f"name: accord-{federation.name}-{plan.name}\nservices:\n{service}",
     }
 
 
 def site_toml(plan: SitePlan, number: int, sites: int) -> str:
     """What a site says of itself; `sites` matters only to a site without a data-path."""
-    facts = {"partition-id": number, "num-partitions": sites, "state-dir": plan.state_dir}
+    facts: dict[str, str | int] = {
+        "address": "unix:site.sock",
+        "partition-id": number,
+        "num-partitions": sites,
+    }
     if plan.data_path:
         facts["data-path"] = plan.data_path
-    return tomli_w.dumps(facts)
+    return tomli_w.dumps({**facts, "state-dir": plan.state_dir})
 
 
-def _unit(federation: Federation, description: str, folder: str) -> str:
+def _unit(federation: Federation, description: str, folder: str, words: str, wanted: str = "") -> str:
     return UNIT.format(
         description=description,
-        after="",
+        wanted=f"network-online.target {wanted}".strip(),
         folder=folder,
         program=federation.program,
-        words=f"start {folder}",
-        pause_s=5,
-    ).replace(" \n", "\n")
+        words=words,
+    )

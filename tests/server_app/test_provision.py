@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from client_app.site_file import SiteFile
 from client_app.supervise import NodeKit, check_files, check_server
 from core.errors import ConfigError
 from core.keys import fingerprint
@@ -196,6 +197,11 @@ def test_a_key_that_others_can_read_is_refused(tmp_path):
 def test_paths_of_site_toml_begin_at_the_kit(tmp_path):
     make(tmp_path)
     north = tmp_path / "kits" / "sites" / "north"
+    assert NodeKit.read(north).node_config == f"site='unix:{north.resolve()}/site.sock'"
+    assert (
+        SiteFile.read(north / "site.toml", ["data-path=site.toml"]).address
+        == f"unix:{north.resolve()}/site.sock"
+    )
     (north / "site.toml").write_text('partition-id = 0\nnum-partitions = 3\ndata-path = "rows.jsonl"\n')
     assert f"data-path='{north.resolve() / 'rows.jsonl'}'" in NodeKit.read(north).node_config
     assert f"state-dir='{north.resolve() / 'state'}'" in NodeKit.read(north).node_config
@@ -204,7 +210,7 @@ def test_paths_of_site_toml_begin_at_the_kit(tmp_path):
 def test_the_units_are_what_systemd_reads(tmp_path):
     make(tmp_path, 'program = "/bin/true"\n' + HEAD + SITES)
     units = sorted((tmp_path / "kits").rglob("*.service"))
-    assert len(units) == 4
+    assert len(units) == 7
     try:
         done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     except FileNotFoundError:

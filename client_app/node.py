@@ -1,0 +1,184 @@
+"""`accord node`: flower-supernode with the same arguments and less waiting; a program without our modules.
+
+Of the seconds that Flower 1.39 adds to a message, this takes away what can be taken away from outside:
+- looking for tasks every second: Flower's own setting FLWR_SUPEREXEC_TASK_POLL_INTERVAL;
+- a new Python with Flower's imports for each message: the command `flwr-clientapp` that Flower finds on its PATH asks
+  a process that has imported them to fork, and starts the real one where that fails;
+- looking for messages every 3 s and for replies every 0.5 s, and 1 s, 2 s, 4 s ... between two tries to fetch tensors
+  that are still on their way: shorter sleeps. This touches Flower's inside; what is not found as in 1.39 is left as
+  it is, with a warning.
+
+Nothing of ours may be imported here: the app that Flower unpacks brings modules of the same names.
+"""
+
+import contextlib
+import inspect
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+TASKS_S = "0.05"  # of FLWR_SUPEREXEC_TASK_POLL_INTERVAL
+REPLY_S = 0.02  # a look into this process's own memory
+LEAST_S = 0.05
+SHARE = 0.02  # of the time since the last message: how long to sleep before asking the SuperLink again
+SLEEPS = ["time.sleep(3)", "time.sleep(0.5)", "time.sleep(0.5)"]  # of the loop in 1.39
+TRIES = {"initial_backoff": 1, "backoff_cap": 10}  # of fetching tensors in 1.39
+SHORT_TRIES = {"initial_backoff": 0.05, "backoff_cap": 1}
+MOST = 1 << 16  # bytes of the words of a command line
+
+SHIM = """#!{python} -IS
+import os, socket, sys
+try:
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect({socket!r})
+        socket.send_fds(line, ["\\0".join(sys.argv[1:]).encode()], [1, 2])
+        if line.recv(2) == b"ok":
+            sys.exit(0)
+except OSError:
+    pass
+os.execv({real!r}, [{real!r}, *sys.argv[1:]])
+"""
+
+
+def main() -> None:
+    """Run flower-supernode in this process with the words of the command line; it ends as that one ends."""
+    missing = [
+        what for what, done in (("its loop", shorten_loop()), ("its fetching", shorten_tries())) if not done
+    ]
+    if missing:
+        version, what = metadata.version("flwr"), " and ".join(missing)
+        print(f"accord: flwr {version} is not as 1.39: {what} waits as long as it likes", file=sys.stderr)
+    os.environ.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", TASKS_S)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    sys.argv[0] = "flower-supernode"
+    with tempfile.TemporaryDirectory(prefix="accord-node-") as folder:  # 0700: nobody else reaches the socket
+        forking = fork_for_messages(Path(folder))
+        try:
+            command("flower-supernode")()
+        finally:
+            forking.terminate()
+
+
+def command(name: str) -> Any:  # a function of flwr
+    """What a console script of Flower runs."""
+    (entry,) = metadata.entry_points(group="console_scripts", name=name)
+    return entry.load()
+
+
+# --- shorter sleeps ------------------------------------------------------------
+
+
+class Sleep:
+    """In place of time.sleep: short while there is work, and for a while after; never longer than asked for."""
+
+    def __init__(self) -> None:
+        self.busy = time.monotonic()  # when a reply was last waited for
+
+    def __call__(self, seconds: float) -> None:
+        now = time.monotonic()
+        if seconds < 1:
+            self.busy = now
+            time.sleep(REPLY_S)
+        else:
+            time.sleep(min(seconds, max(LEAST_S, SHARE * (now - self.busy))))
+
+
+def shorten_loop() -> bool:
+    """Of the SuperNode; whether it is the one that is known here."""
+    import flwr.supernode.start_client_internal as loop
+
+    if re.findall(r"\btime\.\w+\([\d.]*\)", inspect.getsource(loop)) != SLEEPS:
+        return False
+    loop.time = SimpleNamespace(sleep=Sleep())  # type: ignore[attr-defined]
+    return True
+
+
+def shorten_tries() -> bool:
+    """Of fetching the tensors of a message; whether they are as they are known here."""
+    from flwr.supercore.inflatable import inflatable_utils
+
+    tries = [inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree]
+    if any(not TRIES.items() <= (function.__kwdefaults__ or {}).items() for function in tries):
+        return False
+    for function in tries:
+        function.__kwdefaults__.update(SHORT_TRIES)  # type: ignore[union-attr]
+    return True
+
+
+# --- processes that are forked ----------------------------------------------------
+
+
+def fork_for_messages(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the process that forks, and put a `flwr-clientapp` that asks it first on PATH. It ends with this one."""
+    place, real = str(folder / "fork.sock"), shutil.which("flwr-clientapp")
+    shim = folder / "flwr-clientapp"
+    shim.write_text(SHIM.format(python=sys.executable, socket=place, real=real))
+    shim.chmod(0o700)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    words = [sys.executable, "-P", __file__, "--fork", place, str(os.getpid())]
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL)
+
+
+def fork(place: str, parent: int) -> None:
+    """Import what every ClientApp process needs, and fork one for each that `place` is asked for; end with the parent."""
+    start = command("flwr-clientapp")
+    import flwr.clientapp  # noqa: F401 - for the app
+    import grpc  # noqa: F401 - for the relay
+
+    shorten_tries()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave nothing behind
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(place)
+        server.listen()
+        while os.getppid() == parent:
+            if not select.select([server], [], [], 1.0)[0]:
+                continue
+            line, _ = server.accept()
+            with line, contextlib.suppress(OSError):
+                words, streams, *_ = socket.recv_fds(line, MOST, 2)
+                if os.fork() == 0:
+                    server.close()
+                    line.close()
+                    _become(words.decode().split("\0"), streams, start)
+                line.sendall(b"ok")
+                for stream in streams:
+                    os.close(stream)
+
+
+def _become(words: list[str], streams: list[int], start: Any) -> None:
+    """In the child: what the console script flwr-clientapp does, writing where the one that asked would write."""
+    code: Any = 1
+    try:
+        for number in (signal.SIGCHLD, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        for number, stream in enumerate(streams, start=1):
+            os.dup2(stream, number)
+            os.close(stream)
+        sys.argv = ["flwr-clientapp", *words]
+        code = start()
+    except SystemExit as leave:
+        code = leave.code
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+    if sys.argv[1:2] == ["--fork"]:
+        fork(sys.argv[2], int(sys.argv[3]))
+    else:
+        main()
