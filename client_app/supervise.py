@@ -111,10 +111,12 @@ class Supervisor:
         check_files(self.kit)
         self.kit.state.mkdir(parents=True, exist_ok=True)
         while self._reach():
-            said = self._once()
+            said, worked = self._once()
             if self.stopping:
                 return
-            say(f"{self.kit.name}: the SuperNode ended: {self._reason(said)}; again in {PAUSE_S:g} s")
+            say(
+                f"{self.kit.name}: the SuperNode ended: {self._reason(said, worked=worked)}; again in {PAUSE_S:g} s"
+            )
             self._rest(PAUSE_S)
 
     def _reach(self) -> bool:
@@ -136,8 +138,8 @@ class Supervisor:
             return True
         return False
 
-    def _once(self) -> list[str]:
-        """One life of a SuperNode; its last lines."""
+    def _once(self) -> tuple[str, bool]:
+        """One life of a SuperNode; its last lines, and whether the server had let it in."""
         process = subprocess.Popen(
             self.kit.command,
             env=environment(FLWR_HOME=str(self.kit.state / "flwr"), ACCORD_HOME=str(self.kit.state)),
@@ -163,28 +165,27 @@ class Supervisor:
             process.kill()
         process.wait()
         reader.join(2.0)  # what it started may hold the pipe a little longer
-        return list(last)
+        return "".join(last), working
 
-    def _reason(self, said: list[str]) -> str:
+    def _reason(self, said: str, *, worked: bool) -> str:
         """Why it ended, from its last lines; ConfigError when starting it again would not help."""
-        text = "\n".join(said)
-        if "Failed to activate SuperNode" in text:
+        if "Failed to activate SuperNode" in said:
             if self._seen_ago_s() < REMEMBERED_S:
                 return "the server still takes the one before for alive"
             raise ConfigError(
                 f"{self.kit.superlink} does not take the key of {self.kit.name}, {self._key()}: it is not registered "
                 f"there (on the server: sites/{self.kit.name}.pub and `accord register`), or it is at work elsewhere"
             )
-        if "SuperNode ID:" not in text and "terminated gracefully" in text:
+        if "terminated gracefully" in said and not worked:
             raise ConfigError(
                 f"{self.kit.superlink} refuses the signature of {self.kit.name}: the clocks of the two machines "
                 f"differ by more than {SPREAD_S} s, or node.key was changed"
             )
-        if "terminated gracefully" in text:
+        if "terminated gracefully" in said:
             return "the server refused its key"
-        if "handshake" in text:
+        if "handshake" in said:
             return "no TLS connection"
-        errors = [line for line in said if "ERROR" in line or "Error" in line]
+        errors = [line for line in said.splitlines() if "ERROR" in line or "Error" in line]
         return errors[-1].strip()[:200] if errors else "no reason given"
 
     def _rest(self, seconds: float) -> None:
