@@ -33,15 +33,17 @@ sys.path.insert(0, str(ROOT))  # the console script starts elsewhere, and Flower
 from core.config import checked, defaults, flatten, parse, without_effect  # noqa: E402 - needs the line above
 from core.errors import AccordError, ConfigError  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
+from core.processes import BIN, FLOWER, read_kit  # noqa: E402
 from core.types import Scalar  # noqa: E402
 from server_app.advice.arms import ASKED, check, open_folder, run_arms  # noqa: E402
 from server_app.packing import Packing, pack, this_machine  # noqa: E402
+from server_app.provision import kits, serve  # noqa: E402
+from server_app.provision.federation import read_federation  # noqa: E402
 from server_app.run_folder import RunFolder  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=HELP, rich_markup_mode=None)
 
-BIN = Path(sys.executable).parent
 START_S = 30.0
 # Not knobs of the app: how many clients a simulation has and what each may use, or which deployment to ask.
 FEDERATION: dict[str, Scalar] = {"num-supernodes": 8, "client-cpus": 1.0, "client-gpus": 0.0, "superlink": ""}
@@ -52,10 +54,7 @@ NOISE = re.compile(
 )
 SECTION_OF = {"tasks": "task", "strategies": "strategy", "tasks.data": "data", "evals": "eval"}
 QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
+    **FLOWER,
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_worker_prestart": "0",  # actors bring a runtime environment, so waiting workers are never used
     "RAY_prestart_worker_first_driver": "0",
@@ -155,6 +154,41 @@ def node(context: typer.Context) -> None:
     """Run flower-supernode with these arguments, without most of its waiting between messages (docs/sites.md)."""
     program = str(ROOT / "client_app" / "node.py")
     os.execve(sys.executable, [sys.executable, program, *context.args], {**os.environ, **QUIET})
+
+
+@app.command()
+def provision(
+    federation: Annotated[Path | None, typer.Argument(metavar="FEDERATION.toml")] = None,
+    out: Annotated[Path, typer.Option(help="Where the kits are made, or kept up.")] = Path("kits"),
+    renew: Annotated[bool, typer.Option("--renew", help="A new certificate for the server.")] = False,
+    site_key: Annotated[
+        Path | None, typer.Option(metavar="KIT", help="At a site: make its own key in its kit.")
+    ] = None,
+) -> None:
+    """Make a federation's certificates and keys, a kit for its server and one for each site."""
+    if (federation is None) == (site_key is None):
+        raise ConfigError("expected FEDERATION.toml on the server's side, or --site-key KIT at a site")
+    lines = kits.provision(read_federation(federation), out, renew=renew) if federation else []
+    for line in [kits.make_site_key(site_key)] if site_key else lines:
+        typer.echo(line)
+
+
+@app.command()
+def start(kit: Annotated[Path, typer.Argument(metavar="KIT")]) -> None:
+    """Start what a kit is for: the SuperLink on the server, the SuperNode at a site."""
+    if read_kit(kit)["kind"] == "server":
+        serve.start(kit)
+    then = "import sys; sys.path[0] = sys.argv[1]; from client_app.supervise import main; main(sys.argv[2])"
+    os.execv(
+        sys.executable, [sys.executable, "-c", then, str(ROOT), str(kit)]
+    )  # in place of what is loaded here
+
+
+@app.command()
+def register(kit: Annotated[Path, typer.Argument(metavar="KIT")]) -> None:
+    """On the server: let in the sites of its kit, and out those that are no longer in it."""
+    for line in serve.register(kit):
+        typer.echo(line)
 
 
 @app.command("list")

@@ -1,0 +1,265 @@
+"""`accord start KIT` at a site: its SuperNode, started again when it ends, with a clear line when it is refused.
+
+Flower's SuperNode tries on for ever without a word when the certificate has another name, and says the same of a key
+that nobody registered as of one whose SuperNode died a minute ago. So the server's certificate is looked at before
+each start, and how a SuperNode ended is put into words. No torch here: this process lives as long as the site.
+"""
+
+import contextlib
+import ctypes
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from core.errors import AccordError, ConfigError
+from core.keys import check_private, fingerprint, write_public
+from core.processes import environment, read_kit
+
+PAUSE_S = 5.0
+PATIENCE_S = 30.0  # for a SuperNode that was asked to stop
+REMEMBERED_S = 65.0  # twice Flower's heartbeat: so long a SuperLink takes a dead SuperNode for a living one
+SPREAD_S = 300  # between the clocks, as Flower's signatures allow
+PROBE_S = 10.0
+CERTIFICATE = {  # OpenSSL's verify codes
+    9: "is not valid yet: compare the clocks of both machines",
+    10: "has expired; on the server: `accord provision FEDERATION.toml --renew`, then start it again",
+    62: "is not for that host name: name it in hosts of federation.toml and `accord provision --renew`",
+    64: "is not for that address: name it in hosts of federation.toml and `accord provision --renew`",
+}
+
+
+@dataclass(frozen=True)
+class NodeKit:
+    folder: Path
+    name: str
+    host: str
+    port: str
+    runtime_port: int
+    site: dict[str, Any]  # site.toml
+
+    @staticmethod
+    def read(folder: Path) -> "NodeKit":
+        about = read_kit(folder, "site")
+        try:
+            site = tomllib.loads((folder / "site.toml").read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{folder / 'site.toml'} cannot be read as a site's file: {error}") from error
+        host, _, port = str(about["superlink"]).rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        return NodeKit(folder.resolve(), about["name"], host, port, about["runtime-port"], site)
+
+    @property
+    def superlink(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def state(self) -> Path:
+        return self.place(str(self.site.get("state-dir") or "state"))
+
+    def place(self, path: str) -> Path:
+        """A path of site.toml, which begins at the kit."""
+        return self.folder / Path(path).expanduser()
+
+    @property
+    def node_config(self) -> str:
+        """Where `accord site` listens; without an address, what the ClientApp has to know itself."""
+        if address := str(self.site.get("address", "")):
+            if address.startswith("unix:"):
+                address = f"unix:{self.place(address.removeprefix('unix:'))}"
+            facts: dict[str, Any] = {"site": address}
+            if token := self.site.get("token-file"):
+                facts["site-token"] = str(self.place(token))
+        else:
+            facts = {key: self.site[key] for key in ("partition-id", "num-partitions")}
+            facts["state-dir"] = str(self.state)
+            if path := self.site.get("data-path"):
+                facts["data-path"] = str(self.place(path))
+        return " ".join(f"{key}={value!r}" for key, value in facts.items())
+
+    @property
+    def command(self) -> list[str]:
+        return [
+            *(sys.executable, str(Path(__file__).with_name("node.py"))),
+            *("--superlink", self.superlink),
+            *("--root-certificates", str(self.folder / "ca.crt")),
+            *("--auth-supernode-private-key", str(self.folder / "node.key")),
+            *("--host", "127.0.0.1", "--port", str(self.runtime_port)),
+            *("--node-config", self.node_config),
+        ]
+
+
+class Supervisor:
+    """Starts the SuperNode, and again, until it is told to stop or the server refuses it."""
+
+    def __init__(self, kit: NodeKit) -> None:
+        self.kit = kit
+        self.stopping = False  # set by a signal, which may come at any line: no lock
+        self.seen = kit.state / "node.seen"  # its time: when this site's SuperNode was last at work
+
+    def run(self) -> None:
+        """Returns after SIGTERM or SIGINT; ConfigError for what does not mend itself."""
+        check_files(self.kit)
+        self.kit.state.mkdir(parents=True, exist_ok=True)
+        while self._reach():
+            said, worked = self._once()
+            if self.stopping:
+                return
+            say(
+                f"{self.kit.name}: the SuperNode ended: {self._reason(said, worked=worked)}; again in {PAUSE_S:g} s"
+            )
+            self._rest(PAUSE_S)
+
+    def _reach(self) -> bool:
+        """Wait until the server answers, with a certificate of this federation; False when told to stop."""
+        told = False
+        while not self.stopping:
+            try:
+                check_server(self.kit)
+            except OSError as error:
+                if not told:
+                    say(
+                        f"{self.kit.name}: no answer from {self.kit.superlink} ({error}): is the server up, "
+                        "is its port open for this machine? Trying on"
+                    )
+                told = True
+                self._rest(PAUSE_S)
+                continue
+            say(f"{self.kit.name}: {self.kit.superlink} answers, with a certificate of this federation")
+            return True
+        return False
+
+    def _once(self) -> tuple[str, bool]:
+        """One life of a SuperNode; its last lines, and whether the server had let it in."""
+        process = subprocess.Popen(
+            self.kit.command,
+            env=environment(FLWR_HOME=str(self.kit.state / "flwr"), ACCORD_HOME=str(self.kit.state)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=_die_with_parent,
+        )
+        last: deque[str] = deque(maxlen=40)
+        reader = threading.Thread(target=_pass_on, args=(process, last), daemon=True)
+        reader.start()
+        working = False
+        while process.poll() is None and not self.stopping:
+            self._rest(1.0)
+            working = working or any("SuperNode ID:" in line for line in list(last))
+            if working:
+                self.seen.touch()
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE_S)
+            process.kill()
+        process.wait()
+        reader.join(2.0)  # what it started may hold the pipe a little longer
+        return "".join(last), working
+
+    def _reason(self, said: str, *, worked: bool) -> str:
+        """Why it ended, from its last lines; ConfigError when starting it again would not help."""
+        if "Failed to activate SuperNode" in said:
+            if self._seen_ago_s() < REMEMBERED_S:
+                return "the server still takes the one before for alive"
+            raise ConfigError(
+                f"{self.kit.superlink} does not take the key of {self.kit.name}, {self._key()}: it is not registered "
+                f"there (on the server: sites/{self.kit.name}.pub and `accord register`), or it is at work elsewhere"
+            )
+        if "terminated gracefully" in said and not worked:
+            raise ConfigError(
+                f"{self.kit.superlink} refuses the signature of {self.kit.name}: the clocks of the two machines "
+                f"differ by more than {SPREAD_S} s, or node.key was changed"
+            )
+        if "terminated gracefully" in said:
+            return "the server refused its key"
+        if "handshake" in said:
+            return "no TLS connection"
+        errors = [line for line in said.splitlines() if "ERROR" in line or "Error" in line]
+        return errors[-1].strip()[:200] if errors else "no reason given"
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self.stopping and time.monotonic() < until:
+            time.sleep(0.2)
+
+    def _seen_ago_s(self) -> float:
+        return time.time() - self.seen.stat().st_mtime if self.seen.is_file() else float("inf")
+
+    def _key(self) -> str:
+        return fingerprint(self.kit.folder / "node.pub")
+
+
+def check_files(kit: NodeKit) -> None:
+    """ConfigError unless the kit holds a key of its own, and a certificate to trust."""
+    if not (kit.folder / "node.key").is_file():
+        raise ConfigError(
+            f"{kit.folder} holds no node.key: make it here with `accord provision --site-key {kit.folder}` and send "
+            "node.pub to the server"
+        )
+    check_private(kit.folder / "node.key")
+    write_public(kit.folder / "node.key", kit.folder / "node.pub")
+
+
+def check_server(kit: NodeKit) -> None:
+    """ConfigError when whoever answers is not this federation's server; OSError when nobody answers."""
+    where = f"{kit.name}: the certificate of {kit.superlink}"
+    try:
+        context = ssl.create_default_context(cafile=str(kit.folder / "ca.crt"))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{kit.folder / 'ca.crt'} cannot be read as a certificate: {error}") from error
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection((kit.host, int(kit.port)), timeout=PROBE_S) as raw:
+        try:
+            context.wrap_socket(raw, server_hostname=kit.host).close()
+        except ssl.SSLCertVerificationError as error:
+            other = f"is not of this kit's authority ({error.verify_message}): is that another federation's server?"
+            raise ConfigError(f"{where} {CERTIFICATE.get(error.verify_code, other)}") from error
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError) as error:
+            raise ConnectionError("it hangs up") from error
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"{kit.superlink} does not speak TLS ({error.reason}): is that the SuperLink?"
+            ) from error
+
+
+def say(line: str) -> None:
+    print(f"accord: {line}", flush=True)
+
+
+def _pass_on(process: subprocess.Popen[str], last: deque[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        last.append(line)
+        print(line, end="", flush=True)
+
+
+def _die_with_parent() -> None:
+    """In the child: SIGTERM when this process is gone, however it went (Linux; elsewhere it would be left behind)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def main(folder: str) -> None:
+    try:
+        supervisor = Supervisor(NodeKit.read(Path(folder)))
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            supervisor.stopping = True
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        supervisor.run()
+    except AccordError as error:
+        print(f"accord: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,76 @@
+"""The key by which a site proves that it is itself: P-384 (one of the curves that flwr takes), in SSH's formats."""
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+
+from core.errors import ConfigError
+
+
+def make_key(private: Path, public: Path) -> None:
+    """A new pair; the private half 0600."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    write(private, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), 0o600)
+    write_public(private, public)
+
+
+def write_public(private: Path, public: Path) -> None:
+    """The public half of a pair."""
+    write(public, _read(private).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
+
+
+def check_private(path: Path) -> None:
+    """ConfigError unless it is a site's private key that only its owner can read."""
+    _read(path)
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(f"{path} can be read by others; chmod 600 it, or make another key if they may have")
+
+
+def fingerprint(public: Path) -> str:
+    """SHA256:... of a public key file, as `ssh-keygen -lf` prints it; ConfigError when it holds none."""
+    try:
+        text = public.read_bytes()
+        if not isinstance(load_ssh_public_key(text), ec.EllipticCurvePublicKey):
+            raise ValueError("another kind of key")
+        blob = base64.b64decode(text.split()[1])
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{public} holds no public key of a site, ecdsa-sha2-nistp384 ...: {error}"
+        ) from error
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def write(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Whole or not at all, and at no moment with another mode."""
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _read(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = load_ssh_private_key(path.read_bytes(), None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ValueError("another kind of key")
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{path} holds no private key of a site (P-384, in OpenSSH's format): {error}"
+        ) from error
+    return key

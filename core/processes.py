@@ -1,0 +1,37 @@
+"""How Flower's programs are started: which, with what environment, from which kit."""
+
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import ConfigError
+
+BIN = Path(sys.executable).parent
+KIT = "kit.toml"
+FLOWER = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's own, with Accord's programs first and Flower's own errands off."""
+    return {**os.environ, **FLOWER, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **more}
+
+
+def read_kit(kit: Path, kind: str = "") -> Mapping[str, Any]:
+    """kit.toml of a kit; ConfigError for a folder that is none, or of the other kind."""
+    try:
+        about = tomllib.loads((kit / KIT).read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"{kit} is no kit of `accord provision`: expected a {KIT} in it ({error})"
+        ) from error
+    if kind and about["kind"] != kind:
+        raise ConfigError(f"{kit} is the kit of a {about['kind']}, expected the kit of a {kind}")
+    return about

@@ -1,0 +1,130 @@
+"""The server's kit at work: start its SuperLink, and keep the sites that it knows equal to those of the kit."""
+
+import json
+import os
+import socket
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from core.errors import ConfigError
+from core.keys import fingerprint, write
+from core.processes import BIN, environment, read_kit
+from server_app.provision.certificates import days_left, is_signed_by, names_of, read_certificate
+from server_app.provision.federation import split
+from server_app.provision.kits import SOON
+
+GONE = "unregistered"  # a status of flwr's
+REGISTERED = "registered.toml"  # what the SuperLink was told: it does not tell a node's name or key itself
+
+
+def start(kit: Path) -> None:
+    """Become the SuperLink; ConfigError for what would make every site fail later."""
+    kit = kit.resolve()
+    about = read_kit(kit, "server")
+    _check_certificate(kit)
+    for key in ("fleet", "control"):
+        _check_free(about[key])
+    (kit / about["state-dir"]).mkdir(mode=0o700, exist_ok=True)
+    host, port = split(about["control"])
+    command = [
+        str(BIN / "flower-superlink"),
+        *("--ssl-ca-certfile", str(kit / "ca.crt")),
+        *("--ssl-certfile", str(kit / "server.crt"), "--ssl-keyfile", str(kit / "server.key")),
+        *("--enable-supernode-auth", "--database", str(kit / about["state-dir"] / "superlink.db")),
+        *("--fleet-api-address", about["fleet"], "--host", host, "--port", port),
+    ]
+    os.execve(command[0], command, environment(FLWR_HOME=str(connection(kit))))
+
+
+def connection(kit: Path) -> Path:
+    """The FLWR_HOME of a server's kit, in which its SuperLink is known by the federation's name."""
+    about, home = read_kit(kit, "server"), kit.resolve() / "flwr"
+    home.mkdir(exist_ok=True)
+    link = {"address": about["control"], "root-certificates": str(kit.resolve() / "ca.crt")}
+    known = {"superlink": {"default": about["federation"], about["federation"]: link}}
+    write(home / "config.toml", tomli_w.dumps(known).encode())
+    return home
+
+
+def register(kit: Path) -> Iterator[str]:
+    """Tell the SuperLink the sites of the kit: those that are new, those that are gone, those with another key."""
+    name, done = read_kit(kit, "server")["federation"], kit / REGISTERED
+    wanted = {path.stem: path for path in sorted((kit / "sites").glob("*.pub"))}
+    known = tomllib.loads(done.read_text()) if done.is_file() else {"in": {}, "out": []}
+    alive = {node["node-id"]: node["status"] for node in _flwr(kit, "list", name)["nodes"]}
+    known["in"] = {s: r for s, r in known["in"].items() if alive.get(r["node"], GONE) != GONE}
+    for site, record in list(known["in"].items()):
+        if site not in wanted or fingerprint(wanted[site]) != record["key"]:
+            _flwr(kit, "unregister", record["node"], name)
+            known["out"].append(known["in"].pop(site)["key"])
+            write(done, tomli_w.dumps(known).encode())
+            yield f"{site}  {record['key']} is let in no more"
+    for site, path in wanted.items():
+        key = fingerprint(path)
+        if site in known["in"]:
+            yield f"{site}  {key} is known"
+        elif key in known["out"]:
+            yield f"{site}  {key} was let out, and a SuperLink takes a key once: this site needs another key"
+        else:
+            answer = _flwr(kit, "register", str(path), name, "--name", site)
+            known["in"][site] = {"node": str(answer["node-id"]), "key": key}
+            write(done, tomli_w.dumps(known).encode())
+            yield f"{site}  {key} is let in from now on"
+
+
+def _flwr(kit: Path, *words: str) -> Mapping[str, Any]:
+    """What `flwr supernode WORDS` answers; ConfigError with its own reason when it fails."""
+    done = subprocess.run(
+        [str(BIN / "flwr"), "supernode", *words, "--format", "json"],
+        env=environment(FLWR_HOME=str(connection(kit))),
+        capture_output=True,
+        text=True,
+    )
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        answer = {"success": False, "error-message": done.stdout + done.stderr}
+    if not answer.get("success"):
+        lines = [line for line in str(answer.get("error-message")).splitlines() if line.strip()]
+        raise ConfigError(
+            f"the SuperLink at {read_kit(kit)['control']} did not {words[0]} {words[1]}: {lines[-1] if lines else '?'}"
+        )
+    return answer
+
+
+def _check_certificate(kit: Path) -> None:
+    certificate, authority = read_certificate(kit / "server.crt"), read_certificate(kit / "ca.crt")
+    left, path = days_left(certificate), kit / "server.crt"
+    if left < 0:
+        raise ConfigError(
+            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, every site would refuse it; "
+            "make another: `accord provision FEDERATION.toml --renew`"
+        )
+    if not is_signed_by(certificate, authority):
+        raise ConfigError(
+            f"{path} was not signed by {kit / 'ca.crt'}, every site would refuse it; provision again"
+        )
+    if (kit / "server.key").stat().st_mode & 0o077:
+        raise ConfigError(
+            f"{kit / 'server.key'} can be read by others; chmod 600 it, or `accord provision --renew`"
+        )
+    soon = f"; make another with --renew within {left:.0f} days" if left < SOON else ""
+    print(f"accord: certificate for {', '.join(sorted(names_of(certificate)))}{soon}", flush=True)
+
+
+def _check_free(address: str) -> None:
+    host, port = split(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {address}: {error.strerror}; is a SuperLink already there?"
+            ) from error

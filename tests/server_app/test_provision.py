@@ -1,0 +1,314 @@
+"""Kits: who gets which secret, what a second run keeps, what is refused."""
+
+import contextlib
+import socket
+import ssl
+import stat
+import subprocess
+import threading
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from client_app.site_file import SiteFile
+from client_app.supervise import NodeKit, check_files, check_server
+from core.errors import ConfigError
+from core.keys import fingerprint
+from server_app.provision import certificates, serve
+from server_app.provision.certificates import days_left, is_signed_by, names_of, read_certificate
+from server_app.provision.federation import read_federation
+from server_app.provision.kits import make_site_key, provision
+from tests.federation.conftest import free_port
+
+HEAD = 'name = "clinics"\nhosts = ["fl.example.org", "192.0.2.7", "::1"]\n'
+SITES = '[sites.north]\ndata-path = "/data/rows.jsonl"\n[sites.south]\n[sites.west]\nown-key = true\n'
+
+
+def make(folder: Path, text: str = HEAD + SITES, **options) -> list[str]:
+    """Kits in folder/kits; the lines that were said."""
+    (folder / "federation.toml").write_text(text)
+    return list(provision(read_federation(folder / "federation.toml"), folder / "kits", **options))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def is_private(content: bytes) -> bool:
+    return b"PRIVATE KEY" in content
+
+
+def test_private_keys_are_in_one_place_each_and_read_by_their_owner_alone(tmp_path):
+    make(tmp_path)
+    kits = tmp_path / "kits"
+    private = {name for name, content in files(kits).items() if is_private(content)}
+    assert private == {
+        "authority/ca.key",
+        "server/server.key",
+        "sites/north/node.key",
+        "sites/south/node.key",
+    }
+    assert {stat.S_IMODE((kits / name).stat().st_mode) for name in private} == {0o600}
+    folders = [kits / "authority", kits / "server", *(kits / "sites").iterdir()]
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
+
+
+def test_a_kit_holds_nothing_of_another_site(tmp_path):
+    make(tmp_path)
+    for site, other in (("north", "south"), ("south", "north"), ("west", "north")):
+        kit = files(tmp_path / "kits" / "sites" / site)
+        key = (tmp_path / "kits" / "sites" / other / "node.key").read_bytes()
+        assert not [name for name, content in kit.items() if key in content or other.encode() in content]
+
+
+def test_a_site_that_makes_its_own_key_sends_the_public_half_alone(tmp_path):
+    said = make(tmp_path)
+    server, west = tmp_path / "kits" / "server", tmp_path / "kits" / "sites" / "west"
+    assert [line for line in said if line.startswith("west") and "--site-key" in line]
+    with pytest.raises(ConfigError, match="make it here with `accord provision --site-key"):
+        check_files(NodeKit.read(west))
+    line = make_site_key(west)
+    key = (west / "node.key").read_bytes()
+    assert fingerprint(west / "node.pub") in line
+    assert make_site_key(west) == line
+    assert (west / "node.key").read_bytes() == key
+    (server / "sites" / "west.pub").write_bytes((west / "node.pub").read_bytes())
+    assert not [line for line in make(tmp_path) if line.startswith("west")]
+    private = {name for name, content in files(server).items() if is_private(content)}
+    assert private == {"server.key"}
+
+
+def test_the_servers_certificate_is_the_authoritys_and_names_every_host(tmp_path):
+    make(tmp_path, 'control = "10.1.2.3:8000"\ndays = 90\n' + HEAD + SITES)
+    server = tmp_path / "kits" / "server"
+    certificate, authority = read_certificate(server / "server.crt"), read_certificate(server / "ca.crt")
+    assert names_of(certificate) == {
+        "fl.example.org", "192.0.2.7", "::1", "localhost", "127.0.0.1", "10.1.2.3",
+    }  # fmt: skip
+    assert 89 < days_left(certificate) <= 90
+    assert is_signed_by(certificate, authority)
+    assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+def test_a_certificate_does_not_outlive_its_authority(tmp_path):
+    make(tmp_path, "days = 90\nca-days = 10\n" + HEAD + SITES)
+    assert days_left(read_certificate(tmp_path / "kits" / "server" / "server.crt")) <= 10
+
+
+def test_a_second_time_changes_nothing(tmp_path):
+    make(tmp_path)
+    before = files(tmp_path / "kits")
+    again = make(tmp_path)
+    assert [line.split()[0] for line in again] == ["west"]  # whose key is still to come
+    assert files(tmp_path / "kits") == before
+
+
+def test_a_new_site_is_added_and_one_that_left_gives_its_number_to_nobody(tmp_path):
+    make(tmp_path)
+    kits = tmp_path / "kits"
+    (kits / "sites" / "north" / "site.toml").write_text("partition-id = 0\nnum-partitions = 3\n# mine\n")
+    before = files(kits)
+    said = make(tmp_path, HEAD + SITES.replace("[sites.south]\n", "[sites.east]\n"))
+    after = files(kits)
+    assert any(line.startswith("south  is no longer a site") for line in said)
+    assert {k: v for k, v in after.items() if is_private(v) and "/east/" not in k} == {
+        k: v for k, v in before.items() if is_private(v)
+    }
+    assert b"# mine" in after["sites/north/site.toml"]
+    assert tomllib.loads(after["server/sites.toml"].decode()) == {
+        "north": 0,
+        "south": 1,
+        "west": 2,
+        "east": 3,
+    }
+    assert tomllib.loads(after["sites/east/site.toml"].decode())["partition-id"] == 3
+    assert "server/sites/south.pub" not in after
+
+
+def test_a_key_that_has_been_carried_to_its_site_is_not_made_anew(tmp_path):
+    make(tmp_path)
+    north = tmp_path / "kits" / "sites" / "north"
+    known = (tmp_path / "kits" / "server" / "sites" / "north.pub").read_bytes()
+    for path in north.iterdir():
+        path.unlink()
+    make(tmp_path)
+    assert not (north / "node.key").exists()
+    assert (tmp_path / "kits" / "server" / "sites" / "north.pub").read_bytes() == known
+
+
+def test_renew_makes_a_new_certificate_under_the_same_authority(tmp_path):
+    make(tmp_path)
+    server = tmp_path / "kits" / "server"
+    before = files(tmp_path / "kits")
+    said = make(tmp_path, HEAD.replace('"::1"', '"new.example.org"') + SITES)
+    assert "server  its certificate does not name new.example.org; make another with --renew" in said
+    make(tmp_path, HEAD.replace('"::1"', '"new.example.org"') + SITES, renew=True)
+    assert "new.example.org" in names_of(read_certificate(server / "server.crt"))
+    changed = {k for k, v in files(tmp_path / "kits").items() if v != before[k]}
+    assert {"server/server.crt", "server/server.key"} <= changed
+    assert not [k for k in changed if k.startswith("authority") or k.endswith((".pub", "node.key", "ca.crt"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "a"\n[sites.b]\n', "expected hosts ="),
+        ('name = "a"\nhosts = ["b"]\n', "expected a table per site"),
+        ('hosts = ["b"]\n[sites.b]\n', "needs 'name'"),
+        (HEAD + "fleet-prot = 1\n" + SITES, "unknown key 'fleet-prot'; did you mean 'fleet-port'?"),
+        (HEAD + 'fleet-port = "1"\n' + SITES, "fleet-port must be int, got '1'"),
+        (HEAD + "fleet-port = 70000\n" + SITES, "fleet-port must be a port"),
+        (HEAD + 'control = "8000"\n' + SITES, 'control must be "HOST:PORT"'),
+        (HEAD + "[sites.North]\n", "got 'North'"),
+        (HEAD + '[sites."../x"]\n', "got '../x'"),
+        (HEAD + "[sites.a]\nown-kye = true\n", "[sites.a]: unknown key 'own-kye'; did you mean 'own-key'?"),
+        ('name = "a"\nhosts = ["http://b"]\n[sites.b]\n', "neither a host name nor an address"),
+        (HEAD + "days = 0\n" + SITES, "days must be at least 1"),
+        ("name = ", "is not TOML"),
+    ],
+)
+def test_a_wrong_federation_file_is_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(ConfigError) as refused:
+        make(tmp_path, text)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "kits").exists()
+
+
+def test_kits_of_another_federation_are_not_mixed_in(tmp_path):
+    make(tmp_path)
+    with pytest.raises(ConfigError, match="holds the kits of federation 'clinics', not of 'banks'"):
+        make(tmp_path, HEAD.replace("clinics", "banks") + SITES)
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path):
+    make(tmp_path)
+    north = tmp_path / "kits" / "sites" / "north"
+    check_files(NodeKit.read(north))
+    (north / "node.key").chmod(0o640)
+    with pytest.raises(ConfigError, match="can be read by others"):
+        check_files(NodeKit.read(north))
+
+
+def test_paths_of_site_toml_begin_at_the_kit(tmp_path):
+    make(tmp_path)
+    north = tmp_path / "kits" / "sites" / "north"
+    assert NodeKit.read(north).node_config == f"site='unix:{north.resolve()}/site.sock'"
+    assert (
+        SiteFile.read(north / "site.toml", ["data-path=site.toml"]).address
+        == f"unix:{north.resolve()}/site.sock"
+    )
+    (north / "site.toml").write_text('partition-id = 0\nnum-partitions = 3\ndata-path = "rows.jsonl"\n')
+    assert f"data-path='{north.resolve() / 'rows.jsonl'}'" in NodeKit.read(north).node_config
+    assert f"state-dir='{north.resolve() / 'state'}'" in NodeKit.read(north).node_config
+
+
+def test_the_units_are_what_systemd_reads(tmp_path):
+    make(tmp_path, 'program = "/bin/true"\n' + HEAD + SITES)
+    units = sorted((tmp_path / "kits").rglob("*.service"))
+    assert len(units) == 7
+    try:
+        done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no systemd here")
+    assert "accord" not in done.stderr, done.stderr
+
+
+# --- what a certificate is refused for ------------------------------------------------
+
+
+@pytest.fixture
+def answered(tmp_path, monkeypatch):
+    """check_server of site `south` where a server answers with a certificate of its own."""
+
+    def check(*, days: int = 365, names: tuple[str, ...] = ("127.0.0.1",), other: bool = False) -> None:
+        port = free_port()
+        text = f'name = "clinics"\nhosts = ["127.0.0.1"]\nfleet-port = {port}\n[sites.south]\n'
+        (tmp_path / "other").mkdir()
+        make(tmp_path, text)
+        make(tmp_path / "other", text)
+        kits = (tmp_path / "other" if other else tmp_path) / "kits"
+        monkeypatch.setattr(certificates, "BEHIND", timedelta(days=2))
+        certificates.make_server(kits / "server", kits / "authority", names, days)
+        with contextlib.closing(speaker(kits / "server", port)):
+            check_server(NodeKit.read(tmp_path / "kits" / "sites" / "south"))
+
+    return check
+
+
+def speaker(kit: Path, port: int) -> socket.socket:
+    """Something that speaks TLS with a kit's certificate, until its socket is closed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(kit / "server.crt", kit / "server.key")
+    listener = socket.create_server(("127.0.0.1", port))
+
+    def serve_one() -> None:
+        connection, _ = listener.accept()
+        with contextlib.suppress(OSError):
+            context.wrap_socket(connection, server_side=True).close()
+        connection.close()
+
+    threading.Thread(target=serve_one, daemon=True).start()
+    return listener
+
+
+def test_the_federations_own_server_is_taken(answered):
+    answered()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"days": -1}, "has expired; on the server: `accord provision FEDERATION.toml --renew`"),
+        ({"other": True}, "is not of this kit's authority"),
+        ({"names": ("127.0.0.2",)}, "is not for that address: name it in hosts of federation.toml"),
+    ],
+)
+def test_another_certificate_is_refused_with_its_reason(answered, how, message):
+    with pytest.raises(ConfigError) as refused:
+        answered(**how)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_server_without_tls_is_refused_and_one_that_is_away_is_not(tmp_path):
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    make(tmp_path, f'name = "clinics"\nhosts = ["127.0.0.1"]\nfleet-port = {port}\n[sites.south]\n')
+    south = NodeKit.read(tmp_path / "kits" / "sites" / "south")
+
+    def plain() -> None:
+        connection, _ = listener.accept()
+        connection.recv(100)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        connection.close()
+
+    thread = threading.Thread(target=plain)
+    thread.start()
+    with pytest.raises(ConfigError, match="does not speak TLS"):
+        check_server(south)
+    thread.join()
+    listener.close()
+    with pytest.raises(OSError, match="refused"):
+        check_server(south)
+
+
+def test_a_superlink_is_not_started_with_an_expired_certificate(tmp_path, monkeypatch):
+    make(tmp_path)
+    kits = tmp_path / "kits"
+    monkeypatch.setattr(certificates, "BEHIND", timedelta(days=2))
+    certificates.make_server(kits / "server", kits / "authority", ["127.0.0.1"], -1)
+    with pytest.raises(ConfigError, match="every site would refuse it; make another"):
+        serve.start(kits / "server")
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        make(tmp_path, f'control = "127.0.0.1:{port}"\nfleet-port = {free_port()}\n' + HEAD + SITES)
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+            serve.start(tmp_path / "kits" / "server")
