@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from core import store
+from core.config import parse
 from core.errors import DataError
 from server_app.advice.conflict import Conflict, clustered, draw_conflict, read_conflict, split
+from server_app.stats import adjusted_rand
 from tests.server_app.test_plots import words
+from tests.sites import federate
 
 
 def planted(types: list[int], inside: float, across: float) -> np.ndarray:
@@ -93,3 +96,27 @@ def test_it_is_read_from_the_last_checkpoint_and_missed_by_name(tmp_path):
     found = read_conflict(tmp_path)
     assert found.clients == (3, 5)
     assert found.apart.tolist() == known["apart"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("types", [1, 2, 3])
+def test_planted_types_are_found_in_the_updates_of_a_run(types, tmp_path):
+    """Four rounds of twelve clients. The bar: an adjusted Rand index of at least 0.8."""
+    world = {
+        "data.types": types,
+        "data.type-weight": 6.0,
+        "data.type-differs": 0.6,
+        "data.rows-per-client": 96,
+    }
+    less = {"data.eval-rows-per-client": 2, "eval.every": 0, "run.num-server-rounds": 4}
+    config = parse(
+        {"strategy.name": "probe", "run.seed": 2, "run.dir": str(tmp_path / "runs"), **world, **less}
+    )
+    folder, _ = federate(config, tmp_path, 4, clients=12)
+    groups = clustered(read_conflict(folder.path).apart)
+    if types == 1:
+        assert groups == [0] * 12
+    else:
+        index = adjusted_rand([str(group) for group in groups], [client % types for client in range(12)])
+        assert index is not None
+        assert index >= 0.8
