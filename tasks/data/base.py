@@ -219,6 +219,15 @@ def ktor(clients: Sequence[Sequence[Row]], seed: int = 2023) -> list[list[Row]]:
     return [[pool.pop(rng.randint(0, len(pool) - 1)) for _ in rows] for rows in clients]
 
 
+def flipped(row: Row) -> Row:
+    """The opposite preference, in equal words. Raises ConfigError for a demonstration, which has none."""
+    if "chosen" in row:
+        return {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+    if "label" in row:
+        return {**row, "label": not row["label"]}
+    raise ConfigError("data.flipped-clients turns pairs and thumbs round; the data are demonstrations")
+
+
 def view(rows: Sequence[Row], columns: tuple[str, ...]) -> list[Row]:
     """Rows with the columns of a task: pairs as thumbs or demonstrations, thumbs as demonstrations.
 

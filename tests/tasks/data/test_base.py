@@ -13,6 +13,7 @@ from tasks.data.base import (
     Found,
     canonical,
     demonstrations,
+    flipped,
     kind_of,
     ktor,
     read,
@@ -206,6 +207,15 @@ def test_a_confidence_is_a_pairs_own_and_no_kind():
     assert view(rows, PAIR) == [pair(0), {**pair(1), "label_confidence": 0.5}]
     assert view(rows[::-1], PAIR) == [{**pair(1), "label_confidence": 0.5}, pair(0)]
     assert {tuple(row) for row in view(rows[1:], THUMB)} == {THUMB}
+
+
+def test_the_opposite_of_a_preference_by_hand():
+    """What else a row says of itself holds for the opposite too: a label is as sure as it was."""
+    row = {**pair(1), "label_confidence": 0.9}
+    assert flipped(row) == {"prompt": "p1", "chosen": "bad1", "rejected": "good1", "label_confidence": 0.9}
+    assert flipped({"prompt": "p", "completion": "c", "label": True})["label"] is False
+    with pytest.raises(ConfigError, match="demonstrations"):
+        flipped({"prompt": "p", "completion": "c"})
 
 
 def test_all_rows_must_be_of_one_kind():
