@@ -135,7 +135,7 @@ def site(federation: Federation, plan: SitePlan) -> dict[str, str]:
 def site_toml(plan: SitePlan, number: int, sites: int) -> str:
     """What a site says of itself; `sites` matters only to a site without a data-path."""
     facts: dict[str, str | int] = {
-        "address": "unix:site.sock",
+        "address": plan.address,
         "partition-id": number,
         "num-partitions": sites,
     }
