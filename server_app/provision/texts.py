@@ -54,7 +54,8 @@ As a service: put this folder at {folder}, then
     cp {folder}/accord-superlink.service /etc/systemd/system/
     systemctl enable --now accord-superlink
 
-or `docker compose up -d`. State (registered keys, runs under way) is in `state/`.
+or `chown -R 10001 . && docker compose up -d` (the user of the image; docs/docker.md). State (registered keys,
+runs under way) is in `state/`.
 """
 SITE = """\
 # Site {site} of federation {name}
@@ -73,7 +74,7 @@ As a service: put this folder at {folder}, then
     cp {folder}/accord-*.service /etc/systemd/system/
     systemctl enable --now accord-site accord-node
 
-or `docker compose up -d`.
+or `chown -R 10001 . && docker compose up -d` (the user of the image; docs/docker.md).
 """
 OWN_KEY = """\
 Make this site's key here, where it stays, and send the public half, `node.pub`, to the server as `sites/{site}.pub`:
