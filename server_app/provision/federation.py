@@ -22,6 +22,7 @@ class SitePlan:
     name: str
     own_key: bool = False  # its private key is made at the site; the server gets the public half
     data_path: str = ""  # a file or folder at the site; "": its share of the run's data.source
+    address: str = "unix:site.sock"  # where `accord site` listens for the SuperNode beside it
     state_dir: str = "state"  # caches and private memory, at the site; relative paths begin at the kit
     port: int = 9094  # of the SuperNode's own API, on the loopback of the site's machine
 

@@ -54,7 +54,8 @@ As a service: put this folder at {folder}, then
     cp {folder}/accord-superlink.service /etc/systemd/system/
     systemctl enable --now accord-superlink
 
-or `docker compose up -d`. State (registered keys, runs under way) is in `state/`.
+or `chown -R 10001 . && docker compose up -d` (the user of the image; docs/docker.md). State (registered keys,
+runs under way) is in `state/`.
 """
 SITE = """\
 # Site {site} of federation {name}
@@ -73,7 +74,7 @@ As a service: put this folder at {folder}, then
     cp {folder}/accord-*.service /etc/systemd/system/
     systemctl enable --now accord-site accord-node
 
-or `docker compose up -d`.
+or `chown -R 10001 . && docker compose up -d` (the user of the image; docs/docker.md).
 """
 OWN_KEY = """\
 Make this site's key here, where it stays, and send the public half, `node.pub`, to the server as `sites/{site}.pub`:
@@ -135,7 +136,7 @@ def site(federation: Federation, plan: SitePlan) -> dict[str, str]:
 def site_toml(plan: SitePlan, number: int, sites: int) -> str:
     """What a site says of itself; `sites` matters only to a site without a data-path."""
     facts: dict[str, str | int] = {
-        "address": "unix:site.sock",
+        "address": plan.address,
         "partition-id": number,
         "num-partitions": sites,
     }

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
@@ -29,21 +30,33 @@ class Guide:
         for n, site in enumerate(SITES):
             (self.hosts.home(site) / "rows.jsonl").write_text(rows(n))
 
-    def start(self, host: str, command: str) -> None:
+    def start(self, host: str, command: str) -> Callable[[], None]:
+        """Start a service; a function that waits until it says that it is up."""
         log = re.sub(r"\W+", "-", f"{host} {command}") + ".log"
         sign = next(sign for begin, sign in UP.items() if command.startswith(begin))
         before = self.hosts.said(log).count(sign)
         process = self.services[f"{host}: {command}"] = self.hosts.start(host, command, log)
-        wait_until(lambda: self.hosts.said(log).count(sign) > before or process.poll() is not None, 240)
-        assert process.poll() is None, f"{host}: {command}\n{self.hosts.said(log)}"
+
+        def wait() -> None:
+            wait_until(lambda: self.hosts.said(log).count(sign) > before or process.poll() is not None, 240)
+            assert process.poll() is None, f"{host}: {command}\n{self.hosts.said(log)}"
+
+        return wait
 
     def until(self, last: str) -> str:
-        """Everything before the step whose commands hold `last`; that step's commands."""
+        """Everything before the step whose commands hold `last`; that step's commands.
+
+        The server waits for its services before it goes on; sites do theirs side by side.
+        """
+        starting = []
         for step in guide.steps():
+            if step.host == "server" and not step.service:
+                while starting:
+                    starting.pop()()
             if step.file:
                 (self.hosts.home(step.host) / step.file).write_text(step.text)
             elif step.service:
-                self.start(step.host, step.text)
+                starting.append(self.start(step.host, step.text))
             elif last in step.text:
                 return step.text
             else:

@@ -21,7 +21,7 @@ from server_app.provision import certificates, serve
 from server_app.provision.certificates import days_left, is_signed_by, names_of, read_certificate
 from server_app.provision.federation import read_federation
 from server_app.provision.kits import make_site_key, provision
-from tests.federation.conftest import free_port
+from tests.federation.conftest import ROOT, free_port
 
 HEAD = 'name = "clinics"\nhosts = ["fl.example.org", "192.0.2.7", "::1"]\n'
 SITES = '[sites.north]\ndata-path = "/data/rows.jsonl"\n[sites.south]\n[sites.west]\nown-key = true\n'
@@ -205,6 +205,22 @@ def test_paths_of_site_toml_begin_at_the_kit(tmp_path):
     (north / "site.toml").write_text('partition-id = 0\nnum-partitions = 3\ndata-path = "rows.jsonl"\n')
     assert f"data-path='{north.resolve() / 'rows.jsonl'}'" in NodeKit.read(north).node_config
     assert f"state-dir='{north.resolve() / 'state'}'" in NodeKit.read(north).node_config
+
+
+def test_the_containers_sites_are_those_of_their_federation(tmp_path):
+    """Paths of the kits are those at which compose.yml mounts volumes and healthy.py looks."""
+    federation = read_federation(ROOT / "docker" / "federation.toml")
+    list(provision(federation, tmp_path))
+    compose, health = ((ROOT / "docker" / name).read_text() for name in ("compose.yml", "healthy.py"))
+    for site in federation.sites:
+        kit = NodeKit.read(tmp_path / "sites" / site.name)
+        assert kit.node_config == "site='unix:/run/accord/site.sock'"
+        assert str(kit.state) == "/state"
+        assert f"[kit-{site.name}:/kit, socket-{site.name}:/run/accord, node-{site.name}:/state]" in compose
+        assert f"{site.name.upper()}:-" in compose
+    assert "/run/accord/site.sock" in health
+    assert "/state/node.seen" in health
+    assert compose.count(":/kits/sites/") == len(federation.sites)
 
 
 def test_the_units_are_what_systemd_reads(tmp_path):

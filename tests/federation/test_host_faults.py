@@ -52,9 +52,9 @@ def killer(guide: Guide, kind: str, point: int, site: str):
         victim.kill()
         done.append(victim)
         if kind == "superlink":
-            guide.start("server", "accord start kits/server")
+            guide.start("server", "accord start kits/server")()
         elif kind == "site":
-            guide.start(site, f"accord site {site}/site.toml")
+            guide.start(site, f"accord site {site}/site.toml")()
 
     return look
 

@@ -1,0 +1,256 @@
+"""docker/: built, brought up, looked into and killed on a real engine. The tests share a federation, in this order."""
+
+import json
+import os
+import subprocess
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.docker.engine import LONG_S, SITES, USER, Engine, Project, below, compose_file, one_run
+from tests.federation.conftest import ROOT, timeless, wait_until
+from tests.federation.test_deployment import rows
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+DEMO = ["federation.superlink=demo", "strategy.min-available-nodes=3", "site.mode=resident"]
+SMALL = [
+    "run.num-server-rounds=3",
+    "train.local-steps=3",
+    "data.rows-per-client=16",
+    "data.eval-rows-per-client=8",
+]
+OWN = ["data.source=jsonl", "run.num-server-rounds=4", "strategy.name=scaffold", "train.local-steps=3"]
+OWN += ["train.per-device-batch-size=4", "strategy.min-available-nodes=3", "eval.every=0"]
+TENSORS = "adapter/adapter_model.safetensors"  # peft writes its configuration in any order
+SECRET, MARKER = "marker-secret-5b1c", "marker-7f3a"
+SERVICES = ("superlink", *(f"{kind}-{site}" for kind in ("site", "node") for site in SITES))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture(scope="module")
+def image(engine, tmp_path_factory):
+    """Built with a secret, which must not be in it. A base whose pip has wheels of its own needs no torch index."""
+    secret = tmp_path_factory.mktemp("build") / "pip.conf"
+    secret.write_text(f"# {SECRET}\n")
+    wheels = engine("run", "--rm", "python:3.11-slim-bookworm", "pip", "config", "list")
+    index = "" if "find-links" in wheels else None
+    index = os.environ.get("TORCH_INDEX", index)
+    tag = f"accord:test-{os.getpid()}"
+    engine(
+        *("build", "-q", "-f", "docker/Dockerfile", "-t", tag, "--secret", f"id=pip.conf,src={secret}"),
+        *([] if index is None else ["--build-arg", f"TORCH_INDEX={index}"]),
+        str(ROOT),
+        DOCKER_BUILDKIT="1",
+    )
+    yield tag
+    engine("image", "rm", "-f", tag)
+
+
+@pytest.fixture(scope="module")
+def federation(engine, image):
+    project = Project(engine, image, f"accordtest{os.getpid()}", compose_file("compose.yml"))
+    try:
+        project.up()
+        yield project
+    finally:
+        project.down()
+
+
+@pytest.fixture(scope="module")
+def simulation(engine, image, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    project = Project(engine, image, f"accordsim{os.getpid()}", compose_file("compose.sim.yml"))
+    for number in range(len(SITES)):
+        (folder / f"site-{number}.jsonl").write_text(rows(number))
+    project.env["ROWS"] = str(folder)
+    yield project
+    project.down()
+
+
+@pytest.fixture(scope="module")
+def with_rows(federation):
+    """The sites again, each on rows of its own."""
+    for number, site in enumerate(SITES):
+        federation.write(f"data-{site}", "rows.jsonl", rows(number))
+        federation.env[site.upper()] = "data-path=/data/rows.jsonl"
+    federation.up()
+    return federation
+
+
+@pytest.fixture(scope="module")
+def simulated(simulation):
+    """The files of the simulated run on the sites' rows."""
+    before = set(simulation.volume("runs"))
+    words = [*OWN, "data.path=/data", "federation.num-supernodes=3"]
+    simulation("run", "--rm", "simulation", "accord", "run", *words)
+    files = simulation.volume("runs")
+    return below(files, one_run(files, {name.split("/")[0] for name in before}))
+
+
+def seen(files: dict[str, bytes]) -> list:
+    """The metrics of a run without what depends on clock and processes."""
+    return [timeless(json.loads(line)) for line in files["metrics.jsonl"].splitlines()]
+
+
+def names(project: Project) -> set[str]:
+    return {name.split("/")[0] for name in project.volume("runs")}
+
+
+def python(project: Project, service: str, code: str, **options) -> str:
+    return project.within(service, "python", "-c", code, **options).strip()
+
+
+def test_the_demo_gives_the_simulations_adapter(federation, simulation):
+    federation("exec", "-T", "superlink", "accord", "run", *DEMO, *SMALL)
+    simulation("run", "--rm", "simulation", "accord", "run", "federation.num-supernodes=3", *SMALL)
+    files, expected = federation.volume("runs"), simulation.volume("runs")
+    run, simulated = below(files, one_run(files)), below(expected, one_run(expected))
+    assert run[TENSORS] == simulated[TENSORS]
+    assert seen(run) == seen(simulated)
+    assert json.loads(run["manifest.json"])["base_loads"] == {"0": 1, "1": 1, "2": 1}
+
+
+def test_no_layer_of_the_image_holds_a_secret(engine, image):
+    assert SECRET not in engine("history", "--no-trunc", image)
+    save = subprocess.Popen([engine.docker, "save", image], stdout=subprocess.PIPE)
+    assert subprocess.run(["grep", "-aqF", SECRET], stdin=save.stdout).returncode == 1
+    assert save.wait(LONG_S) == 0
+    inside = engine("run", "--rm", image, "find", "/opt/accord", "-maxdepth", "1", "-printf", "%f\n").split()
+    code = {
+        "accord.py",
+        "client_app",
+        "core",
+        "docker",
+        "evals",
+        "presets",
+        "server_app",
+        "strategies",
+        "tasks",
+    }
+    about = {"LICENSE", "README.md", "pyproject.toml", "constraints.txt", "needs.txt", "__pycache__"}
+    assert set(inside) == {*code, *about, "accord", ".venv", "accord_fl.egg-info"}
+    kept = (
+        "find /kit /data /state /models /run/accord /srv/accord /home /root -name '*.key' -o -name 'pip.conf'"
+    )
+    assert engine("run", "--rm", "--user=0", image, "sh", "-c", kept) == ""
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_container_may_do_little(federation, service):
+    about = federation.state(service)
+    host = about["HostConfig"]
+    assert federation.within(service, "id", "-u").strip() == USER
+    assert about["Config"]["User"].startswith(USER)
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert not host["CapAdd"]
+    assert host["Memory"] > 0 and host["NanoCpus"] > 0 and host["PidsLimit"] > 0  # noqa: PT018
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    assert not host["PortBindings"]
+
+
+def test_sites_reach_the_superlink_and_nobody_else(federation):
+    listen = "import socket; s = socket.create_server(('', 8899)); s.settimeout(60); [s.accept() for _ in range(2)]"
+    federation.engine("exec", "-d", federation.id("node-north"), "python", "-c", listen)
+    (net,) = federation.state("node-north")["NetworkSettings"]["Networks"].values()
+
+    def reach(service: str, host: str, port: int) -> bool:
+        code = f"import socket; socket.create_connection(({host!r}, {port}), 3)"
+        return "no" not in python(federation, service, f"try: {code}\nexcept OSError: print('no')")
+
+    wait_until(lambda: reach("superlink", net["IPAddress"], 8899))
+    assert not reach("node-east", net["IPAddress"], 8899)
+    assert not reach("node-east", "node-north", 8899)
+    assert reach("node-east", "superlink", 9092)
+    assert not reach("node-east", "superlink", 8000)  # where runs are asked for
+    for service in ("superlink", *(f"node-{site}" for site in SITES)):
+        routes = federation.within(service, "cat", "/proc/net/route").splitlines()[1:]
+        assert "00000000" not in [line.split()[1] for line in routes], "a way out of the private networks"
+    for site in SITES:
+        devices = federation.within(f"site-{site}", "cat", "/proc/net/dev")
+        assert [line.split(":")[0].strip() for line in devices.splitlines()[2:]] == ["lo"]
+
+
+def test_rows_are_seen_by_their_own_site_alone(with_rows):
+    search = ["grep", "-rlsF", MARKER, "/", "--exclude-dir=proc", "--exclude-dir=sys", "--exclude-dir=.venv"]
+    found = {service: with_rows.within(service, *search, check=False).split() for service in SERVICES}
+    assert {s: files for s, files in found.items() if files} == {
+        f"site-{s}": ["/data/rows.jsonl"] for s in SITES
+    }
+    for number, site in enumerate(SITES):
+        assert f"of site {number} {MARKER}" in with_rows.within(f"site-{site}", "cat", "/data/rows.jsonl")
+    for site in SITES:
+        mounts = {
+            m["Name"].removeprefix(f"{with_rows.name}_") for m in with_rows.state(f"node-{site}")["Mounts"]
+        }
+        assert mounts == {f"kit-{site}", f"socket-{site}", f"node-{site}"}
+
+
+def test_sites_killed_in_mid_run_come_back(with_rows, simulated, tmp_path):
+    """One is killed by the engine and started again; another one's process dies, and comes back by itself."""
+    before, began = names(with_rows), datetime.now(UTC).isoformat()
+    going = with_rows.start(tmp_path / "log", "accord", "run", *OWN, *DEMO)
+    for site, rnd in (("north", 2), ("east", 3)):
+        wait_until(
+            lambda s=site, r=rnd: f"round={r} train begins" in with_rows.log(f"site-{s}", began), LONG_S
+        )
+        if site == "north":
+            with_rows.engine("kill", with_rows.id("site-north"))
+            with_rows.engine("start", with_rows.id("site-north"))
+        else:
+            python(with_rows, "site-east", "import psutil; psutil.Process(1).children()[0].kill()")
+    assert going.wait(LONG_S) == 0, (tmp_path / "log").read_text()
+    files = with_rows.volume("runs")
+    run = below(files, one_run(files, before))
+    assert with_rows.state("site-east")["RestartCount"] == 1
+    assert run[TENSORS] == simulated[TENSORS]
+    assert seen(run) == seen(simulated)
+
+
+def test_a_superlink_killed_in_mid_run_goes_on_where_it_was(with_rows, simulated, tmp_path):
+    before, began = names(with_rows), datetime.now(UTC).isoformat()
+    going = with_rows.start(tmp_path / "log", "accord", "run", *OWN, *DEMO)
+    wait_until(lambda: "round=3 train begins" in with_rows.log("site-south", began), LONG_S)
+    with_rows.engine("kill", with_rows.id("superlink"))
+    assert going.wait(LONG_S) != 0
+    with_rows.engine("start", with_rows.id("superlink"))
+    with_rows.wait_for_health("superlink")
+    run = one_run(with_rows.volume("runs"), before)
+    with_rows("exec", "-T", "superlink", "accord", "resume", run, "federation.superlink=demo")
+    files = below(with_rows.volume("runs"), run)
+    assert files[TENSORS] == simulated[TENSORS]
+    assert seen(files) == seen(simulated)
+
+
+def test_no_row_has_left_its_site(with_rows):
+    volumes = ["kit-server", "superlink", "runs", *(f"{v}-{s}" for v in ("kit", "node") for s in SITES)]
+    for volume in volumes:
+        files = with_rows.volume(volume)
+        assert files
+        assert [name for name, content in files.items() if MARKER.encode() in content] == []
+    for service in SERVICES:
+        assert MARKER not in with_rows.log(service)
+
+
+def test_a_second_up_keeps_keys_and_runs(with_rows):
+    kept = {v: with_rows.volume(v) for v in ("authority", "kit-server", "kit-north", "runs")}
+    with_rows("down")
+    with_rows.up()
+    again = {v: with_rows.volume(v) for v in kept}
+    for volume in kept:
+        lost = {n for n, c in kept[volume].items() if again[volume].get(n) != c and not n.startswith("flwr/")}
+        assert lost == set(), volume
+
+
+@pytest.mark.parametrize("files", [["compose.yml", "compose.gpu.yml"], ["compose.sim.yml"]])
+def test_gpu_files_are_what_compose_reads(engine, files):
+    """As far as a machine without GPUs can tell."""
+    words = [word for name in files for word in ("-f", str(compose_file(name)))]
+    profile = ["--profile", "gpu"] if files == ["compose.sim.yml"] else []
+    said = subprocess.run([*engine.compose, *words, *profile, "config"], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("driver: nvidia") == (1 if profile else len(SITES))
