@@ -17,10 +17,9 @@ import torch
 
 from client_app.relay import METHOD, ask
 from client_app.site import Node, Site
-from client_app.site_file import SiteFile
 from core import wire
 from core.config import parse
-from core.errors import ConfigError, SiteError
+from core.errors import SiteError
 from core.frame import FACTS, pack, unpack
 from core.types import Order
 from tasks.kit.model import initial_adapter
@@ -216,23 +215,6 @@ def test_nothing_of_ours_but_the_site_answers(served):
         pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"),
     ):
         channel.unary_unary(METHOD.replace("Answer", "Rows"))(b"", timeout=30)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["address=0.0.0.0:7000"], "is never reached from another machine"),
-        (["address=127.0.0.1:7000"], "every user of this machine can reach it; name a token-file"),
-        (["adress=x"], "unknown key 'adress'; did you mean 'address'?"),
-        (["partition-id=9"], "partition-id must be in 0..num-partitions - 1 = 0..2, got 9"),
-        (["data-path=nowhere.jsonl"], "no such file"),
-        (["socket-mode=0666"], "socket-mode must be '0600' or '0660'"),
-    ],
-)
-def test_a_wrong_file_is_one_line(tmp_path, words, message):
-    (tmp_path / "site.toml").write_text(Place(tmp_path).text)
-    with pytest.raises(ConfigError, match=message):
-        SiteFile.read(tmp_path / "site.toml", words)
 
 
 def test_the_command_says_it_too(tmp_path):
