@@ -25,6 +25,7 @@ MESSAGES = 18  # that three sites begin in an undisturbed run: hello, two evalua
 TRIES = 8
 
 
+@pytest.mark.timeout(3600)
 def test_any_one_process_can_be_killed_at_any_point(place):
     """Ten points, two for each kind of process, in one federation that goes on living."""
     draw = random.Random(11)
