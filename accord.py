@@ -39,6 +39,7 @@ from server_app.advice.arms import ASKED, check, open_folder, run_arms  # noqa: 
 from server_app.packing import Packing, pack, this_machine  # noqa: E402
 from server_app.provision import kits, serve  # noqa: E402
 from server_app.provision.federation import read_federation  # noqa: E402
+from server_app.reading import read_run  # noqa: E402
 from server_app.run_folder import RunFolder  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."
@@ -122,11 +123,7 @@ def resume(
     verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
 ) -> None:
     """Continue a run from its last committed round."""
-    path = next((p for p in (Path(folder), Path("runs") / folder) if (p / "config.toml").is_file()), None)
-    if path is None:
-        raise ConfigError(
-            f"{folder!r} is no run folder: expected a folder with a config.toml, here or in runs/"
-        )
+    path = _run_folder(folder)
     then = flatten(tomllib.loads((path / "config.toml").read_text()))
     keys, federation = given(words or [])
     here = {"run.resume": str(path.resolve()), "run.dir": str(path.resolve().parent)}
@@ -188,6 +185,52 @@ def start(kit: Annotated[Path, typer.Argument(metavar="KIT")]) -> None:
 def register(kit: Annotated[Path, typer.Argument(metavar="KIT")]) -> None:
     """On the server: let in the sites of its kit, and out those that are no longer in it."""
     for line in serve.register(kit):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(
+    place: Annotated[Path | None, typer.Argument(metavar="[KIT | SITE.toml]")] = None,
+) -> None:
+    """Check this machine, and a kit or a site's file: what is wrong, what to do. Exits with 1 if a run would fail."""
+    from client_app import doctor as site_doctor
+    from core import checks
+    from server_app.provision import doctor as server_doctor
+
+    found = [*checks.versions(), *checks.machine()]
+    if place is None:
+        found.append(checks.disk("runs", Path("runs").resolve()))
+    elif place.is_dir() and read_kit(place)["kind"] == "server":
+        found += server_doctor.checks(place)
+    else:
+        found += site_doctor.checks(place)
+    for one in found:
+        typer.echo(one.line())
+    raise SystemExit(1 if any(one.verdict == "no" for one in found) else 0)
+
+
+@app.command()
+def status(
+    folder: Annotated[str, typer.Argument(metavar="[RUN]", help="A run folder; the newest in runs/.")] = "",
+    kit: Annotated[
+        Path | None, typer.Option(help="The server's kit: whether its sites are connected.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Serve Prometheus metrics of the run on this loopback port.")] = 0,
+) -> None:
+    """Tell how a run is: its round, who is missing since when; with a kit, which sites are connected."""
+    from server_app import status as now
+
+    for name, word, since in serve.sites(kit) if kit else ():
+        typer.echo(f"site     {name}: {word}{f' since {since}' if since else ''}")
+    newest = sorted(p.parent for p in Path("runs").glob("*/config.toml"))
+    if not folder and not newest:
+        if kit:
+            return
+        raise ConfigError("no run in runs/: name a run folder, or start one with `accord run`")
+    path = _run_folder(folder) if folder else newest[-1]
+    if port:
+        now.serve(path, port)
+    for line in now.lines(read_run(path)):
         typer.echo(line)
 
 
@@ -302,6 +345,13 @@ def _federation_value(key: str, value: Scalar) -> Scalar:
     if short == "num-supernodes" and int(value) < 1:
         raise ConfigError(f"{key} must be at least 1, got {value!r}")
     return value
+
+
+def _run_folder(folder: str) -> Path:
+    for path in (Path(folder), Path("runs") / folder):
+        if (path / "config.toml").is_file():
+            return path
+    raise ConfigError(f"{folder!r} is no run folder: expected a folder with a config.toml, here or in runs/")
 
 
 def _recorded_federation(path: Path, then: Mapping[str, Scalar]) -> dict[str, Scalar]:
