@@ -5,6 +5,7 @@ import logging
 from datetime import UTC, datetime
 
 from prometheus_client import Counter, Gauge, Summary, start_http_server
+from transformers.utils.logging import disable_progress_bar
 
 from core.errors import ConfigError
 from tasks.kit import model
@@ -31,7 +32,9 @@ class JsonLines(logging.Formatter):
 
 
 def log_as(kind: str) -> None:
-    """text or json, on standard error."""
+    """text or json, on standard error; nothing else is written there."""
+    disable_progress_bar()
+    logging.captureWarnings(True)
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonLines() if kind == "json" else plain)

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import urllib.request
 from dataclasses import replace
 
 import grpc
@@ -222,3 +223,16 @@ def test_the_command_says_it_too(tmp_path):
     command = [sys.executable, "accord.py", "site", str(tmp_path / "site.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip().endswith("partition-id is missing")) == (2, True)
+
+
+def test_its_log_can_be_json_and_prometheus_may_ask(place):
+    port = free_port()
+    place.ready("log-format=json", f"metrics-port={port}")
+    place.ask("hello", wire.encode_facts({}))
+    told = [json.loads(line) for line in place.log.splitlines()]
+    assert {"time", "level", "logger", "message"} == set(told[-1])
+    assert " hello ends: " in told[-1]["message"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        metrics = answer.read().decode()
+    assert 'accord_site_messages_total{kind="hello",outcome="answered"} 1.0' in metrics
+    assert "accord_site_base_loads 1.0" in metrics
