@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 # Two tests at a time, handed out one by one: a federation alone leaves a core idle while it starts and ends.
 PAIR := -n 2 --maxschedchunk 1
 
-.PHONY: demo test test-faults test-docker check fix fab clean
+.PHONY: demo test test-faults test-docker lint check fix fab clean
 
 demo: $(STAMP)
 	$(BIN)/accord demo
@@ -27,10 +27,12 @@ test-faults: $(STAMP)
 test-docker: $(STAMP)
 	$(BIN)/python -m pytest -m docker tests/docker
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+check: lint
 	$(BIN)/python -m pytest -m "not slow and not faults and not docker" -n 2
 
 fix: $(STAMP)

@@ -35,9 +35,11 @@ from core.errors import AccordError, ConfigError  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.processes import BIN, FLOWER, read_kit  # noqa: E402
 from core.types import Scalar  # noqa: E402
-from server_app.advising import ASKED, check, open_folder, run_arms  # noqa: E402
+from server_app.advice.arms import ASKED, check, open_folder, run_arms  # noqa: E402
+from server_app.packing import Packing, pack, this_machine  # noqa: E402
 from server_app.provision import kits, serve  # noqa: E402
 from server_app.provision.federation import read_federation  # noqa: E402
+from server_app.reading import read_run  # noqa: E402
 from server_app.run_folder import RunFolder  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."
@@ -73,7 +75,7 @@ class Request:
 
 @app.command()
 def run(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[PRESET.toml] [KEY=VALUE ...]")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[PRESET.toml ...] [KEY=VALUE ...]")] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show Flower's own log lines as well.")
     ] = False,
@@ -121,11 +123,7 @@ def resume(
     verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
 ) -> None:
     """Continue a run from its last committed round."""
-    path = next((p for p in (Path(folder), Path("runs") / folder) if (p / "config.toml").is_file()), None)
-    if path is None:
-        raise ConfigError(
-            f"{folder!r} is no run folder: expected a folder with a config.toml, here or in runs/"
-        )
+    path = _run_folder(folder)
     then = flatten(tomllib.loads((path / "config.toml").read_text()))
     keys, federation = given(words or [])
     here = {"run.resume": str(path.resolve()), "run.dir": str(path.resolve().parent)}
@@ -190,6 +188,52 @@ def register(kit: Annotated[Path, typer.Argument(metavar="KIT")]) -> None:
         typer.echo(line)
 
 
+@app.command()
+def doctor(
+    place: Annotated[Path | None, typer.Argument(metavar="[KIT | SITE.toml]")] = None,
+) -> None:
+    """Check this machine, and a kit or a site's file: what is wrong, what to do. Exits with 1 if a run would fail."""
+    from client_app import doctor as site_doctor
+    from core import checks
+    from server_app.provision import doctor as server_doctor
+
+    found = [*checks.versions(), *checks.machine()]
+    if place is None:
+        found.append(checks.disk("runs", Path("runs").resolve()))
+    elif place.is_dir() and read_kit(place)["kind"] == "server":
+        found += server_doctor.checks(place)
+    else:
+        found += site_doctor.checks(place)
+    for one in found:
+        typer.echo(one.line())
+    raise SystemExit(1 if any(one.verdict == "no" for one in found) else 0)
+
+
+@app.command()
+def status(
+    folder: Annotated[str, typer.Argument(metavar="[RUN]", help="A run folder; the newest in runs/.")] = "",
+    kit: Annotated[
+        Path | None, typer.Option(help="The server's kit: whether its sites are connected.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Serve Prometheus metrics of the run on this loopback port.")] = 0,
+) -> None:
+    """Tell how a run is: its round, who is missing since when; with a kit, which sites are connected."""
+    from server_app import status as now
+
+    for name, word, since in serve.sites(kit) if kit else ():
+        typer.echo(f"site     {name}: {word}{f' since {since}' if since else ''}")
+    newest = sorted(p.parent for p in Path("runs").glob("*/config.toml"))
+    if not folder and not newest:
+        if kit:
+            return
+        raise ConfigError("no run in runs/: name a run folder, or start one with `accord run`")
+    path = _run_folder(folder) if folder else newest[-1]
+    if port:
+        now.serve(path, port)
+    for line in now.lines(read_run(path)):
+        typer.echo(line)
+
+
 @app.command("list")
 def list_plugins() -> None:
     """Print every plugin with its keys and defaults, then the shared keys."""
@@ -218,7 +262,7 @@ def main() -> None:
 
 
 def request(words: list[str]) -> Request:
-    """A preset file (first, optional) merged with key=value words; every key and value is checked."""
+    """Preset files, a later one over an earlier one, merged with key=value words; every key and value is checked."""
     keys, chosen = given(words)
     federation = {**FEDERATION, **chosen}
     if not federation["superlink"]:
@@ -257,8 +301,8 @@ def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
 def _sources(words: list[str]) -> Iterator[tuple[str, Mapping[str, Scalar]]]:
     for i, word in enumerate(words):
         if "=" not in word:
-            if i or not word.endswith(".toml"):
-                raise ConfigError(f"expected a preset file first and then key=value words, got {word!r}")
+            if not word.endswith(".toml") or any("=" in earlier for earlier in words[:i]):
+                raise ConfigError(f"expected preset files first and then key=value words, got {word!r}")
             yield word, _preset(Path(word))
         else:
             key, text = word.split("=", 1)
@@ -303,6 +347,13 @@ def _federation_value(key: str, value: Scalar) -> Scalar:
     return value
 
 
+def _run_folder(folder: str) -> Path:
+    for path in (Path(folder), Path("runs") / folder):
+        if (path / "config.toml").is_file():
+            return path
+    raise ConfigError(f"{folder!r} is no run folder: expected a folder with a config.toml, here or in runs/")
+
+
 def _recorded_federation(path: Path, then: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """A simulation with as many clients as the run had; a deployment is named again by the user."""
     manifest = json.loads((path / "manifest.json").read_text()) if (path / "manifest.json").is_file() else {}
@@ -321,20 +372,21 @@ def launch(asked: Request, *, verbose: bool) -> int:
     scratch = Path(tempfile.mkdtemp(prefix="accord-"))
     config = scratch / "run.toml"
     config.write_text(tomli_w.dumps({**asked.keys, "run.dir": str(run_dir)}))
-    name = str(asked.federation["superlink"])
+    name, simulation = str(asked.federation["superlink"]), list[str]()
     env = {**os.environ, **QUIET, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **_commit()}
     try:
         with contextlib.ExitStack() as stack:
             if not name:
                 env["FLWR_HOME"] = str(scratch / "flwr")
-                if not asked.federation["client-gpus"]:  # else Ray must first say which GPU is whose
+                packing, told = pack(parse(asked.keys), asked.federation, this_machine())
+                simulation = ["--federation-config", _simulation(asked.federation, packing)]
+                typer.echo("\n".join(told))
+                if not packing.share:  # else Ray must first say which GPU is whose
                     env["RAY_preload_python_modules"] = "client_app.site"  # now, not at the first message
                 name = stack.enter_context(_superlink(scratch, env))
             sources = str(stage(scratch / "app"))
             command = [str(BIN / "flwr"), "run", sources, name, "--stream", "--run-config", str(config)]
-            if not asked.federation["superlink"]:
-                command += ["--federation-config", _simulation(asked.federation)]
-            code = _stream(command, env, name, scratch / "stream.log", verbose=verbose)
+            code = _stream([*command, *simulation], env, name, scratch / "stream.log", verbose=verbose)
     except KeyboardInterrupt:
         code = 130
     folder = Path(str(asked.keys.get("run.resume") or "")) if asked.keys.get("run.resume") else None
@@ -365,11 +417,11 @@ def stage(folder: Path) -> Path:
     return folder
 
 
-def _simulation(federation: Mapping[str, Scalar]) -> str:
+def _simulation(federation: Mapping[str, Scalar], packing: Packing) -> str:
+    cpus = int(float(federation["client-cpus"]))
     return (
-        f"num-supernodes={federation['num-supernodes']} "
-        f"client-resources-num-cpus={int(float(federation['client-cpus']))} "
-        f"client-resources-num-gpus={float(federation['client-gpus'])}"
+        f"num-supernodes={federation['num-supernodes']} client-resources-num-cpus={cpus} "
+        f"client-resources-num-gpus={packing.share} init-args-num-cpus={packing.at_once * cpus}"
     )
 
 

@@ -2,29 +2,30 @@
 
     python -m benchmarks.advice [KEY=VALUE ...] --worlds shared clustered individual --seeds 1 2 3
 
-shared: one type of client. clustered: two types that want opposite things, four clients of each. individual: four types
-and two clients of each, with more rows. Printed for each world and seed: the advice, the mean accuracy of the option it
-means, the option of the highest mean, how much that is above the advised one with its interval over clients, and the
-adjusted Rand index of the map's clusters with the planted types. The advice is "best" if both are the same option, "as
-good" if the difference is not shown. Folders are kept where --keep says.
+shared: one type of client. clustered: two types that want opposite things, six clients of each with few rows.
+individual: four types and two clients of each, with many rows. Eight rounds each. Printed for each world and seed: the
+advice, the mean accuracy of the option it means, the option of the highest mean, how much that is above the advised one
+with its interval over clients, and the adjusted Rand index of the map's clusters with the planted types. The advice is
+"best" if both are the same option, "as good" if the difference is not shown. Folders are kept where --keep says.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.options import options
 from core.types import Json
-from server_app.advice import ORDER, gain, mean, shown
+from server_app.advice.recommend import ORDER, gain, mean, shown
 from server_app.show import ABSENT, interval, percent
 
 ROOT = Path(__file__).parents[1]
 CONFLICT = ["data.type-weight=6.0", "data.type-differs=0.6"]
+BUDGET = ["run.num-server-rounds=8", "data.eval-rows-per-client=96"]
 WORLDS = {
     "shared": ["data.types=1"],
-    "clustered": [*CONFLICT, "data.types=2", "data.rows-per-client=96"],
+    "clustered": [*CONFLICT, "data.types=2", "data.rows-per-client=24", "federation.num-supernodes=12"],
     "individual": [*CONFLICT, "data.types=4", "data.rows-per-client=192"],
 }
 HEAD = (
@@ -34,18 +35,14 @@ HEAD = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="passed on to accord advise")
+    parser = options(__doc__, "passed on to accord advise")
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--keep", type=Path, help="a folder for the advice folders")
     args = parser.parse_args()
     print(HEAD)
     for world in args.worlds:
         for seed in args.seeds:
-            found = advised([f"run.seed={seed}", *WORLDS[world], *args.words], args.keep)
+            found = advised([f"run.seed={seed}", *BUDGET, *WORLDS[world], *args.words], args.keep)
             print(line(world, seed, found), flush=True)
 
 

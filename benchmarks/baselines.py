@@ -6,7 +6,6 @@ Every cell is one `accord run` (8 simulated clients, the same steps per client a
 held-out preference accuracies of the last round, per seed and with a 95 % interval of the mean over seeds (t).
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from scipy.stats import t
 
+from benchmarks.options import options
 from server_app.reading import Run, read_run
 
 ROOT = Path(__file__).parents[1]
@@ -23,11 +23,7 @@ METRICS = ("logps/accuracies", "rewards/accuracies")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="passed on to accord run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = options(__doc__, "passed on to accord run")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     args = parser.parse_args()
     rows: dict[str, list[float]] = {}

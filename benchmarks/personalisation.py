@@ -7,9 +7,8 @@ the end). Held-out accuracies of the last round, of each client's own model: the
 reward, the explicit one, and both together; per seed and with a 95 % interval of the mean over seeds (t).
 """
 
-import argparse
-
 from benchmarks.baselines import interval, scores
+from benchmarks.options import options
 
 PDPO = ["task.name=pdpo"]
 METHODS: dict[str, tuple[str, list[str]]] = {
@@ -30,11 +29,7 @@ METRICS = ("logps/accuracies", "rewards/accuracies", "explicit/accuracies", "com
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="passed on to accord run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = options(__doc__, "passed on to accord run")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     args = parser.parse_args()
     print(

@@ -7,7 +7,6 @@ Ten clients of one preference type, the last two hostile: "flip" trains on pairs
 log-probability) after the last round. Real sites and strategies, called one after the other without a network.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.options import options
 from client_app.site import Node, Site
 from core.config import Config, parse
 from core.errors import AccordError
@@ -40,11 +40,7 @@ Keys = Mapping[str, bool | int | float | str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="laid over the configuration")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = options(__doc__, "laid over the configuration")
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
     parser.add_argument("--defences", nargs="+", default=list(DEFENCES), choices=list(DEFENCES))
     args = parser.parse_args()

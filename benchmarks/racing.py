@@ -7,13 +7,13 @@ every client compares the three on its rows set aside: all of them on all rows, 
 rows x adapters and the CPU time of the comparison; the groups are the balanced ones of least loss.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from benchmarks.options import options
 from benchmarks.poisoning import Keys, read
 from client_app.site import Node, Site
 from core.config import Config, parse
@@ -35,11 +35,7 @@ WORLD: Mapping[str, bool | int | float | str] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="laid over the configuration")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = options(__doc__, "laid over the configuration")
     parser.add_argument("--races", type=float, nargs="+", default=[3.0, 2.0])
     args = parser.parse_args()
     print("| seed | z | rows x adapters | CPU | same groups | clients of their own type |")

@@ -8,13 +8,13 @@ make its bytes those of FedBiscuit. Personal: held-out pairs of each client that
 right, asked in both orders. See benchmarks/README.md.
 """
 
-import argparse
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.baselines import federation, interval
+from benchmarks.options import options
 from core.config import defaults
 from core.plugins import knobs, plugin
 from server_app.reading import Run
@@ -41,11 +41,7 @@ CLIENTS = 12
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="passed on to accord run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = options(__doc__, "passed on to accord run")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--data", default="toy", help="toy, or a JSON lines file of pairs with client_id")
     parser.add_argument("--model", default="toy-judge", help="model.name of every run")

@@ -6,26 +6,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
-from flwr.app import RecordDict
-
+from client_app.crew import site_of
+from client_app.policy import Claim
 from client_app.site import Node, Site
 from core import wire
 from core.config import Config, parse
 from core.errors import AccordError, SiteError
-from core.frame import Failure, encode_failure
+from core.frame import Failure, RecordDict, encode_failure
 from core.types import Json, Order, Scalar, Update
 from tasks.kit.model import loads
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Claim:
-    """Where a message says that it comes from; the site did not check it."""
-
-    run: str  # Flower's id of the run
-    owner: str  # who started it; "" where Flower does not say
-    app: str  # the folder of the app that passed it on, whose name ends in the bundle's hash
+KINDS = ("hello", "train", "evaluate")
 
 
 class Answers(Protocol):
@@ -63,7 +56,7 @@ def handle(
     try:
         config = _parsed(tuple(sorted(request.keys.items())))
         make_room(request.claim.run, config)
-        return _answer(request, guard(_site(config, Node.read(facts)), request.claim))
+        return _answer(request, guard(site_for(config, Node.read(facts)), request.claim))
     except AccordError as error:
         log.error("%s: %s", type(error).__name__, error)
         return encode_failure(Failure(type(error).__name__, str(error)))
@@ -74,7 +67,7 @@ def _answer(request: Request, site: Answers) -> RecordDict:
     if kind == "hello":
         said = site.hello(wire.decode_facts(request.record))
         return wire.encode_facts({**said, "loads": loads() - before})
-    if kind not in ("train", "evaluate"):
+    if kind not in KINDS:
         raise SiteError(f"a site answers hello, train and evaluate, not {kind!r}")
     order = wire.decode_order(request.record)
     update = site.train(order) if kind == "train" else site.evaluate(order)
@@ -83,7 +76,7 @@ def _answer(request: Request, site: Answers) -> RecordDict:
 
 def release() -> None:
     """Let go of what the last message was answered with, the base model excepted."""
-    _site.cache_clear()
+    site_for.cache_clear()
 
 
 @lru_cache(maxsize=4)
@@ -92,5 +85,5 @@ def _parsed(flat: tuple[tuple[str, Scalar], ...]) -> Config:
 
 
 @lru_cache(maxsize=1)  # with the tokens of one client of one run
-def _site(config: Config, node: Node) -> Site:
-    return Site(config, node)
+def site_for(config: Config, node: Node) -> Site:
+    return site_of(config, node)

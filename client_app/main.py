@@ -38,11 +38,12 @@ def _answer(kind: str, message: Message, context: Context) -> RecordDict:
 
 
 def _embedded(kind: str, message: Message, context: Context) -> RecordDict:
-    from client_app.handle import (
-        Claim,
-        Request,
-        handle,
-    )  # seconds, which a relay and Ray's start need not wait for
+    # seconds, which a relay and Ray's start need not wait for
+    from client_app.handle import Claim, Request, handle
+    from client_app.unexpected import unexpected
 
     claim = Claim(str(context.run_id), "", app_folder())
-    return handle(Request(kind, context.run_config, message.content, claim), context.node_config)
+    try:
+        return handle(Request(kind, context.run_config, message.content, claim), context.node_config)
+    except Exception as error:  # Flower would send its text to the server
+        return encode_failure(unexpected(error, f"run={context.run_id} {kind}"))

@@ -131,7 +131,7 @@ def fork_for_messages(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def fork(place: str, parent: int) -> None:
-    """Import what every ClientApp process needs, and fork one for each that `place` is asked for; end with the parent."""
+    """Import what every ClientApp process needs; fork one for each asked for at `place`; end with the parent."""
     start = command("flwr-clientapp")
     import flwr.clientapp  # noqa: F401 - for the app
     import grpc  # noqa: F401 - for the relay

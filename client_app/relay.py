@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
-from flwr.app import RecordDict
 
 from core.errors import AccordError, ConfigError, SiteError
-from core.frame import Failure, encode_failure, pack, unpack
+from core.frame import Failure, RecordDict, encode_failure, pack, unpack
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ import queue
 import signal
 import stat
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,17 +20,21 @@ from pathlib import Path
 from types import FrameType
 
 import grpc
-from flwr.app import RecordDict
 
 from client_app import handle as desk
-from client_app.handle import Claim, Guard, Request
+from client_app import telemetry
+from client_app.crew import END, follow
+from client_app.guard import Guarded
+from client_app.handle import KINDS, Guard, Request
+from client_app.policy import Claim, Policy
 from client_app.relay import FORMAT, METHOD, TOKEN
-from client_app.site import forget_rows
+from client_app.site import Node, forget_rows
 from client_app.site_file import SiteFile
+from client_app.unexpected import unexpected
 from core.config import Config
 from core.errors import AccordError, ConfigError, FrameError, SiteError
-from core.frame import FACTS, Failure, encode_failure, pack, unpack
-from tasks.kit import model
+from core.frame import FACTS, Failure, RecordDict, encode_failure, pack, unpack
+from tasks.kit import model, parallel
 
 log = logging.getLogger(__name__)
 
@@ -79,24 +82,21 @@ class Service:
 
     def answer(self, data: bytes) -> bytes:
         """The answer to one message; whatever goes wrong with it is a failure in one line without private text."""
-        started, what, record = time.monotonic(), "message", None
+        started, what, kind, record = time.monotonic(), "message", "none", None
         try:
             request = _request(data)
+            kind = request.kind if request.kind in KINDS else "none"
             what = f"run={request.claim.run} round={_round(request.record)} {request.kind}"
             log.info("%s begins: %.1f MB", what, len(data) / 1e6)
-            record = desk.handle(request, self.site.facts, self.guard, self._make_room)
+            record = desk.handle(request, self.site.facts, self.guard, self.make_room)
         except AccordError as error:
             log.error("%s: %s: %s", what, type(error).__name__, error)
             record = encode_failure(Failure(type(error).__name__, str(error)))
-        except Exception as error:  # its text may quote a row: only where it happened is told
-            where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("%s: %s at\n%s", what, type(error).__name__, where)
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(last.filename).name}:{last.lineno}"
-            record = encode_failure(
-                Failure(type(error).__name__, f"unexpected, at {place}; the site's log says more")
-            )
-        log.info("%s ends: %.2f s", what, time.monotonic() - started)
+        except Exception as error:
+            record = encode_failure(unexpected(error, what))
+        seconds = time.monotonic() - started
+        telemetry.count(kind, _outcome(record), seconds)
+        log.info("%s ends: %.2f s", what, seconds)
         return pack({}, record)
 
     def let_go(self) -> None:
@@ -108,7 +108,7 @@ class Service:
         forget_rows()
         model.forget()
 
-    def _make_room(self, run: str, config: Config) -> None:
+    def make_room(self, run: str, config: Config) -> None:
         """Another run's rows and tokens go; the base model stays if it is the same."""
         base = config.model, config.lora, config.task_choice.build().adds
         if run != self.run:
@@ -131,16 +131,28 @@ class Service:
 
 def main(site: SiteFile) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError when another process serves the address."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    telemetry.log_as(site.log_format)
     service = Service(site, _guard(site.policy))
+    parallel.join()
+    if not parallel.leads():
+        follow(Node.read(site.facts), service.make_room, desk.site_for)
+        return
     with _alone(site.socket):
         server = _server(service, site.token())
+        if site.metrics_port:
+            telemetry.serve(site.metrics_port)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
         log.info(
-            "site partition-id=%d of %d at %s: ready", site.partition_id, site.num_partitions, site.address
+            "site partition-id=%d of %d at %s, processes=%d: ready",
+            site.partition_id,
+            site.num_partitions,
+            site.address,
+            parallel.size(),
         )
         service.serve()
+        if parallel.size() > 1:
+            parallel.told(END)
         server.stop(GRACE_S).wait()
 
 
@@ -151,9 +163,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _guard(policy: str) -> Guard:
-    if policy:
-        raise ConfigError(f"policy = {policy!r}: this version has no policies")
-    return lambda site, claim: site
+    if not policy:
+        return lambda site, claim: site
+    read = Policy.read(Path(policy))
+    return lambda site, claim: Guarded(site, read, claim)
 
 
 def _server(service: Service, token: str) -> grpc.Server:
@@ -230,9 +243,19 @@ def _request(data: bytes) -> Request:
             "different versions; upgrade the older one"
         )
     kind, keys, claims = head.get("kind"), head.get("keys"), [head.get(n) for n in ("run", "owner", "app")]
-    if not isinstance(keys, dict) or not all(isinstance(text, str) for text in (kind, *claims)):
+    if not isinstance(keys, dict) or not all(map(_is_word, (kind, *claims))):
         raise FrameError("no message of Accord: its header is incomplete")
     return Request(str(kind), keys, record, Claim(*map(str, claims)))
+
+
+def _is_word(text: object) -> bool:
+    """Whether it can stand in a line of the log."""
+    return isinstance(text, str) and text.isprintable() and len(text) <= 300
+
+
+def _outcome(record: RecordDict) -> str:
+    failure = json.loads(str(record.config_records[FACTS]["json"])).get("failure")
+    return str(failure[0]) if failure else "answered"
 
 
 def _round(record: RecordDict) -> str:

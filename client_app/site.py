@@ -20,7 +20,7 @@ from strategies.base import Strategy
 from strategies.kit.client_rule import FINISH, PERSONAL, ClientRule, Outcome
 from strategies.kit.metrics import SUM
 from tasks.base import Example, Row, Task
-from tasks.kit import engine, partition, schedule
+from tasks.kit import engine, parallel, partition, schedule
 from tasks.kit.cache import Cache
 from tasks.kit.loop import TrainReport
 from tasks.kit.model import Base, get_adapter, get_private, initial_adapter, load_base, set_adapter
@@ -111,6 +111,18 @@ class Site:
             train, aside = partition.held_out([_key(row) for row in rows], share, seed)
         return [rows[n] for n in train], [rows[n] for n in aside]
 
+    def counts(self) -> tuple[int, int, int]:
+        """How many usable rows this client trains on, sets aside to compare adapters, and scores."""
+        base, (train, aside) = self.base(), self.parts()
+        kept = [engine.usable(base, self.task, rows, self.config, self.cache).kept for rows in (train, aside)]
+        heldout = engine.heldout_of(base, self.task, self._heldout(), self.config, self.cache)
+        return len(kept[0]), len(kept[1]), len(heldout)
+
+    def drawn(self, order: Order, rows: int) -> int:
+        """How many of its `rows` a client at most sees in the training that an order asks for."""
+        cfg = schedule.of_round(self.config.train, rows, order.knobs, self.config.run.num_server_rounds)
+        return min(rows, cfg.local_steps * cfg.per_device_batch_size * cfg.gradient_accumulation_steps)
+
     def hello(self, knobs: Mapping[str, Scalar]) -> Json:
         """Who this client is and what it holds, in counts and fingerprints; never a row."""
         self._rule()  # refuses before the first round what the engine cannot do
@@ -159,7 +171,7 @@ class Site:
             bend = Bend(correct=rule.pull(order), trains=bend.trains)
             self._fit(base, order, private.get(PERSONAL, before), examples.kept, cfg, bend, "personal")
             kept[PERSONAL] = get_adapter(base)
-        if kept:
+        if kept and parallel.leads():
             memory.save(rnd, kept, recalled=order.recall)
         seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
         sums = {SUM + name: value for name, value in report.sums.items()}
@@ -199,9 +211,8 @@ class Site:
             tree = self._finished(base, order, tree, finish)
         set_adapter(base, tree, merged)
         metrics: Metrics = engine.evaluate(base, self.task, self._heldout(), self.config, self.cache)
-        if int(knobs["rnd"]) == self.config.run.num_server_rounds and (
-            finish or kept.keys() & {"own", PERSONAL}
-        ):
+        last = int(knobs["rnd"]) == self.config.run.num_server_rounds
+        if last and (finish or kept.keys() & {"own", PERSONAL}) and parallel.leads():
             folder = personal.folder(self.state_dir, str(knobs["run"]), self.node.client)
             personal.export(base, tree, merged, folder, self.config, metrics.get("combined/lambda"))
         examples = int(metrics.pop("examples", 0))

@@ -176,12 +176,12 @@ class Supervisor:
                 f"{self.kit.superlink} does not take the key of {self.kit.name}, {self._key()}: it is not registered "
                 f"there (on the server: sites/{self.kit.name}.pub and `accord register`), or it is at work elsewhere"
             )
-        if "terminated gracefully" in said and not worked:
+        if "SuperNode terminated gracefully" in said and not worked:
             raise ConfigError(
                 f"{self.kit.superlink} refuses the signature of {self.kit.name}: the clocks of the two machines "
                 f"differ by more than {SPREAD_S} s, or node.key was changed"
             )
-        if "terminated gracefully" in said:
+        if "SuperNode terminated gracefully" in said:
             return "the server refused its key"
         if "handshake" in said:
             return "no TLS connection"

@@ -71,6 +71,7 @@ class DataConfig:
 
     partitioner: Literal["natural", "iid", "dirichlet"] = "natural"
     dirichlet_alpha: float = 0.5
+    flipped_clients: float = 0.0
     allocation: Literal["ktoo", "ktor"] = "ktoo"
     allocation_seed: int = 2023
     eval_fraction: float = 0.25
@@ -362,7 +363,7 @@ def _check_ranges(values: Mapping[str, Scalar]) -> None:
         raise ConfigError(f"rlft.heldout must be in (0, 1), got {values['rlft.heldout']!r}")
     if int(values["rlft.completions"]) < 2:
         raise ConfigError(f"rlft.completions must be at least 2, got {values['rlft.completions']!r}")
-    for key in ("data.eval-fraction", "lora.dropout", "data.label-noise"):
+    for key in ("data.eval-fraction", "data.flipped-clients", "lora.dropout", "data.label-noise"):
         if not 0 <= float(values[key]) < 1:
             raise ConfigError(f"{key} must be in [0, 1), got {values[key]!r}")
 
@@ -459,6 +460,11 @@ def _check_rlft(config: Config) -> None:
         raise ConfigError(
             f"rlft.epochs = {rlft.epochs}: with strategy.name = {strategy!r} and lora.aggregation = "
             f"{config.lora.aggregation!r} what clients learn stays with them, and the server holds no judge of answers"
+        )
+    if config.data.flipped_clients and rlft.judge in ("auto", "truth"):
+        raise ConfigError(
+            f"rlft.judge = {rlft.judge!r} knows what clients want before data.flipped-clients = "
+            f"{config.data.flipped_clients} turns it round; use pairs | none"
         )
     if rlft.policy != "population" and strategy != "fedbiscuit":
         raise ConfigError(

@@ -39,3 +39,7 @@ class RoundFailed(AccordError):
 
 class CheckpointError(AccordError):
     """A run folder that cannot be continued."""
+
+
+class PolicyRefused(AccordError):
+    """What a site's own policy does not let in or out; its line holds no private text."""

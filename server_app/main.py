@@ -16,10 +16,10 @@ from core.factors import MERGED
 from core.types import Json, ServerState
 from server_app import console
 from server_app.card import write_card
-from server_app.judging import Judge
-from server_app.prompts import public_prompts
 from server_app.report import write_report
-from server_app.rlft import Rlft, Selectors
+from server_app.rlft.align import Rlft, Selectors
+from server_app.rlft.judging import Judge
+from server_app.rlft.prompts import public_prompts
 from server_app.run_folder import RunFolder, provenance
 from strategies.base import Strategy
 from strategies.kit.session import Live

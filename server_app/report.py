@@ -7,7 +7,7 @@ from pathlib import Path
 from server_app import page
 from server_app.plots import plots
 from server_app.reading import Record, Run, read_run
-from server_app.rlft_show import epochs, labels, rlft_plots
+from server_app.rlft.show import epochs, labels, rlft_plots
 from server_app.show import (
     ABSENT,
     Table,

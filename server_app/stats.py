@@ -263,7 +263,7 @@ def _personal(run: Run) -> list[Estimate | None]:
         return []
     found = [
         _share("explicit", "Explicit reward accuracy", last, EXPLICIT),
-        _share("combined", "Combined accuracy, implicit and explicit", last, COMBINED),
+        _share("combined", "Combined accuracy", last, COMBINED),
     ]
     if low := worst(last.eval, COMBINED):
         client, share = low

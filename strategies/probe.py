@@ -4,7 +4,9 @@ The cosine between clients' updates separates populations that no single model s
 Federated Learning (arXiv:1910.01991), Eq. (20). Written down after every round, over all rounds so far, as
 `facts["conflict"]`: `cosine` of the summed updates, `signs` (the share of entries in which both move and move the same
 way), and `apart`, the cosine of what is left when each round's mean over its clients is taken away.
-Deviations: on `strategy.probe-entries` entries drawn once for all, where an update has more; the adapter is FedAvg's.
+Deviations: of LoRA's two factors on B alone, where updates have it: A has no gradient while B is zero, and Adam gives
+what noise it has first the same size; and on `strategy.probe-entries` entries drawn once for all, where there are more.
+The adapter is FedAvg's.
 """
 
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ConfigError
+from core.factors import is_b
 from core.seeds import torch_rng_for
 from core.tree import flat
 from core.types import Json, Metrics, ServerState, Update
@@ -65,7 +68,9 @@ class Watching:
         self.seen: dict[str, Tensor] = {}
 
     def add(self, update: Update) -> None:
-        self.seen[str(update.client)] = self.pick(flat(update.trees["delta"]))
+        delta = update.trees["delta"]
+        watched = {name: t for name, t in delta.items() if is_b(name)} or delta
+        self.seen[str(update.client)] = self.pick(flat(watched))
         self.inner.add(update)
 
     def result(self) -> Trees:

@@ -86,6 +86,8 @@ class Task(Protocol):
     # of completions: the log-probability of all tokens | the raw logit of their only one
     reads: ClassVar[Literal["logps", "choices"]]
 
+    joins_rows: ClassVar[bool] = False  # whether a row's loss depends on the rest of its micro-batch
+
     @property
     def reward_scale(self) -> float:
         """The implicit reward of a completion is reward_scale * log(pi / pi_ref). Where choices are read: the

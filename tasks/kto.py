@@ -58,6 +58,7 @@ class KTO(Task):
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion", "label")
     needs_reference: ClassVar[bool] = True
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"
+    joins_rows: ClassVar[bool] = True  # by the reference point
     reads: ClassVar[Literal["logps", "choices"]] = "logps"
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ class PDPO(Task):
 
     beta: float = 0.1
     objective: str = "separate"
-    explicit_weight: float = 1.0
+    explicit_weight: float = 0.3
     kappa: float = 0.3
     nll_weight: float = 0.0
     parts: str = "bottleneck,head,reward"
@@ -57,9 +57,9 @@ class PDPO(Task):
     bottleneck_width: int = 0
     head_rank: int = 16
     order: str = "joint"
-    bottleneck_rate: float = 1.0
-    head_rate: float = 1.0
-    reward_rate: float = 10.0
+    bottleneck_rate: float = 0.3
+    head_rate: float = 0.3
+    reward_rate: float = 3.0
 
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = True

@@ -260,3 +260,37 @@ def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
     assert model.factor == pytest.approx(want["combined/lambda"], rel=1e-3)
     assert model.talker.generate([rows[0]["prompt"]])[0]
     assert load_base(config.model, config.lora).personal.tensors == {}, "the server's has none"
+
+
+def mean_scores(path: Path, **more) -> dict:
+    """The last scores of four clients, means over clients."""
+    world = {
+        "data.rows-per-client": 64,
+        "data.eval-rows-per-client": 192,
+        "run.num-server-rounds": 8,
+        "eval.every": 0,
+    }
+    config = parse({**world, "run.dir": str(path / "runs"), **more})
+    _, records = federate(config, path, config.run.num_server_rounds, clients=4)
+    return records[-1]["eval"]["mean"]
+
+
+CONFLICT = {"data.types": 2, "data.type-weight": 6.0, "data.type-differs": 0.6}
+
+
+@pytest.mark.slow
+def test_conflicting_clients_are_better_off_than_under_one_model_and_than_alone(tmp_path):
+    """The bars: 10 points of the implicit reward and 12 of both over FedDPO, and not a point below each alone."""
+    dpo, alone, own = (
+        mean_scores(tmp_path / name, **CONFLICT, **more)
+        for name, more in {"dpo": {}, "local": {"strategy.name": "local"}, "own": PDPO}.items()
+    )
+    assert own["rewards/accuracies"] > dpo["rewards/accuracies"] + 0.10
+    assert own["combined/accuracies"] > dpo["rewards/accuracies"] + 0.12
+    assert min(own["rewards/accuracies"], own["combined/accuracies"]) > alone["rewards/accuracies"] - 0.01
+
+
+@pytest.mark.slow
+def test_parts_of_ones_own_cost_little_where_all_want_the_same(tmp_path):
+    dpo, own = (mean_scores(tmp_path / str(len(more)), **{"data.types": 1, **more}) for more in ({}, PDPO))
+    assert own["rewards/accuracies"] > dpo["rewards/accuracies"] - 0.01

@@ -33,3 +33,12 @@ def test_another_strategy_than_the_presets_drops_the_keys_that_were_for_that_one
         accord.request(["fedbiscuit-toy.toml", "strategy.name=fedbis", "strategy.warmup=interleaved"])
     with pytest.raises(ConfigError, match="did you mean 'fedbis'"):
         accord.request(["fedbiscuit-toy.toml", "strategy.name=fedbiz"])
+
+
+def test_presets_are_laid_over_each_other_in_order():
+    asked = accord.request(["kto-toy.toml", "gpu.toml", "model.dtype=float16"])
+    assert asked.keys["task.name"] == "kto"
+    assert asked.keys["model.device"] == "cuda"
+    assert asked.keys["model.dtype"] == "float16"
+    with pytest.raises(ConfigError, match="preset files first"):
+        accord.request(["kto-toy.toml", "run.seed=2", "gpu.toml"])

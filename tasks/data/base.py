@@ -133,7 +133,14 @@ def canonical(found: Found) -> Row:
                 row[EXTRA] = _probability(raw[EXTRA])
             return row
     wanted = " or ".join("+".join(kind) for kind in KINDS)
-    raise BadRow(f"misses columns: expected {wanted}, got {'+'.join(sorted(map(str, found.raw))) or 'none'}")
+    raise BadRow(f"misses columns: expected {wanted}, got {_columns(found.raw)}")
+
+
+def _columns(raw: Mapping[str, Any]) -> str:  # Any: not checked yet
+    """The names of columns; what does not look like a name may be somebody's words, and is counted."""
+    names = sorted(name for name in raw if str(name).isidentifier() and len(name) <= 32)
+    others = [f"{len(raw) - len(names)} others"] if len(names) < len(raw) else []
+    return "+".join(names + others) or "none"
 
 
 def kind_of(row: Row) -> tuple[str, ...]:
@@ -210,6 +217,15 @@ def ktor(clients: Sequence[Sequence[Row]], seed: int = 2023) -> list[list[Row]]:
     pool = [row for rows in clients for row in rows]
     rng = random.Random(seed)
     return [[pool.pop(rng.randint(0, len(pool) - 1)) for _ in rows] for rows in clients]
+
+
+def flipped(row: Row) -> Row:
+    """The opposite preference, in equal words. Raises ConfigError for a demonstration, which has none."""
+    if "chosen" in row:
+        return {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+    if "label" in row:
+        return {**row, "label": not row["label"]}
+    raise ConfigError("data.flipped-clients turns pairs and thumbs round; the data are demonstrations")
 
 
 def view(rows: Sequence[Row], columns: tuple[str, ...]) -> list[Row]:

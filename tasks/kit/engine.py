@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.config import Config, TrainConfig
-from core.errors import DataError
+from core.errors import ConfigError, DataError
 from core.types import Metrics, Scalar
 from tasks.base import Example, Row, Task
-from tasks.kit import loop
+from tasks.kit import loop, parallel
 from tasks.kit.cache import Cache, rows_key
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import evaluate as score
@@ -59,6 +59,10 @@ def train(
 ) -> TrainReport:
     """One local training of the base's current adapter, by the engine that train.engine names."""
     if cfg.engine == "trl":
+        if parallel.size() > 1:
+            raise ConfigError(
+                "train.engine = 'trl' trains in one process; this site has several: use 'accord'"
+            )
         from tasks.kit import trl_engine  # importing trl takes seconds
 
         return trl_engine.train(

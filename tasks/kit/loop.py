@@ -15,6 +15,7 @@ from core.seeds import rng_for, seed_for
 from core.tree import Tree
 from core.types import Metrics, Scalar
 from tasks.base import Batch, Example, Stage, Task
+from tasks.kit import parallel
 from tasks.kit.batches import by_budget, draw, subset
 from tasks.kit.cache import Cache
 from tasks.kit.encode import key_of
@@ -78,7 +79,8 @@ def train(
     queue = iter(batches)
     for stage in stages:
         now = replace(bend, trains=_both(bend.trains, stage.trains), moments={**bend.moments, **moments})
-        dropout = {"dropout": not task.needs_reference, "seed": seed_for(seed, "dropout")}
+        masks = seed_for(seed, "dropout", *([parallel.rank()] if parallel.rank() else []))
+        dropout = {"dropout": not task.needs_reference, "seed": masks}
         stepper = Stepper(base.flat, cfg, now, task.rate)
         with training(base, **dropout, trains=now.trains):
             for micro in islice(queue, stage.steps):
@@ -86,8 +88,10 @@ def train(
         gradients |= stepper.mean_gradient() or {}
         moments |= stepper.moments()
     rows = sum(len(batch) for micro in batches for batch in micro)
+    history = [metrics for each in parallel.gather(history) for metrics in each]
+    sums = _sums(parallel.gather(look.sums))
     return TrainReport(
-        steps, rows, _means(history), look.sums, gradients or None, moments, time.perf_counter() - started
+        steps, rows, _means(history), sums, gradients or None, moments, time.perf_counter() - started
     )
 
 
@@ -145,10 +149,11 @@ class _Look:
         self.base.flat.zero_grad()
         out: list[Metrics] = []
         whole = sum(weight(self.task, batch) for batch in batches)
-        for batch in batches:
+        for batch in shared(self.task, batches):
             loss, metrics = self.loss(batch)
             (loss * (weight(self.task, batch) / whole)).backward()
             out.append({"loss": float(loss.detach()), **metrics})
+        parallel.add(self.base.flat.gradients)
         out.append({"grad_norm": stepper.step()})
         self.untouched = False
         return out
@@ -224,11 +229,22 @@ def _both(one: Callable[[str], bool], other: Callable[[str], bool]) -> Callable[
     return lambda name: one(name) and other(name)
 
 
+def shared(task: Task, batches: Sequence[Sequence[Example]]) -> list[Sequence[Example]]:
+    """This process's part of a step: of each micro-batch; whole ones where the loss of a row depends on the others."""
+    if task.joins_rows:
+        return list(batches[parallel.rank() :: parallel.size()])
+    return [some for batch in batches if (some := parallel.part(batch))]
+
+
 def weight(task: Task, batch: Sequence[Example]) -> int:
     """A micro-batch's share of its step: rows, or completion tokens where the loss is a mean over tokens."""
     if task.averages == "examples":
         return len(batch)
     return sum(len(c) for example in batch for c in example.completions)
+
+
+def _sums(each: Sequence[Mapping[str, float]]) -> Metrics:
+    return {name: sum(sums[name] for sums in each if name in sums) for sums in each for name in sums}
 
 
 def _means(history: Sequence[Metrics]) -> Metrics:

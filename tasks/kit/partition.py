@@ -63,6 +63,11 @@ def natural(owners: Sequence[str], clients: int) -> Shares:
     return shares
 
 
+def flipped(clients: int, share: float, seed: int) -> set[int]:
+    """Which clients want the opposite: round(share * clients) of them, a half to the even number."""
+    return set(rng_for(seed, "flipped clients").sample(range(clients), round(share * clients)))
+
+
 def by_number(name: str) -> list[tuple[int, str]]:
     """A sort key that puts client-2 before client-10."""
     pieces: list[str] = []

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tasks.base import Example
+from tasks.kit import parallel
 from tasks.kit.batches import by_budget
 from tasks.kit.cache import Cache, reference_key
 from tasks.kit.encode import key_of
@@ -21,18 +22,24 @@ def reference_logps(base: Base, examples: Sequence[Example], cache: Cache) -> di
     """
     model = reference_key(base.fingerprint, base.numerics)
     known = cache.references(model)
-    missing = {key: example for example in examples if (key := key_of(example)) not in known}
+    rows = {key_of(example): example for example in examples}
+    lacking = parallel.gather([key for key in rows if key not in known])
+    missing = list(dict.fromkeys(key for keys in lacking for key in keys))
     if not missing:
         return known
     added: dict[str, tuple[float, ...]] = {}
     budget = 1 if base.device.type == "cpu" else GPU_TOKENS
     base.model.eval()
     with reference(base):
-        for group in by_budget(list(missing.items()), lambda item: tokens_of(item[1]), budget):
+        for group in by_budget(
+            [(key, rows[key]) for key in parallel.part(missing)], lambda item: tokens_of(item[1]), budget
+        ):
             forks = [fork_of(example, mismatched=True) for _, example in group]
             values = iter(completion_logps(base, forks).tolist())
             for (key, _), (_, completions) in zip(group, forks, strict=True):
                 added[key] = tuple(next(values) for _ in completions)
+    for some in parallel.gather(added):
+        added |= some
     cache.add_references(model, added)
     return cache.references(model)
 

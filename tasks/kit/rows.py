@@ -11,7 +11,7 @@ from core.errors import ConfigError, DataError
 from core.seeds import seed_for
 from core.types import Json
 from tasks.base import Row, Task
-from tasks.data.base import PAIR, THUMB, Entry, Source, Table, kind_of, ktor, read, thumbs, view
+from tasks.data.base import PAIR, THUMB, Entry, Source, Table, flipped, kind_of, ktor, read, thumbs, view
 from tasks.data.jsonl import Jsonl
 from tasks.kit import partition
 
@@ -46,6 +46,11 @@ def client_rows(
         source = config.source_choice.build()
         table = _table(config.source_choice, source.stamp(), config.run.seed, clients, config.data.on_bad_row)
         held = [_split(config, place, share) for place, share in enumerate(_shares(config, table, clients))]
+    turned = partition.flipped(clients, config.data.flipped_clients, config.run.seed)
+    held = [
+        ([flipped(row) for row in train], [flipped(row) for row in out]) if place in turned else (train, out)
+        for place, (train, out) in zip([client] if path else range(clients), held, strict=True)
+    ]
     own, heldout = held[0 if path else client]
     if not own:
         raise DataError(_empty(config, client, clients, path))
@@ -65,7 +70,7 @@ def client_rows(
         heldout,
         dict(table.skipped) if path or client == 0 else {},
         _fingerprint(config.run.seed, [own, heldout]),
-        source.truth(client) if natural else None,
+        _truth(source.truth(client) if natural else None, client in turned, config),
     )
 
 
@@ -121,6 +126,11 @@ def _redistributed(config: Config, shares: list[list[Row]]) -> list[list[Row]]:
         raise ConfigError("data.allocation = 'ktor' deals out pairs or thumbs; the data are demonstrations")
     clients = [thumbs(rows) if kinds == {PAIR} else rows for rows in shares]
     return ktor(clients, config.data.allocation_seed)
+
+
+def _truth(planted: int | None, turned: bool, config: Config) -> int | None:
+    """A type wanted and its opposite are two: 2 t and 2 t + 1."""
+    return 2 * (planted or 0) + turned if config.data.flipped_clients else planted
 
 
 def _refuse_what_needs_all_rows(config: Config, client: int, everyone: bool) -> None:

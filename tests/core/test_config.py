@@ -57,6 +57,8 @@ def test_an_override_arrives():
             "unknown key 'train.lerning-rate'; did you mean 'train.learning-rate'?",
         ),
         ({"rlft.beta": 0.2}, "rlft.beta has no effect with rlft.epochs = 0"),
+        ({"data.flipped-clients": 1.0}, "data.flipped-clients must be in"),
+        ({**RLFT, "data.flipped-clients": 0.2}, "rlft.judge = 'auto' knows what clients want"),
         (
             {"rlft.epochs": 1},
             "needs task.name = 'selector' or 'reward', whose adapters can judge answers; 'dpo'",

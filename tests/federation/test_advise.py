@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from server_app.advice import FEDPDPO, ORDER
-from server_app.advising import ARMS, is_finished, run_of
+from server_app.advice.arms import ARMS, is_finished, run_of
+from server_app.advice.recommend import FEDPDPO, ORDER
 from tests.federation.conftest import SMALL, metrics_of
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.federation import start
 from tests.faults.test_crashes import files, run_of
 from tests.federation.conftest import kill_tree, metrics_of, wait_until
-from tests.federation.deployment import LONG_S, SITES, WORDS, Deployment
+from tests.federation.deployment import LONG_S, SITES, WORDS, Deployment, Resident
 from tests.federation.test_deployment import rows
 
 pytestmark = pytest.mark.faults
@@ -104,3 +104,24 @@ def test_what_stops_a_run_loses_nothing(deployment):
     for site in range(SITES):
         kept, memory = (p / f"home-{site}" / "memory" for p in (place.path, whole))
         assert files(kept / run.name).items() >= files(memory / run_of(whole).name).items()
+
+
+def test_a_resident_site_killed_in_a_training_comes_back_in_the_same_round(place):
+    """kill -9 while it trains in round 2, started again: nobody fails, and the bytes are those of a simulation."""
+    (place.path / "runs").mkdir()
+    resident, steps = Resident(place), 200
+    going = resident.run(run__num_server_rounds=3, train__local_steps=steps)
+    wait_until(lambda: "round=2 train begins" in resident.site_log(1), LONG_S)
+    resident.sites[1].kill()
+    resident.sites[1].wait()
+    assert "round=2 train ends" not in resident.site_log(1)
+    resident.sites[1] = resident.site(1)
+    assert going.wait(LONG_S) == 0, resident.log()
+    words = [f"{k}={v}" for k, v in {**WORDS, "train.local-steps": steps}.items()]
+    place.accord("run", *words, "run.num-server-rounds=3", "run.dir=simulated", f"data.path={resident.files}",
+                 f"federation.num-supernodes={SITES}")  # fmt: skip
+    run, (simulated,) = run_of(place.path), (place.path / "simulated").iterdir()
+    assert files(run / "adapter") == files(simulated / "adapter")
+    assert metrics_of(run) == metrics_of(simulated)
+    assert not any(json.loads(line)["failed"] for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert json.loads((run / "manifest.json").read_text())["base_loads"] == {"0": 1, "1": 2, "2": 1}

@@ -59,3 +59,14 @@ def test_the_adapter_is_fedavgs_and_a_few_entries_are_watched():
 def test_no_entries_are_refused():
     with pytest.raises(ConfigError, match=r"strategy.probe-entries"):
         Probe(probe_entries=0)
+
+
+def test_of_loras_factors_only_b_is_watched():
+    deltas = {0: [1.0, 0.0], 1: [0.0, 1.0]}
+    both = [
+        Update(c, 10, "global", {"delta": {"m.lora_A.w": torch.ones(3), "m.lora_B.w": torch.tensor(d)}}, {})
+        for c, d in deltas.items()
+    ]
+    state = ServerState(1, 0, {"global": {"m.lora_A.w": torch.zeros(3), "m.lora_B.w": torch.zeros(2)}})
+    after, _ = merge(Probe(), state, 1, both)
+    assert after.facts["conflict"]["cosine"] == [[1, 0], [0, 1]]

@@ -42,7 +42,8 @@ HAND = {
 def test_the_vectors() -> None:
     """Eleven printed digits."""
     vector = json.loads(VECTORS.read_text())["fedpdpo_reconstruction"]
-    wanted = [({"objective": "margin", "kappa": 0.3}, "V4_L_adaptive_margin_kappa0.3")]
+    margin = {"objective": "margin", "kappa": 0.3, "explicit_weight": 1.0}
+    wanted = [(margin, "V4_L_adaptive_margin_kappa0.3")]
     for weight in (0.1, 0.5, 1.0):
         wanted.append(({"explicit_weight": weight}, f"V2_L_sum_lambda{weight}"))
         composed = {"objective": "composed", "explicit_weight": weight}
@@ -82,7 +83,7 @@ def test_as_a_margin_the_explicit_reward_gets_no_gradient_from_the_policy() -> N
     gradients = {}
     for objective in ("separate", "margin", "composed"):
         seen = batch(HAND)
-        PDPO(objective=objective).loss(seen)[0].backward()
+        PDPO(objective=objective, explicit_weight=1.0).loss(seen)[0].backward()
         assert seen.explicit is not None
         gradients[objective] = seen.explicit.grad, seen.logps.grad
     assert torch.equal(gradients["separate"][0], gradients["margin"][0])
@@ -136,7 +137,7 @@ def test_what_it_adds_and_how_fast_that_learns() -> None:
     assert PDPO(parts="head", head_rank=0).adds == Parts(head=True)
     assert PDPO(parts="bottleneck", mix="gate", bottleneck_width=8).adds == Parts("gate", 8, rank=16)
     assert DPO().adds == Parts()
-    assert [PDPO().rate(part) for part in ("bottleneck", "head", "reward")] == [1.0, 1.0, 10.0]
+    assert [PDPO().rate(part) for part in ("bottleneck", "head", "reward")] == [0.3, 0.3, 3.0]
 
 
 @pytest.mark.parametrize(

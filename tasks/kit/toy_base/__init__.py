@@ -8,11 +8,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-FILES = {  # by model.name
-    "toy": Path(__file__).parent / "base.json",
-    "toy-judge": Path(__file__).parent
-    / "judge.json",  # reads answers and the prompts of tasks/kit/choice.py too
-}
+HERE = Path(__file__).parent
+# By model.name; the judge reads answers, and the prompts of tasks/kit/choice.py, too.
+FILES = {"toy": HERE / "base.json", "toy-judge": HERE / "judge.json"}
 
 
 def folder(name: str = "toy") -> Path:

@@ -1,6 +1,6 @@
 """Make the embedded base: `python -m tasks.kit.toy_base.make [--check]`.
 
-Trains a Llama of about 130 thousand parameters on the toy language, one thread, from one seed, and writes
+Trains a Llama of about 100 thousand parameters on the toy language, one thread, from one seed, and writes
 base.json. The same platform and the pinned versions give the same bytes; `--check` compares instead of
 writing. Every way to answer is equally likely in the training text, so the base prefers none.
 """
@@ -95,12 +95,6 @@ def padded(rows: Sequence[list[int]]) -> Tensor:
     return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
 
 
-def answering(model: LlamaForCausalLM, tok: Tokenizer, rng: random.Random) -> Tensor:
-    """The loss of a batch of questions with answers."""
-    ids = padded([sentence(tok, rng) for _ in range(BATCH)])
-    return model(input_ids=ids, labels=ids.masked_fill(ids == PAD, -100)).loss
-
-
 def fresh(tok: Tokenizer) -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(SEED, "weights"))
@@ -122,21 +116,35 @@ def shaken(model: LlamaForCausalLM, rng: torch.Generator, strength: float) -> It
             matrix.copy_(kept)
 
 
-def train(tok: Tokenizer) -> LlamaForCausalLM:
-    """The trained base, float32."""
-    model, rng = fresh(tok), rng_for(SEED, "sentences")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
-    for step in range(STEPS):
-        with shaken(model, torch_rng_for(SEED, "shake", step), SHAKE * min(1.0, step / 300)):
-            loss = answering(model, tok, rng)
-            loss.backward()
+def answering(model: LlamaForCausalLM, tok: Tokenizer, rng: random.Random, step: int) -> Tensor:
+    """The loss of a batch of questions with answers; leaves its gradients, taken while the weights are shaken."""
+    with shaken(model, torch_rng_for(SEED, "shake", step), SHAKE * min(1.0, step / 300)):
+        ids = padded([sentence(tok, rng) for _ in range(BATCH)])
+        loss = model(input_ids=ids, labels=ids.masked_fill(ids == PAD, -100)).loss
+        loss.backward()
+    return loss
+
+
+def descend(
+    model: LlamaForCausalLM, backward: Callable[[int], Tensor], steps: int, learning_rate: float
+) -> LlamaForCausalLM:
+    """AdamW with one cycle of the rate; `backward` leaves the gradients of a step and says its loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
+        loss = backward(step)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step % 100 == 0 or step == STEPS - 1:
+        if step % 100 == 0 or step == steps - 1:
             print(f"step={step} loss={loss.item():.4f}", file=sys.stderr)
     return model
+
+
+def train(tok: Tokenizer) -> LlamaForCausalLM:
+    """The trained base, float32."""
+    model, rng = fresh(tok), rng_for(SEED, "sentences")
+    return descend(model, lambda step: answering(model, tok, rng, step), STEPS, LEARNING_RATE)
 
 
 def bundle(tok: Tokenizer, model: LlamaForCausalLM) -> str:

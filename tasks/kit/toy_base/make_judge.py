@@ -14,21 +14,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from core.seeds import rng_for, torch_rng_for
+from core.seeds import rng_for
 from tasks.kit.choice import COMPARE, RATE
 from tasks.kit.toy_base import FILES
 from tasks.kit.toy_base.language import QUESTIONS, TRAITS, Answer, topics, ways
-from tasks.kit.toy_base.make import (
-    BOS,
-    SEED,
-    SHAKE,
-    answering,
-    fresh,
-    main,
-    padded,
-    shaken,
-    tokenizer,
-)
+from tasks.kit.toy_base.make import BOS, SEED, answering, descend, fresh, main, padded, tokenizer
 
 STEPS = 2400
 BATCH = 32  # descriptions, in every step; answers in every third
@@ -79,21 +69,16 @@ def describing(model: LlamaForCausalLM, tok: Tokenizer, rng: random.Random) -> T
 def train(tok: Tokenizer) -> LlamaForCausalLM:
     """The trained judge, float32."""
     model, rng = fresh(tok), rng_for(SEED, "sentences")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
-    for step in range(STEPS):
+
+    def backward(step: int) -> Tensor:
         if step % 3 == 0:
-            with shaken(model, torch_rng_for(SEED, "shake", step), SHAKE * min(1.0, step / 300)):
-                answering(model, tok, rng).backward()
+            answering(model, tok, rng, step)
         loss = describing(model, tok, rng)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 100 == 0 or step == STEPS - 1:
-            print(f"step={step} loss={loss.item():.4f}", file=sys.stderr)
-    return model
+        return loss
+
+    return descend(model, backward, STEPS, LEARNING_RATE)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tasks.data.base import (
     Found,
     canonical,
     demonstrations,
+    flipped,
     kind_of,
     ktor,
     read,
@@ -208,8 +209,24 @@ def test_a_confidence_is_a_pairs_own_and_no_kind():
     assert {tuple(row) for row in view(rows[1:], THUMB)} == {THUMB}
 
 
+def test_the_opposite_of_a_preference_by_hand():
+    """What else a row says of itself holds for the opposite too: a label is as sure as it was."""
+    row = {**pair(1), "label_confidence": 0.9}
+    assert flipped(row) == {"prompt": "p1", "chosen": "bad1", "rejected": "good1", "label_confidence": 0.9}
+    assert flipped({"prompt": "p", "completion": "c", "label": True})["label"] is False
+    with pytest.raises(ConfigError, match="demonstrations"):
+        flipped({"prompt": "p", "completion": "c"})
+
+
 def test_all_rows_must_be_of_one_kind():
     with pytest.raises(
         DataError, match=r"line 2: is one of demonstrations, but the first good row is one of pairs"
     ):
         read(found(pair(1), {"prompt": "p", "completion": "c"}), "error")
+
+
+def test_a_column_that_is_no_name_is_counted_and_not_quoted():
+    """A file whose keys are somebody's words must not be told by them."""
+    raw = {"question": "q", "my knee hurts": 1, "x" * 33: 2}
+    with pytest.raises(BadRow, match=r"got question\+2 others$"):
+        canonical(Found("a.jsonl line 1", raw))

@@ -68,6 +68,46 @@ def test_private_files_give_what_the_simulation_gives_on_the_same_partitions(tmp
         assert own == rows_of(client, 3, data__source="jsonl", data__path=str(tmp_path))
 
 
+def test_flipped_clients_want_the_opposite_of_the_same_rows():
+    """Two of eight: training and held-out rows, each in its place; the truth tells them apart."""
+    both = [
+        [rows_of(c, 8, data__types=1, data__flipped_clients=share) for c in range(8)] for share in (0.0, 0.25)
+    ]
+    assert sum(turned.truth or 0 for turned in both[1]) == 2
+    for plain, turned in zip(*both, strict=True):
+        sides = ("chosen", "rejected")[:: -1 if turned.truth else 1]
+        for before, after in ((plain.train, turned.train), (plain.heldout, turned.heldout)):
+            told = [(row["prompt"], *(row[side] for side in sides)) for row in after]
+            assert told == [(row["prompt"], row["chosen"], row["rejected"]) for row in before]
+
+
+def test_who_is_flipped_is_the_same_for_private_files_and_a_type_has_its_opposite(tmp_path):
+    for client in range(6):
+        write(tmp_path / f"site-{client}.jsonl", None, range(100 * client, 100 * client + 9))
+    for client in range(6):
+        keys = {"data__flipped_clients": 0.5}
+        own = rows_of(client, 6, path=str(tmp_path / f"site-{client}.jsonl"), **keys)
+        assert own == rows_of(client, 6, data__source="jsonl", data__path=str(tmp_path), **keys)
+        assert own.truth == (own.train[0]["chosen"].startswith("bad"))
+    kinds = {rows_of(c, 8, data__types=2, data__flipped_clients=0.5).truth for c in range(8)}
+    assert kinds <= {0, 1, 2, 3}
+    assert len(kinds) > 2
+
+
+def test_centralized_trains_on_flipped_rows_as_they_are():
+    keys = {"data__types": 1, "data__flipped_clients": 0.25}
+    every = text(rows_of(0, 8, everyone=True, **keys).train)
+    assert sorted(every) == sorted(r for c in range(8) for r in text(rows_of(c, 8, **keys).train))
+
+
+def test_demonstrations_have_no_opposite(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"p{n}", "completion": "c"}) + "\n" for n in range(8)))
+    keys = {"data__flipped_clients": 0.5, "task__name": "sft"}
+    with pytest.raises(ConfigError, match="demonstrations"):
+        [rows_of(c, 2, path=str(file), **keys) for c in range(2)]
+
+
 def test_pairs_are_split_before_they_become_thumbs(tmp_path):
     """Otherwise one answer of a pair could train and the other be held out."""
     path = str(write(tmp_path / "a.jsonl", None, range(20)))

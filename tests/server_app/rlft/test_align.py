@@ -12,7 +12,7 @@ import torch
 from core import store
 from core.config import parse
 from core.errors import DataError
-from server_app.rlft import Rlft, Selectors
+from server_app.rlft.align import Rlft, Selectors
 from tasks.kit.model import initial_adapter, load_base, set_adapter
 from tests import tiny
 

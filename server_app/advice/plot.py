@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from server_app.advice import LOCAL, NAMES, ORDER, Scores, gain
+from server_app.advice.recommend import LOCAL, NAMES, ORDER, Scores, gain
 from server_app.plots import AMBER, BLUE, SOFT, Plot, drawn
 
 if TYPE_CHECKING:

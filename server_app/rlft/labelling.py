@@ -10,9 +10,9 @@ from statistics import fmean
 from core.config import RlftConfig
 from core.errors import DataError
 from core.types import Json
-from server_app.judging import Candidates
-from server_app.prompts import Asked
-from server_app.stages import greedy, sampled, scored
+from server_app.rlft.judging import Candidates
+from server_app.rlft.prompts import Asked
+from server_app.rlft.stages import greedy, sampled, scored
 from tasks.base import Row
 from tasks.data.base import EXTRA
 from tasks.kit.generate import Sampling, Talker

@@ -15,9 +15,9 @@ from core.config import defaults, parse, without_effect
 from core.errors import ConfigError
 from core.types import Scalar
 from server_app import console
-from server_app.advice import CLUSTERS, FEDAVG, FEDPDPO, FINISH, LOCAL, NAMES
-from server_app.advice_show import write_advice
-from server_app.conflict import clustered, read_conflict
+from server_app.advice.conflict import clustered, read_conflict
+from server_app.advice.recommend import CLUSTERS, FEDAVG, FEDPDPO, FINISH, LOCAL, NAMES
+from server_app.advice.show import write_advice
 from server_app.reading import read_run
 
 Keys = dict[str, Scalar]

@@ -10,8 +10,8 @@ import pytest
 from core import store
 from core.config import parse
 from core.errors import ConfigError
-from server_app.advice import CLUSTERS, FEDAVG, FEDPDPO, FINISH, ORDER
-from server_app.advising import ARMS, ASKED, arm_keys, check, open_folder, run_arms, run_of
+from server_app.advice.arms import ARMS, ASKED, arm_keys, check, open_folder, run_arms, run_of
+from server_app.advice.recommend import CLUSTERS, FEDAVG, FEDPDPO, FINISH, ORDER
 
 ASK = {"run.num-server-rounds": 12, "train.local-steps": 10}
 

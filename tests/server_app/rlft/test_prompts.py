@@ -4,7 +4,7 @@ import pytest
 
 from core.config import RlftConfig
 from core.errors import ConfigError, DataError
-from server_app.prompts import Asked, public_prompts
+from server_app.rlft.prompts import Asked, public_prompts
 from tasks.data.jsonl import Jsonl
 from tasks.data.toy import Toy
 

@@ -3,7 +3,8 @@
 import pytest
 
 from core.errors import DataError
-from server_app.advice import (
+from server_app.advice.plot import draw_gains
+from server_app.advice.recommend import (
     CLUSTERS,
     FEDAVG,
     FEDPDPO,
@@ -17,8 +18,7 @@ from server_app.advice import (
     harmed,
     measured,
 )
-from server_app.advice_plot import draw_gains
-from server_app.advice_show import aligned
+from server_app.advice.show import aligned
 from server_app.plots import AMBER
 from server_app.reading import read_run
 from server_app.show import Table

@@ -19,9 +19,9 @@ from core.seeds import seed_for
 from core.tree import Tree
 from core.types import Json
 from server_app import console
-from server_app.judging import Judge, best_epoch, best_of_n, exhausted, signal, turned
-from server_app.labelling import ALL, Labels, Target
-from server_app.prompts import public_prompts
+from server_app.rlft.judging import Judge, best_epoch, best_of_n, exhausted, signal, turned
+from server_app.rlft.labelling import ALL, Labels, Target
+from server_app.rlft.prompts import public_prompts
 from tasks.base import Example, Row
 from tasks.data.base import EXTRA, Source
 from tasks.dpo import DPO

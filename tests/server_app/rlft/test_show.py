@@ -8,7 +8,7 @@ import pytest
 from server_app import console
 from server_app.reading import read_run
 from server_app.report import write_report
-from server_app.rlft_show import best_of_n, epochs, hacking_curve, labels, rlft_plots
+from server_app.rlft.show import best_of_n, epochs, hacking_curve, labels, rlft_plots
 from server_app.stats import headline
 from tests.server_app.sample import selector_record, write_run
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from core import store
 from server_app import page
-from server_app.advice import (
+from server_app.advice.conflict import Conflict, clustered, draw_conflict, read_conflict
+from server_app.advice.plot import draw_gains
+from server_app.advice.recommend import (
     FEDAVG,
     LOCAL,
     NAMES,
@@ -22,8 +24,6 @@ from server_app.advice import (
     mean,
     measured,
 )
-from server_app.advice_plot import draw_gains
-from server_app.conflict import Conflict, clustered, draw_conflict, read_conflict
 from server_app.reading import Run
 from server_app.report import markdown, subtitle
 from server_app.show import ABSENT, Table, counted, interval, percent, ranges, value

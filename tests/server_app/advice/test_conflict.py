@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from core import store
+from core.config import parse
 from core.errors import DataError
-from server_app.conflict import Conflict, clustered, draw_conflict, read_conflict, silhouette, split
+from server_app.advice.conflict import Conflict, clustered, draw_conflict, read_conflict, split
+from server_app.stats import adjusted_rand
 from tests.server_app.test_plots import words
+from tests.sites import federate
 
 
 def planted(types: list[int], inside: float, across: float) -> np.ndarray:
@@ -26,10 +29,21 @@ def updates(types: list[int], pull: float, seed: int) -> np.ndarray:
     return rows @ rows.T
 
 
-def test_a_silhouette_by_hand():
-    """Points 0, 1 | 4 on a line: client 0 has a = 1, b = 4; client 1 a = 1, b = 3; client 2 is alone."""
-    distances = np.abs(np.subtract.outer([0, 1, 4], [0, 1, 4]))
-    assert silhouette(distances, [0, 0, 1]) == pytest.approx((3 / 4 + 2 / 3 + 0) / 3)
+def test_the_largest_step_by_hand():
+    """Unit vectors at 0, 10, 90, 100, 225, 235 degrees: merges cost 0.17 three times, then 1.99 and 2.78. Without the
+    third pair there are two clusters."""
+    angles = np.radians([0, 90, 225, 10, 100, 235])
+    cosines = np.cos(np.subtract.outer(angles, angles))
+    assert clustered(cosines) == [0, 1, 2, 0, 1, 2]
+    assert clustered(cosines[np.ix_([0, 1, 3, 4], [0, 1, 3, 4])]) == [0, 1, 0, 1]
+
+
+def test_a_type_between_two_opposite_ones_is_a_third():
+    """Cosines of e, -e and f without their mean; a silhouette would be highest at two."""
+    ways = np.array([[1, 0], [-1, 0], [0, 1]])[[0, 1, 2] * 4] - [0, 1 / 3]
+    rows = np.hstack([ways / 2, np.random.default_rng(1).standard_normal((12, 200)) / 20])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert clustered(rows @ rows.T) == [0, 1, 2] * 4
 
 
 @pytest.mark.parametrize("types", [[0, 1] * 4, [0, 1, 2] * 4, [1, 0, 0, 0, 0, 1], [0, 1, 2, 3] * 3])
@@ -82,3 +96,27 @@ def test_it_is_read_from_the_last_checkpoint_and_missed_by_name(tmp_path):
     found = read_conflict(tmp_path)
     assert found.clients == (3, 5)
     assert found.apart.tolist() == known["apart"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("types", [1, 2, 3])
+def test_planted_types_are_found_in_the_updates_of_a_run(types, tmp_path):
+    """Four rounds of twelve clients. The bar: an adjusted Rand index of at least 0.8."""
+    world = {
+        "data.types": types,
+        "data.type-weight": 6.0,
+        "data.type-differs": 0.6,
+        "data.rows-per-client": 96,
+    }
+    less = {"data.eval-rows-per-client": 2, "eval.every": 0, "run.num-server-rounds": 4}
+    config = parse(
+        {"strategy.name": "probe", "run.seed": 2, "run.dir": str(tmp_path / "runs"), **world, **less}
+    )
+    folder, _ = federate(config, tmp_path, 4, clients=12)
+    groups = clustered(read_conflict(folder.path).apart)
+    if types == 1:
+        assert groups == [0] * 12
+    else:
+        index = adjusted_rand([str(group) for group in groups], [client % types for client in range(12)])
+        assert index is not None
+        assert index >= 0.8

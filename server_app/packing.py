@@ -1,0 +1,89 @@
+"""How many simulated clients run at a time on this machine: by cores, GPUs and what one of them takes."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+import psutil
+
+from core.config import Config
+from core.types import Scalar
+from server_app.show import counted, size
+from tasks.kit.memory import Estimate, estimate, shape_of
+
+SPARE = 0.9  # share of the free memory that is given away
+QUERY = ["--query-gpu=memory.free", "--format=csv,noheader,nounits"]  # MiB
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is: cores, free bytes of memory, free bytes of each GPU."""
+
+    cores: int
+    memory: float
+    gpus: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Packing:
+    """at_once: clients that run at a time. share: of a GPU, that each of them has."""
+
+    at_once: int
+    share: float
+
+
+def this_machine() -> Machine:
+    """GPUs as nvidia-smi tells them, so that this process makes no CUDA context."""
+    found: tuple[float, ...] = ()
+    if tool := shutil.which("nvidia-smi"):
+        done = subprocess.run([tool, *QUERY], capture_output=True, text=True)
+        found = tuple(float(line) * 2**20 for line in done.stdout.split()) if not done.returncode else ()
+    return Machine(os.cpu_count() or 1, psutil.virtual_memory().available, found)
+
+
+def pack(config: Config, federation: Mapping[str, Scalar], machine: Machine) -> tuple[Packing, list[str]]:
+    """How many at a time, and what to tell of it.
+
+    A model of which nothing is known is packed by cores alone, on GPUs one client each.
+    """
+    shape = shape_of(config.model)
+    one = estimate(config, shape) if shape else None
+    gpus = machine.gpus if config.model.device != "cpu" else ()
+    at_once, share = int(machine.cores / float(federation["client-cpus"])), float(federation["client-gpus"])
+    clients = int(federation["num-supernodes"])
+    if gpus:
+        fit = int(SPARE * min(gpus) / one.total) if one else 1
+        wanted = ceil(clients / len(gpus))
+        share = share or _share(max(1, min(fit, at_once // len(gpus), wanted)))
+        at_once = min(at_once, int(len(gpus) / share + 1e-6))
+    elif one:
+        server = one.base + one.process
+        at_once = min(at_once, int((SPARE * machine.memory - server) / one.total))
+    at_once = min(max(1, at_once), clients)
+    return Packing(at_once, share), _told(one, at_once, gpus, machine)
+
+
+def _told(one: Estimate | None, at_once: int, gpus: tuple[float, ...], machine: Machine) -> list[str]:
+    where = f"{counted(machine.cores, 'core')} with {size(machine.memory)} free"
+    if gpus:
+        where = f"{counted(len(gpus), 'GPU')} with {size(min(gpus))} free each"
+    if one is None:
+        return [f"memory   what a client takes is unknown; {at_once} at a time on {where}"]
+    lines = [
+        f"memory   a client takes up to {size(one.total)} (base {size(one.base)}, a step {size(one.step)}); "
+        f"{at_once} at a time on {where}"
+    ]
+    if one.total > SPARE * (min(gpus) if gpus else machine.memory):
+        lines.append(
+            "         that may be too much: lower train.per-device-batch-size or train.max-length, or set "
+            "model.gradient-checkpointing=true"
+        )
+    return lines
+
+
+def _share(clients: int) -> float:
+    """A GPU's share of so many clients, rounded down: Ray must not find their sum above 1."""
+    return int(10_000 / clients) / 10_000

@@ -1,0 +1,91 @@
+"""accord node: what it changes of flwr is there to be changed, and everything works without it."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from client_app.node import SLEEPS, Sleep, fork_for_messages
+from tests.federation.conftest import BIN, ROOT, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def test_this_flwr_is_the_one_whose_sleeps_are_known():
+    """In a process of its own: it changes flwr."""
+    code = "import client_app.node as n; print(n.shorten_loop(), n.shorten_tries())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["True", "True"]
+
+
+def test_another_loop_is_left_alone():
+    code = (
+        "import client_app.node as n, flwr.supernode.start_client_internal as loop\n"
+        f"n.SLEEPS = {SLEEPS[:2]!r}; n.TRIES = {{'initial_backoff': 2}}; before = loop.time\n"
+        "print(n.shorten_loop(), n.shorten_tries(), loop.time is before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-3:] == ["False", "False", "True"]
+
+
+def test_sleeps_grow_with_the_silence_up_to_what_flower_would_sleep(monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    sleep = Sleep()
+    sleep(0.5)
+    sleep(3)
+    sleep.busy -= 50
+    sleep(3)
+    sleep.busy -= 1000
+    sleep(3)
+    assert slept == pytest.approx([0.02, 0.05, 1.0, 3.0], abs=0.01)
+
+
+@pytest.fixture
+def clientapp(tmp_path, monkeypatch):
+    """Flower's command as `accord node` lets Flower find it, and the process that forks."""
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    forking = fork_for_messages(tmp_path)
+    yield (
+        lambda: subprocess.run(["flwr-clientapp", "--nonsense"], capture_output=True, text=True, check=False),
+        forking,
+    )
+    forking.kill()
+    forking.wait()
+
+
+def test_a_process_is_forked_and_writes_where_it_was_asked_for(clientapp, tmp_path):
+    ask, _ = clientapp
+    wait_until((tmp_path / "fork.sock").exists)
+    for _ in range(3):
+        done = ask()
+        assert "unrecognized arguments: --nonsense" in done.stderr or "required" in done.stderr
+        assert done.returncode == 0, "the one that asked leaves at once; the command itself would say 2"
+
+
+def test_without_the_process_that_forks_the_command_is_flowers(clientapp, tmp_path):
+    ask, forking = clientapp
+    wait_until((tmp_path / "fork.sock").exists)
+    forking.kill()
+    forking.wait()
+    done = ask()
+    assert done.returncode == 2
+    assert "usage: flwr-clientapp" in done.stderr
+
+
+def test_the_process_that_forks_ends_with_its_parent(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from client_app.node import fork_for_messages\n"
+        f"print(fork_for_messages(Path({str(tmp_path)!r})).pid, flush=True); sys.stdin.read(); os._exit(9)"
+    )
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PATH": path},
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert parent.stdout
+    pid = int(parent.stdout.readline())
+    wait_until((tmp_path / "fork.sock").exists)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 10)
