@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 # Two tests at a time, handed out one by one: a federation alone leaves a core idle while it starts and ends.
 PAIR := -n 2 --maxschedchunk 1
 
-.PHONY: demo test test-faults test-docker lint check fix fab clean
+.PHONY: demo test test-faults test-hosts test-docker lint check fix fab clean
 
 demo: $(STAMP)
 	$(BIN)/accord demo
@@ -24,6 +24,9 @@ test: $(STAMP)
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults -n 4 --maxschedchunk 1  # most of its time is waiting
 
+test-hosts: $(STAMP)
+	$(BIN)/python -m pytest -m hosts -s tests/federation/test_host_faults.py
+
 test-docker: $(STAMP)
 	$(BIN)/python -m pytest -m docker tests/docker
 
@@ -33,7 +36,7 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 check: lint
-	$(BIN)/python -m pytest -m "not slow and not faults and not docker" -n 2
+	$(BIN)/python -m pytest -m "not slow and not faults and not hosts and not docker" -n 2
 
 fix: $(STAMP)
 	$(BIN)/ruff format .

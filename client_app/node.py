@@ -23,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +70,21 @@ def main() -> None:
             command("flower-supernode")()
         finally:
             forking.terminate()
+
+
+def leave(run: Callable[[], Any]) -> None:
+    """End this process as `run` ends, and at once: a refused SuperNode was seen to hang after its last line."""
+    code: Any = 1
+    try:
+        code = run()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0)
 
 
 def command(name: str) -> Any:  # a function of flwr
@@ -159,21 +176,17 @@ def fork(place: str, parent: int) -> None:
 
 def _become(words: list[str], streams: list[int], start: Any) -> None:
     """In the child: what the console script flwr-clientapp does, writing where the one that asked would write."""
-    code: Any = 1
-    try:
+
+    def run() -> Any:
         for number in (signal.SIGCHLD, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         for number, stream in enumerate(streams, start=1):
             os.dup2(stream, number)
             os.close(stream)
         sys.argv = ["flwr-clientapp", *words]
-        code = start()
-    except SystemExit as leave:
-        code = leave.code
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 0)
+        return start()
+
+    leave(run)
 
 
 if __name__ == "__main__":
@@ -181,4 +194,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--fork"]:
         fork(sys.argv[2], int(sys.argv[3]))
     else:
-        main()
+        leave(main)

@@ -30,6 +30,9 @@ PATIENCE_S = 30.0  # for a SuperNode that was asked to stop
 REMEMBERED_S = 65.0  # twice Flower's heartbeat: so long a SuperLink takes a dead SuperNode for a living one
 SPREAD_S = 300  # between the clocks, as Flower's signatures allow
 PROBE_S = 10.0
+LINES = (
+    200  # of a SuperNode that are looked at when it has ended: Flower's word for it, then its stack traces
+)
 CERTIFICATE = {  # OpenSSL's verify codes
     9: "is not valid yet: compare the clocks of both machines",
     10: "has expired; on the server: `accord provision FEDERATION.toml --renew`, then start it again",
@@ -149,7 +152,7 @@ class Supervisor:
             errors="replace",
             preexec_fn=_die_with_parent,
         )
-        last: deque[str] = deque(maxlen=40)
+        last: deque[str] = deque(maxlen=LINES)
         reader = threading.Thread(target=_pass_on, args=(process, last), daemon=True)
         reader.start()
         working = False

@@ -89,3 +89,19 @@ def test_the_process_that_forks_ends_with_its_parent(tmp_path):
     parent.kill()
     parent.wait()
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 10)
+
+
+@pytest.mark.parametrize(("ends", "code"), [("pass", 0), ("sys.exit(3)", 3), ("1 / 0", 1)])
+def test_a_supernode_is_gone_when_its_command_has_ended(ends, code):
+    script = (
+        "import sys, threading, time; from client_app.node import leave\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        f"def run():\n    print('last', flush=False); {ends}\n"
+        "leave(run)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == code
+    assert done.stdout == "last\n"
+    assert ("ZeroDivisionError" in done.stderr) == (code == 1)

@@ -4,19 +4,17 @@ import contextlib
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
 import pytest
 
 from tests.faults.test_crashes import files
+from tests.federation.conftest import Place
 from tests.federation.hosts import allowed
 from tests.federation.test_hosts import SITES, Guide
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(not allowed(), reason="network namespaces are not allowed here"),
-]
+pytestmark = pytest.mark.skipif(not allowed(), reason="network namespaces are not allowed here")
 # Every update counts: a round that lacks one is not closed but done again by `accord resume`.
 WORDS = "own-files.toml strategy.name=scaffold strategy.min-available-nodes=3 run.num-server-rounds=3 eval.every=0"
 EVERYONE = "fault.min-fraction=1.0 fault.round-deadline-s=60"
@@ -25,19 +23,33 @@ MESSAGES = 18  # that three sites begin in an undisturbed run: hello, two evalua
 TRIES = 8
 
 
-@pytest.mark.timeout(3600)
-def test_any_one_process_can_be_killed_at_any_point(place):
-    """Ten points, two for each kind of process, in one federation that goes on living."""
+def points(kinds: Sequence[str]) -> list[tuple[str, int, str]]:
+    """Kind of process, message begun before it is killed, site."""
     draw = random.Random(11)
-    points = [(kind, draw.randrange(1, MESSAGES)) for kind in KINDS * 2]
+    return [(kind, draw.randrange(1, MESSAGES), SITES[n % len(SITES)]) for n, kind in enumerate(kinds)]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_a_site_and_the_superlink_can_be_killed(place):
+    survive(place, points(("site", "superlink")))
+
+
+@pytest.mark.hosts
+@pytest.mark.timeout(7200)
+def test_any_one_process_can_be_killed_at_any_point(place):
+    survive(place, points(KINDS * 2))
+
+
+def survive(place: Place, kills: Sequence[tuple[str, int, str]]) -> None:
+    """Run after run in one federation that goes on living, a kill in each; the adapter is the undisturbed run's."""
     guide = Guide(place)
     try:
         guide.until("accord run")
         want = finish(guide, "undisturbed", lambda begun: None)
-        for n, (kind, point) in enumerate(points):
+        for kind, point, site in kills:
             killed: list[psutil.Process] = []
-            look = killer(guide, kind, point, SITES[n % 3], killed)
-            got = finish(guide, f"{n}-{kind}-{point}", look)
+            got = finish(guide, f"{kind}-{point}", killer(guide, kind, point, site, killed))
             assert killed, f"no {kind} was there to be killed at message {point}"
             assert got == want, f"{kind} killed at message {point}: another adapter"
     finally:

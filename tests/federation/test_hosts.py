@@ -2,13 +2,14 @@
 
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
 from tests.faults.test_crashes import files
 from tests.federation import guide
-from tests.federation.conftest import Place, metrics_of, wait_until
+from tests.federation.conftest import ROOT, Place, metrics_of, wait_until
 from tests.federation.hosts import Hosts, allowed
 from tests.federation.test_deployment import rows
 
@@ -73,19 +74,19 @@ def reader(place):
 
 @pytest.mark.timeout(1200)
 def test_the_guide_is_what_it_says(reader, place):
-    run = reader.until("accord run")
-    words = re.findall(r"^accord run (.*)", run, re.MULTILINE)[0].split()
-    reader.hosts.run("server", run, timeout=900)
-    home = reader.hosts.home("server")
-    (deployed,) = (home / "runs").iterdir()
-
+    words = re.findall(r"^accord run (.*)", guide.GUIDE.read_text(), re.MULTILINE)[0].split()
     data = place.path / "rows"
     data.mkdir()
     for n in range(len(SITES)):
         (data / f"{n}.jsonl").write_text(rows(n))
     words = [word for word in words if not word.startswith("federation.")]
-    place.accord("run", *words, f"data.path={data}", "federation.num-supernodes=3")
-    (simulated,) = place.runs()
+    words = ["run", *words, f"data.path={data}", "federation.num-supernodes=3"]
+    simulation = place.start(sys.executable, str(ROOT / "accord.py"), *words, log="simulation.log")
+
+    reader.hosts.run("server", reader.until("accord run"), timeout=900)
+    assert simulation.wait(300) == 0, (place.path / "simulation.log").read_text()
+    home = reader.hosts.home("server")
+    (deployed,), (simulated,) = (home / "runs").iterdir(), place.runs()
     assert files(deployed / "adapter") == files(simulated / "adapter")
     assert metrics_of(deployed) == metrics_of(simulated)
     for host in ("server", *SITES):

@@ -1,7 +1,6 @@
 """Kits on loopback: TLS, authenticated SuperNodes and resident sites; the simulation's bytes; others are refused."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -35,44 +34,54 @@ def federation(place: Place) -> Path:
     return out
 
 
-def start(place: Place, kit: Path, sign: str, *words: str) -> subprocess.Popen:
-    log = f"{kit.name}-{words[0]}.log"
-    process = place.start(sys.executable, str(ROOT / "accord.py"), *words, log=log)
-    wait_until(lambda: sign in (place.path / log).read_text() or process.poll() is not None, 120)
-    assert process.poll() is None, (place.path / log).read_text()
-    return process
+class Started:
+    """`accord WORDS KIT` in the background; what it has said so far."""
+
+    def __init__(self, place: Place, kit: Path, *words: str) -> None:
+        self.log = place.path / f"{kit.name}-{words[0]}.log"
+        self.process = place.start(sys.executable, str(ROOT / "accord.py"), *words, log=self.log.name)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def up(self, sign: str) -> None:
+        wait_until(lambda: sign in self.said() or self.process.poll() is not None, 120)
+        assert self.process.poll() is None, self.said()
 
 
 def test_a_run_of_kits_is_the_simulations_and_a_stranger_is_refused(place):
     kits = federation(place)
-    start(place, kits / "server", "Uvicorn running", "start", str(kits / "server"))
-    for site in SITES:
-        start(place, kits / "sites" / site, ": ready", "site", str(kits / "sites" / site / "site.toml"))
-    assert place.accord("register", str(kits / "server")).stdout.count("is let in from now on") == 2
-    nodes = [
-        start(place, kits / "sites" / s, "SuperNode ID", "start", str(kits / "sites" / s)) for s in SITES
-    ]
-
+    server, homes = kits / "server", [kits / "sites" / site for site in SITES]
+    link = Started(place, server, "start", str(server))
+    sites = [Started(place, home, "site", str(home / "site.toml")) for home in homes]
+    link.up("Uvicorn running")
+    assert place.accord("register", str(server)).stdout.count("is let in from now on") == 2
+    nodes = [Started(place, home, "start", str(home)) for home in homes]
     stranger = place.accord("start", str(kits / "sites" / "stranger"), check=False)
     assert stranger.returncode == 2
     assert stranger.stderr.splitlines()[-1].startswith("accord: 127.0.0.1:"), stranger.stderr
     assert "does not take the key of stranger, SHA256:" in stranger.stderr
     assert "it is not registered there" in stranger.stderr
+    for site, node in zip(sites, nodes, strict=True):
+        site.up(": ready")
+        node.up("SuperNode ID")
 
-    place.env["FLWR_HOME"] = str(kits / "server" / "flwr")
-    place.accord("run", *WORDS, "federation.superlink=loopback", "run.dir=deployed", timeout=290)
-    (deployed,) = (place.path / "deployed").iterdir()
     data = place.path / "rows"
     data.mkdir()
     for n in range(len(SITES)):
         (data / f"{n}.jsonl").write_text(rows(n))
-    place.accord("run", *WORDS, f"data.path={data}", "federation.num-supernodes=2")
-    (simulated,) = place.runs()
+    words = ("run", *WORDS, f"data.path={data}", "federation.num-supernodes=2")
+    simulation = place.start(sys.executable, str(ROOT / "accord.py"), *words, log="simulation.log")
+    place.env["FLWR_HOME"] = str(server / "flwr")
+    place.accord("run", *WORDS, "federation.superlink=loopback", "run.dir=deployed", timeout=290)
+    assert simulation.wait(290) == 0, (place.path / "simulation.log").read_text()
+    (deployed,), (simulated,) = (place.path / "deployed").iterdir(), place.runs()
     assert files(deployed / "adapter") == files(simulated / "adapter")
     assert metrics_of(deployed) == metrics_of(simulated)
 
-    (kits / "server" / "sites" / "south.pub").unlink()
-    assert "south  SHA256:" in place.accord("register", str(kits / "server")).stdout
-    wait_until(lambda: "the server refused its key" in (place.path / "south-start.log").read_text(), 60)
-    nodes[0].send_signal(signal.SIGTERM)
-    assert nodes[0].wait(40) == 0, "SIGTERM did not end it in peace"
+    north, south = nodes
+    (server / "sites" / "south.pub").unlink()
+    assert "south  SHA256:" in place.accord("register", str(server)).stdout
+    wait_until(lambda: "the server refused its key" in south.said())
+    north.process.send_signal(signal.SIGTERM)
+    assert north.process.wait(40) == 0, "SIGTERM did not end it in peace"
