@@ -18,6 +18,8 @@ from tasks.kit.model import loads
 
 log = logging.getLogger(__name__)
 
+KINDS = ("hello", "train", "evaluate")
+
 
 class Answers(Protocol):
     """A Site, or what stands before it and checks."""
@@ -65,7 +67,7 @@ def _answer(request: Request, site: Answers) -> RecordDict:
     if kind == "hello":
         said = site.hello(wire.decode_facts(request.record))
         return wire.encode_facts({**said, "loads": loads() - before})
-    if kind not in ("train", "evaluate"):
+    if kind not in KINDS:
         raise SiteError(f"a site answers hello, train and evaluate, not {kind!r}")
     order = wire.decode_order(request.record)
     update = site.train(order) if kind == "train" else site.evaluate(order)

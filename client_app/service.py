@@ -22,9 +22,10 @@ from types import FrameType
 import grpc
 
 from client_app import handle as desk
+from client_app import telemetry
 from client_app.crew import END, follow
 from client_app.guard import Guarded
-from client_app.handle import Guard, Request
+from client_app.handle import KINDS, Guard, Request
 from client_app.policy import Claim, Policy
 from client_app.relay import FORMAT, METHOD, TOKEN
 from client_app.site import Node, forget_rows
@@ -81,9 +82,10 @@ class Service:
 
     def answer(self, data: bytes) -> bytes:
         """The answer to one message; whatever goes wrong with it is a failure in one line without private text."""
-        started, what, record = time.monotonic(), "message", None
+        started, what, kind, record = time.monotonic(), "message", "none", None
         try:
             request = _request(data)
+            kind = request.kind if request.kind in KINDS else "none"
             what = f"run={request.claim.run} round={_round(request.record)} {request.kind}"
             log.info("%s begins: %.1f MB", what, len(data) / 1e6)
             record = desk.handle(request, self.site.facts, self.guard, self.make_room)
@@ -92,7 +94,9 @@ class Service:
             record = encode_failure(Failure(type(error).__name__, str(error)))
         except Exception as error:
             record = encode_failure(unexpected(error, what))
-        log.info("%s ends: %.2f s", what, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        telemetry.count(kind, _outcome(record), seconds)
+        log.info("%s ends: %.2f s", what, seconds)
         return pack({}, record)
 
     def let_go(self) -> None:
@@ -127,7 +131,7 @@ class Service:
 
 def main(site: SiteFile) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError when another process serves the address."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    telemetry.log_as(site.log_format)
     service = Service(site, _guard(site.policy))
     parallel.join()
     if not parallel.leads():
@@ -135,6 +139,8 @@ def main(site: SiteFile) -> None:
         return
     with _alone(site.socket):
         server = _server(service, site.token())
+        if site.metrics_port:
+            telemetry.serve(site.metrics_port)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
         log.info(
@@ -245,6 +251,11 @@ def _request(data: bytes) -> Request:
 def _is_word(text: object) -> bool:
     """Whether it can stand in a line of the log."""
     return isinstance(text, str) and text.isprintable() and len(text) <= 300
+
+
+def _outcome(record: RecordDict) -> str:
+    failure = json.loads(str(record.config_records[FACTS]["json"])).get("failure")
+    return str(failure[0]) if failure else "answered"
 
 
 def _round(record: RecordDict) -> str:

@@ -28,6 +28,8 @@ class SiteFile:
     socket_mode: str = "0600"  # of a unix socket: 0600, or 0660 for a SuperNode of the same group
     token_file: str = ""  # on loopback: a secret that the SuperNode's site-token names as well
     max_message_mb: int = 1024  # a larger message is refused unread
+    log_format: str = "text"  # text | json, a line each on standard error
+    metrics_port: int = 0  # where Prometheus may ask, on the loopback; 0: nowhere
     idle_s: float = 900.0  # after so long without a message the base model is let go of
 
     @staticmethod
@@ -67,6 +69,10 @@ class SiteFile:
             raise ConfigError(f"data-path = {self.data_path!r}: no such file")
         if self.socket_mode not in ("0600", "0660"):
             raise ConfigError(f"socket-mode must be '0600' or '0660', got {self.socket_mode!r}")
+        if self.log_format not in ("text", "json"):
+            raise ConfigError(f"log-format must be 'text' or 'json', got {self.log_format!r}")
+        if not 0 <= self.metrics_port < 65536:
+            raise ConfigError(f"metrics-port must be a port, or 0 for none, got {self.metrics_port}")
         if self.max_message_mb < 1 or not self.idle_s > 0:
             raise ConfigError(
                 f"max-message-mb and idle-s must be above 0, got {self.max_message_mb} and {self.idle_s}"

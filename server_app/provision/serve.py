@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from core.checks import Verdict
 from core.errors import ConfigError
 from core.keys import fingerprint, write
 from core.processes import BIN, environment, read_kit
@@ -31,9 +32,9 @@ def start(kit: Path) -> None:
 def superlink(kit: Path) -> list[str]:
     """The command that starts it; ConfigError for what would make every site fail later."""
     about = read_kit(kit, "server")
-    _check_certificate(kit)
+    print(f"accord: certificate for {certificate(kit)[1]}", flush=True)
     for key in ("fleet", "control"):
-        _check_free(about[key])
+        check_free(about[key])
     (kit / about["state-dir"]).mkdir(mode=0o700, exist_ok=True)
     host, port = split(about["control"])
     return [
@@ -101,15 +102,16 @@ def _flwr(kit: Path, *words: str) -> Mapping[str, Any]:
     return answer
 
 
-def _check_certificate(kit: Path) -> None:
-    certificate, authority = read_certificate(kit / "server.crt"), read_certificate(kit / "ca.crt")
-    left, path = days_left(certificate), kit / "server.crt"
+def certificate(kit: Path) -> tuple[Verdict, str]:
+    """For which names, and whether it ends soon; ConfigError when sites would refuse it."""
+    found, authority = read_certificate(kit / "server.crt"), read_certificate(kit / "ca.crt")
+    left, path = days_left(found), kit / "server.crt"
     if left < 0:
         raise ConfigError(
-            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, every site would refuse it; "
+            f"{path} expired on {found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, every site would refuse it; "
             "make another: `accord provision FEDERATION.toml --renew`"
         )
-    if not is_signed_by(certificate, authority):
+    if not is_signed_by(found, authority):
         raise ConfigError(
             f"{path} was not signed by {kit / 'ca.crt'}, every site would refuse it; provision again"
         )
@@ -117,11 +119,24 @@ def _check_certificate(kit: Path) -> None:
         raise ConfigError(
             f"{kit / 'server.key'} can be read by others; chmod 600 it, or `accord provision --renew`"
         )
-    soon = f"; make another with --renew within {left:.0f} days" if left < SOON else ""
-    print(f"accord: certificate for {', '.join(sorted(names_of(certificate)))}{soon}", flush=True)
+    names = ", ".join(sorted(names_of(found)))
+    if left < SOON:
+        return "note", f"{names}; make another with --renew within {left:.0f} days"
+    return "ok", names
 
 
-def _check_free(address: str) -> None:
+def sites(kit: Path) -> Iterator[tuple[str, str, str]]:
+    """Of each registered site its name, flwr's word for how it is, and since when; ConfigError without an answer."""
+    done = kit / REGISTERED
+    known = tomllib.loads(done.read_text())["in"] if done.is_file() else {}
+    nodes = {n["node-id"]: n for n in _flwr(kit, "list", read_kit(kit, "server")["federation"])["nodes"]}
+    for site in sorted({path.stem for path in (kit / "sites").glob("*.pub")} | set(known)):
+        node = nodes.get(known[site]["node"], {}) if site in known else {}
+        status = str(node.get("status", "not registered: `accord register`"))
+        yield site, status, str(node.get("online-at" if status == "online" else "offline-at") or "")
+
+
+def check_free(address: str) -> None:
     host, port = split(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:

@@ -29,6 +29,7 @@ class Place:
 
     path: Path
     text: str = 'address = "unix:s.sock"\npartition-id = 1\nnum-partitions = 3\nstate-dir = "home"\n'
+    launcher: tuple[str, ...] = ()  # of several processes
     started: list[subprocess.Popen] = field(default_factory=list)
 
     @property
@@ -41,7 +42,8 @@ class Place:
 
     def start(self, *words: str) -> subprocess.Popen:
         (self.path / "site.toml").write_text(self.text)
-        command = [sys.executable, str(ROOT / "accord.py"), "site", str(self.path / "site.toml"), *words]
+        program = [sys.executable, *self.launcher, str(ROOT / "accord.py")]
+        command = [*program, "site", str(self.path / "site.toml"), *words]
         with (self.path / "log").open("ab") as log:
             self.started.append(subprocess.Popen(command, stdout=log, stderr=log))
         return self.started[-1]

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import urllib.request
 from dataclasses import replace
 
 import grpc
@@ -108,7 +109,8 @@ def test_an_unexpected_failure_tells_no_text(served, here):
     """The text of an exception can quote a row: neither the answer nor the log has it, both say where it was."""
     bad = wire.encode_order(replace(order(here), adapter="marker-9d2c"))
     assert re.match(
-        r"KeyError: unexpected, at site.py:\d+; the site's log says more$", failure(served.ask("train", bad))
+        r"KeyError: unexpected, at site.py:\d+; the client's log says more$",
+        failure(served.ask("train", bad)),
     )
     assert "KeyError at\n" in served.log
     assert "marker-9d2c" not in served.log
@@ -222,3 +224,16 @@ def test_the_command_says_it_too(tmp_path):
     command = [sys.executable, "accord.py", "site", str(tmp_path / "site.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip().endswith("partition-id is missing")) == (2, True)
+
+
+def test_its_log_can_be_json_and_prometheus_may_ask(place):
+    port = free_port()
+    place.ready("log-format=json", f"metrics-port={port}")
+    place.ask("hello", wire.encode_facts({}))
+    told = [json.loads(line) for line in place.log.splitlines()]
+    assert {"time", "level", "logger", "message"} == set(told[-1])
+    assert " hello ends: " in told[-1]["message"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        metrics = answer.read().decode()
+    assert 'accord_site_messages_total{kind="hello",outcome="answered"} 1.0' in metrics
+    assert "accord_site_base_loads 1.0" in metrics

@@ -36,7 +36,7 @@ toy = "{BASE.fingerprint[:16]}"
 """
 HOSTILE_SERVER = """
 import json
-from dataclasses import replace
+from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 
@@ -50,8 +50,7 @@ def main(grid, context):
 """
 HOSTILE_CLIENT = """
 import json
-import os
-from dataclasses import replace
+from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from client_app.relay import ask

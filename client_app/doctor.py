@@ -1,0 +1,121 @@
+"""`accord doctor` at a site: its files, rows, policy, key, and whether the server can be reached."""
+
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from client_app.policy import Policy
+from client_app.site_file import SiteFile
+from client_app.supervise import NodeKit, check_files, check_server
+from core.checks import Check, disk
+from core.errors import AccordError
+from core.processes import KIT
+
+
+def checks(path: Path) -> Iterator[Check]:
+    """Of a site's kit, or of a SITE.toml alone."""
+    kit = path if path.is_dir() else None
+    try:
+        site = SiteFile.read(path / "site.toml" if kit else path)
+    except AccordError as error:
+        yield Check("site", "no", str(error))
+        return
+    yield Check("site", "ok", f"client {site.partition_id} of {site.num_partitions}, at {site.address}")
+    yield _rows(site)
+    if site.state_dir:
+        yield disk("state", Path(site.state_dir))
+    yield _policy(site)
+    yield _process(site)
+    yield _clock()
+    if kit and (kit / KIT).is_file():
+        yield from _server(NodeKit.read(kit))
+
+
+def _rows(site: SiteFile) -> Check:
+    """How many lines are rows; of the others their numbers, never their text."""
+    if not site.data_path:
+        return Check("rows", "note", "no data-path: this site takes its share of the source that a run names")
+    place = Path(site.data_path)
+    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+    good, bad = 0, list[str]()
+    for file in files:
+        try:
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+                if line.strip():
+                    good, bad = (good + 1, bad) if _is_row(line) else (good, [*bad, f"{file.name}:{number}"])
+        except (OSError, UnicodeDecodeError) as error:
+            return Check("rows", "no", f"{file} cannot be read: {type(error).__name__}")
+    if not good:
+        return Check("rows", "no", f"{place} holds no row of JSON lines")
+    if bad:
+        return Check(
+            "rows", "note", f"{good} rows; no JSON object at {', '.join(bad[:5])}, {len(bad)} in all"
+        )
+    return Check("rows", "ok", f"{good} rows in {place}")
+
+
+def _is_row(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _policy(site: SiteFile) -> Check:
+    if not site.policy:
+        return Check("policy", "note", "none: this site does whatever a run asks (docs/policy.md)")
+    try:
+        Policy.read(Path(site.policy))
+    except AccordError as error:
+        return Check("policy", "no", str(error))
+    return Check("policy", "ok", str(site.policy))
+
+
+def _process(site: SiteFile) -> Check:
+    place = site.socket
+    try:
+        if place:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(3)
+                line.connect(str(place))
+        else:
+            host, _, port = site.address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=3).close()
+    except OSError as error:
+        return Check(
+            "process", "note", f"`accord site` does not answer at {site.address} ({error.strerror or error})"
+        )
+    return Check("process", "ok", f"`accord site` answers at {site.address}")
+
+
+def _clock() -> Check:
+    """Signatures of a site are good for five minutes; systemd knows whether its clock is kept."""
+    tool = shutil.which("timedatectl")
+    done = tool and subprocess.run([tool, "show", "-p", "NTPSynchronized"], capture_output=True, text=True)
+    if done and done.stdout.strip() == "NTPSynchronized=yes":
+        return Check("clock", "ok", "kept by the network")
+    return Check(
+        "clock", "note", "nothing says that it is kept; it may differ from the server's by 300 s at most"
+    )
+
+
+def _server(kit: NodeKit) -> Iterator[Check]:
+    try:
+        check_files(kit)
+        yield Check("key", "ok", str(kit.folder / "node.key"))
+    except AccordError as error:
+        yield Check("key", "no", str(error))
+    try:
+        check_server(kit)
+        yield Check("server", "ok", f"{kit.superlink} answers, with a certificate of this federation")
+    except AccordError as error:
+        yield Check("server", "no", str(error))
+    except OSError as error:
+        yield Check(
+            "server",
+            "no",
+            f"no answer from {kit.superlink}: {error}; is it up, is its port open for this site?",
+        )

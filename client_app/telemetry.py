@@ -1,0 +1,56 @@
+"""What a site tells of its work: log lines as text or JSON, and numbers for Prometheus; rows are in neither."""
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from prometheus_client import Counter, Gauge, Summary, start_http_server
+from transformers.utils.logging import disable_progress_bar
+
+from core.errors import ConfigError
+from tasks.kit import model
+
+MESSAGES = Counter("accord_site_messages", "Messages that were worked on", ["kind", "outcome"])
+SECONDS = Summary("accord_site_message_seconds", "From a message's turn to its answer", ["kind"])
+LAST = Gauge("accord_site_last_message_timestamp_seconds", "When the last one was answered")
+LOADS = Gauge("accord_site_base_loads", "Base models that this process has loaded")
+LOADS.set_function(model.loads)
+
+
+class JsonLines(logging.Formatter):
+    """A line of JSON for each record: time, level, what it says."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        said = {
+            "time": when,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        return json.dumps(said, ensure_ascii=False)
+
+
+def log_as(kind: str) -> None:
+    """text or json, on standard error; nothing else is written there."""
+    disable_progress_bar()
+    logging.captureWarnings(True)
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonLines() if kind == "json" else plain)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def count(kind: str, outcome: str, seconds: float) -> None:
+    """One message: its kind, `answered` or the name of what it failed with."""
+    MESSAGES.labels(kind, outcome).inc()
+    SECONDS.labels(kind).observe(seconds)
+    LAST.set_to_current_time()
+
+
+def serve(port: int) -> None:
+    """Answer Prometheus on the loopback, from a thread; any path is a sign of life. ConfigError for a taken port."""
+    try:
+        start_http_server(port, "127.0.0.1")
+    except OSError as error:
+        raise ConfigError(f"metrics-port = {port}: {error.strerror}") from error

@@ -1,0 +1,74 @@
+"""What `accord doctor` finds at a site: each thing that is wrong, in a line of its own, and no row in any."""
+
+import socket
+
+import pytest
+
+from client_app.doctor import checks
+from core.checks import disk
+
+GOOD = """address = "unix:s.sock"
+partition-id = 1
+num-partitions = 3
+state-dir = "state"
+data-path = "rows.jsonl"
+"""
+SECRET = "marker-51c2"
+
+
+@pytest.fixture
+def site(tmp_path):
+    (tmp_path / "site.toml").write_text(GOOD)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 3)
+    return tmp_path / "site.toml"
+
+
+def found(site) -> dict[str, tuple[str, str]]:
+    return {check.what: (check.verdict, check.said) for check in checks(site)}
+
+
+def test_a_site_in_order_has_nothing_wrong(site):
+    told = found(site)
+    assert not [what for what, (verdict, _) in told.items() if verdict == "no"]
+    assert told["rows"] == ("ok", f"3 rows in {site.parent / 'rows.jsonl'}")
+    assert told["site"][1] == f"client 1 of 3, at unix:{site.parent}/s.sock"
+    assert told["process"][0] == "note"
+    assert told["policy"][0] == "note"
+
+
+def test_a_process_that_listens_is_found(site):
+    with socket.socket(socket.AF_UNIX) as line:
+        line.bind(str(site.parent / "s.sock"))
+        line.listen()
+        assert found(site)["process"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "said"),
+    [
+        (GOOD.replace("num-partitions = 3", "num-partitions = 1"), "site", "partition-id must be in 0"),
+        (GOOD.replace("rows.jsonl", "other.jsonl"), "site", "no such file"),
+        (GOOD + 'policy = "none.toml"\n', "policy", "none.toml"),
+        (GOOD.replace("rows.jsonl", "empty.jsonl"), "rows", "holds no row"),
+    ],
+)
+def test_what_would_fail_a_run_is_named(site, text, what, said):
+    (site.parent / "empty.jsonl").write_text("\n")
+    site.write_text(text)
+    verdict, why = found(site)[what]
+    assert verdict == "no"
+    assert said in why
+
+
+def test_a_bad_row_is_told_by_its_number_alone(site):
+    with (site.parent / "rows.jsonl").open("a") as rows:
+        rows.write(f'["{SECRET}"]\n{{"prompt": "{SECRET}\n')
+    told = found(site)
+    assert told["rows"] == ("note", "3 rows; no JSON object at rows.jsonl:4, rows.jsonl:5, 2 in all")
+    assert SECRET not in str(told)
+
+
+def test_a_place_that_cannot_be_written_is_wrong(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert disk("state", tmp_path / "file" / "state").verdict == "no"
+    assert disk("state", tmp_path / "new" / "state").verdict in ("ok", "note")
