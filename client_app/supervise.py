@@ -118,7 +118,7 @@ class Supervisor:
             if self.stopping:
                 return
             say(
-                f"{self.kit.name}: the SuperNode ended: {self._reason(said, worked=worked)}; again in {PAUSE_S:g} s"
+                f"{self.kit.name}: the SuperNode ended: {self.reason(said, worked=worked)}; again in {PAUSE_S:g} s"
             )
             self._rest(PAUSE_S)
 
@@ -170,7 +170,7 @@ class Supervisor:
         reader.join(2.0)  # what it started may hold the pipe a little longer
         return "".join(last), working
 
-    def _reason(self, said: str, *, worked: bool) -> str:
+    def reason(self, said: str, *, worked: bool) -> str:
         """Why it ended, from its last lines; ConfigError when starting it again would not help."""
         if "Failed to activate SuperNode" in said:
             if self._seen_ago_s() < REMEMBERED_S:

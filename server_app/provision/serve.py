@@ -24,22 +24,26 @@ REGISTERED = "registered.toml"  # what the SuperLink was told: it does not tell 
 
 
 def start(kit: Path) -> None:
-    """Become the SuperLink; ConfigError for what would make every site fail later."""
-    kit = kit.resolve()
+    """Become the SuperLink of this kit."""
+    command = superlink(kit.resolve())
+    os.execve(command[0], command, environment(FLWR_HOME=str(connection(kit))))
+
+
+def superlink(kit: Path) -> list[str]:
+    """The command that starts it; ConfigError for what would make every site fail later."""
     about = read_kit(kit, "server")
     print(f"accord: certificate for {certificate(kit)[1]}", flush=True)
     for key in ("fleet", "control"):
         check_free(about[key])
     (kit / about["state-dir"]).mkdir(mode=0o700, exist_ok=True)
     host, port = split(about["control"])
-    command = [
+    return [
         str(BIN / "flower-superlink"),
         *("--ssl-ca-certfile", str(kit / "ca.crt")),
         *("--ssl-certfile", str(kit / "server.crt"), "--ssl-keyfile", str(kit / "server.key")),
         *("--enable-supernode-auth", "--database", str(kit / about["state-dir"] / "superlink.db")),
         *("--fleet-api-address", about["fleet"], "--host", host, "--port", port),
     ]
-    os.execve(command[0], command, environment(FLWR_HOME=str(connection(kit))))
 
 
 def connection(kit: Path) -> Path:

@@ -88,13 +88,15 @@ def find(guide: Guide, kind: str, site: str) -> psutil.Process | None:
     start = guide.services[f"{site}: accord start {site}"].pid
     if kind == "supernode":
         return below(start, lambda words: "node.py" in words and "--superlink" in words)
-    return below(start, lambda words: "flwr-clientapp" in words or "--token" in words)
+    return below(start, lambda words: "node.py" in words and "--fork" in words, own_child=True)
 
 
-def below(pid: int, wanted) -> psutil.Process | None:
+def below(pid: int, wanted: Callable[[str], bool], own_child: bool = False) -> psutil.Process | None:
+    """The process under `pid` with such a command line; own_child: that is a fork of another such process."""
     for process in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if wanted(" ".join(process.cmdline())):
+            line, parent = process.cmdline(), process.parent()
+            if wanted(" ".join(line)) and (not own_child or (parent and parent.cmdline() == line)):
                 return process
     return None
 

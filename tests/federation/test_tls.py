@@ -80,8 +80,10 @@ def test_a_run_of_kits_is_the_simulations_and_a_stranger_is_refused(place):
     assert metrics_of(deployed) == metrics_of(simulated)
 
     north, south = nodes
-    (server / "sites" / "south.pub").unlink()
-    assert "south  SHA256:" in place.accord("register", str(server)).stdout
+    key = (server / "sites" / "south.pub").rename(place.path / "south.pub")
+    assert "is let in no more" in place.accord("register", str(server)).stdout
+    key.rename(server / "sites" / "south.pub")
+    assert "this site needs another key" in place.accord("register", str(server)).stdout
     wait_until(lambda: "the server refused its key" in south.said())
     north.process.send_signal(signal.SIGTERM)
     assert north.process.wait(40) == 0, "SIGTERM did not end it in peace"

@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 
 from client_app.site_file import SiteFile
-from client_app.supervise import NodeKit, check_files, check_server
+from client_app.supervise import NodeKit, Supervisor, check_files, check_server
 from core.errors import ConfigError
 from core.keys import fingerprint
 from server_app.provision import certificates, serve
@@ -319,7 +319,35 @@ def test_a_superlink_is_not_started_with_an_expired_certificate(tmp_path, monkey
     monkeypatch.setattr(certificates, "BEHIND", timedelta(days=2))
     certificates.make_server(kits / "server", kits / "authority", ["127.0.0.1"], -1)
     with pytest.raises(ConfigError, match="every site would refuse it; make another"):
-        serve.start(kits / "server")
+        serve.superlink(kits / "server")
+
+
+def test_a_superlink_is_not_started_with_another_authoritys_certificate(tmp_path):
+    make(tmp_path)
+    (tmp_path / "other").mkdir()
+    make(tmp_path / "other")
+    server = tmp_path / "kits" / "server"
+    (server / "ca.crt").write_bytes((tmp_path / "other" / "kits" / "server" / "ca.crt").read_bytes())
+    with pytest.raises(ConfigError, match=r"server.crt was not signed by .*ca.crt"):
+        serve.superlink(server)
+
+
+def test_a_superlink_is_not_started_with_a_key_that_others_can_read(tmp_path):
+    make(tmp_path)
+    server = tmp_path / "kits" / "server"
+    (server / "server.key").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"server.key can be read by others"):
+        serve.superlink(server)
+
+
+def test_a_site_is_not_a_server_and_has_a_key(tmp_path):
+    make(tmp_path)
+    north = tmp_path / "kits" / "sites" / "north"
+    with pytest.raises(ConfigError, match="is the kit of a site, expected the kit of a server"):
+        serve.superlink(north)
+    (north / "node.key").unlink()
+    with pytest.raises(ConfigError, match="make it here with `accord provision --site-key"):
+        check_files(NodeKit.read(north))
 
 
 def test_a_port_that_is_taken_is_named(tmp_path):
@@ -327,4 +355,36 @@ def test_a_port_that_is_taken_is_named(tmp_path):
         port = taken.getsockname()[1]
         make(tmp_path, f'control = "127.0.0.1:{port}"\nfleet-port = {free_port()}\n' + HEAD + SITES)
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
-            serve.start(tmp_path / "kits" / "server")
+            serve.superlink(tmp_path / "kits" / "server")
+
+
+# --- how a SuperNode ended, in words --------------------------------------------------
+
+ENDED = "INFO :      SuperNode terminated gracefully.\n"
+INACTIVE = "[code: 2004] Failed to activate SuperNode.\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "worked", "seen", "message"),
+    [
+        (INACTIVE, False, False, "does not take the key of north, SHA256:"),
+        (INACTIVE, False, True, "the server still takes the one before for alive"),
+        (ENDED, False, False, "refuses the signature of north: the clocks of the two machines"),
+        (ENDED + "Traceback ...\nRuntimeError: x\n", True, True, "the server refused its key"),
+        ("SSL/TLS handshake error detected.\n", False, False, "no TLS connection"),
+        ("a line\nValueError: this one\nthe last\n", True, True, "ValueError: this one"),
+        ("", True, True, "no reason given"),
+    ],
+)
+def test_the_end_of_a_supernode_is_put_into_words(tmp_path, said, worked, seen, message):
+    make(tmp_path)
+    supervisor = Supervisor(NodeKit.read(tmp_path / "kits" / "sites" / "north"))
+    supervisor.seen.parent.mkdir()
+    if seen:
+        supervisor.seen.touch()
+    try:
+        got = supervisor.reason(said, worked=worked)
+    except ConfigError as error:
+        got = str(error)
+    assert message in got
+    assert "\n" not in got
