@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from accord import stage
 from core.plugins import names
+from server_app.launch import stage
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"core", "strategies", "tasks", "evals", "client_app", "server_app"}

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from accord import stage
 from client_app.relay import ask
 from core import wire
 from core.errors import SiteError
 from core.types import Order
+from server_app.launch import stage
 from tests.client_app.lab import BASE, facts_of, message, order, refused
 from tests.faults.test_crashes import run_of
 from tests.federation.conftest import BIN, ROOT, Place
