@@ -59,9 +59,7 @@ class Policy:
     max_norm: float = 1.0  # L2 norm that a tree is scaled down to, unless clear
     noise_multiplier: float = 0.0  # noised: the noise's standard deviation in multiples of max-norm
     metrics: tuple[str, ...] = METRICS  # names or patterns of what may leave; others are dropped
-    facts: tuple[
-        str, ...
-    ] = ()  # of the hello, besides who, how many rows and which base: census, data, skipped, truth
+    facts: tuple[str, ...] = ()  # of the hello, besides client, rows and base: census, data, skipped, truth
 
     @staticmethod
     def read(path: Path) -> "Policy":

@@ -14,6 +14,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def allowed() -> bool:
     """Whether this machine lets us make namespaces and links."""
     if sys.platform != "linux" or os.geteuid() or not shutil.which("ip") or not Path("/dev/net/tun").exists():
         return False
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return False
     name = f"accord-try-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
     if made:
@@ -54,7 +57,7 @@ class Hosts:
 
     def __init__(self, place: Place, names: dict[str, str]) -> None:
         self.place, self.names = place, names
-        self.root = place.path / "hosts"
+        self.root = Path(tempfile.mkdtemp(prefix="accord-hosts-"))  # short: a site's socket lies below it
         self.log = place.path / "log"
         self.log.mkdir()
         shims = place.path / "shims"
@@ -123,6 +126,7 @@ class Hosts:
         for space in self.space.values():
             subprocess.run(["ip", "netns", "del", space], check=False)
             shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
 
 
 def _ip(*words: str) -> None:
