@@ -43,8 +43,6 @@ def allowed() -> bool:
     """Whether this machine lets us make namespaces and links."""
     if sys.platform != "linux" or os.geteuid() or not shutil.which("ip") or not Path("/dev/net/tun").exists():
         return False
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        return False
     name = f"accord-try-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
     if made:
