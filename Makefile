@@ -1,4 +1,4 @@
-# make demo: the main job · make test: all tests but make test-faults: kill -9, full disks · make check: ruff, pyright, the fast tests
+# make demo: the main job · make test: all tests but test-faults (kill -9, full disks), test-hosts (ten kills on four hosts), test-docker · make check: ruff, pyright, the fast tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
