@@ -5,16 +5,16 @@ Of the seconds that Flower 1.39 adds to a message, this takes away what can be t
 - a new Python with Flower's imports for each message: the command `flwr-clientapp` that Flower finds on its PATH asks
   a process that has imported them to fork, and starts the real one where that fails;
 - looking for messages every 3 s and for replies every 0.5 s, and 1 s, 2 s, 4 s ... between two tries to fetch tensors
-  that are still on their way: shorter sleeps. This touches Flower's inside; what is not found as in 1.39 is left as
-  it is, with a warning.
+  that are still on their way: shorter sleeps;
+- unpacking the app's bundle for each message: not where it lies unpacked already.
+The last two (core/waits.py) touch Flower's inside; what is not found as in 1.39 is left as it is, with a warning.
 
 Nothing of ours may be imported here: the app that Flower unpacks brings modules of the same names.
 """
 
 import contextlib
-import inspect
 import os
-import re
+import runpy
 import select
 import shutil
 import signal
@@ -22,7 +22,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from importlib import metadata
@@ -31,12 +30,6 @@ from types import SimpleNamespace
 from typing import Any
 
 TASKS_S = "0.05"  # of FLWR_SUPEREXEC_TASK_POLL_INTERVAL
-REPLY_S = 0.02  # a look into this process's own memory
-LEAST_S = 0.05
-SHARE = 0.02  # of the time since the last message: how long to sleep before asking the SuperLink again
-SLEEPS = ["time.sleep(3)", "time.sleep(0.5)", "time.sleep(0.5)"]  # of the loop in 1.39
-TRIES = {"initial_backoff": 1, "backoff_cap": 10}  # of fetching tensors in 1.39
-SHORT_TRIES = {"initial_backoff": 0.05, "backoff_cap": 1}
 MOST = 1 << 16  # bytes of the words of a command line
 
 SHIM = """#!{python} -IS
@@ -55,8 +48,15 @@ os.execv({real!r}, [{real!r}, *sys.argv[1:]])
 
 def main() -> None:
     """Run flower-supernode in this process with the words of the command line; it ends as that one ends."""
+    waits = alone("core/waits.py")
     missing = [
-        what for what, done in (("its loop", shorten_loop()), ("its fetching", shorten_tries())) if not done
+        what
+        for what, done in (
+            ("its loop", waits.shorten_loop()),
+            ("its fetching", waits.shorten_tries()),
+            ("its unpacking", waits.unpack_once()),
+        )
+        if not done
     ]
     if missing:
         version, what = metadata.version("flwr"), " and ".join(missing)
@@ -87,50 +87,15 @@ def leave(run: Callable[[], Any]) -> None:
         os._exit(code if isinstance(code, int) else 0)
 
 
+def alone(path: str) -> SimpleNamespace:
+    """What a module of ours defines, without its package in sys.modules."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / path)))
+
+
 def command(name: str) -> Any:  # a function of flwr
     """What a console script of Flower runs."""
     (entry,) = metadata.entry_points(group="console_scripts", name=name)
     return entry.load()
-
-
-# --- shorter sleeps ------------------------------------------------------------
-
-
-class Sleep:
-    """In place of time.sleep: short while there is work, and for a while after; never longer than asked for."""
-
-    def __init__(self) -> None:
-        self.busy = time.monotonic()  # when a reply was last waited for
-
-    def __call__(self, seconds: float) -> None:
-        now = time.monotonic()
-        if seconds < 1:
-            self.busy = now
-            time.sleep(REPLY_S)
-        else:
-            time.sleep(min(seconds, max(LEAST_S, SHARE * (now - self.busy))))
-
-
-def shorten_loop() -> bool:
-    """Of the SuperNode; whether it is the one that is known here."""
-    import flwr.supernode.start_client_internal as loop
-
-    if re.findall(r"\btime\.\w+\([\d.]*\)", inspect.getsource(loop)) != SLEEPS:
-        return False
-    loop.time = SimpleNamespace(sleep=Sleep())  # type: ignore[attr-defined]
-    return True
-
-
-def shorten_tries() -> bool:
-    """Of fetching the tensors of a message; whether they are as they are known here."""
-    from flwr.supercore.inflatable import inflatable_utils
-
-    tries = [inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree]
-    if any(not TRIES.items() <= (function.__kwdefaults__ or {}).items() for function in tries):
-        return False
-    for function in tries:
-        function.__kwdefaults__.update(SHORT_TRIES)  # type: ignore[union-attr]
-    return True
 
 
 # --- processes that are forked ----------------------------------------------------
@@ -153,7 +118,9 @@ def fork(place: str, parent: int) -> None:
     import flwr.clientapp  # noqa: F401 - for the app
     import grpc  # noqa: F401 - for the relay
 
-    shorten_tries()
+    waits = alone("core/waits.py")
+    waits.shorten_tries()
+    waits.unpack_once()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave nothing behind
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:

@@ -17,6 +17,7 @@ from core.types import Json, Order, Update
 APART = (
     "run.dir",
     "run.resume",
+    "run.log-format",
     "run.num-server-rounds",
     "fault.",
     "rlft.",

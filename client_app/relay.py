@@ -4,12 +4,14 @@ It imports neither torch nor the configuration; the app that a server uploads ne
 """
 
 import logging
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
 
+from core import __version__
 from core.errors import AccordError, ConfigError, SiteError
 from core.frame import Failure, RecordDict, encode_failure, pack, unpack
 
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 METHOD = "/accord.Site/Answer"
 FORMAT = 1  # of what a relay sends
 TOKEN = "accord-token"  # metadata key, on loopback
+KNOCK_S = 0.05
+CONNECT_S = 5.0  # on loopback
 LOSSES = 3  # answers that may be lost on the way before the message is given up
 Keys = Mapping[str, bool | int | float | str]
 OPTIONS = [
@@ -35,6 +39,7 @@ def relay(kind: str, record: RecordDict, run: int, keys: Keys, node: Keys) -> Re
     try:
         head = {
             "format": FORMAT,
+            "accord": __version__,
             "kind": kind,
             "run": str(run),
             "owner": "",
@@ -63,15 +68,14 @@ def ask(address: str, data: bytes, token: str, wait_s: float) -> bytes:
     """
     metadata = ((TOKEN, token),) if token else ()
     for attempt in range(LOSSES):
+        if not _listens(address, wait_s):
+            raise SiteError(
+                f"nobody answers at {address} within site.wait-s = {wait_s:g} s; is `accord site` running there?"
+            )
         with grpc.insecure_channel(address, OPTIONS) as channel:
             started = time.monotonic()
             try:
-                grpc.channel_ready_future(channel).result(timeout=wait_s)
                 return channel.unary_unary(METHOD)(data, metadata=metadata)
-            except grpc.FutureTimeoutError:
-                raise SiteError(
-                    f"nobody answers at {address} within site.wait-s = {wait_s:g} s; is `accord site` running there?"
-                ) from None
             except grpc.RpcError as error:
                 code, details = error.code(), error.details()  # type: ignore[attr-defined]  # a Call as well
                 if code is not grpc.StatusCode.UNAVAILABLE:
@@ -79,6 +83,32 @@ def ask(address: str, data: bytes, token: str, wait_s: float) -> bytes:
                 lasted = time.monotonic() - started
                 log.warning("site=%s lost=%d after %.1f s: %s", address, attempt + 1, lasted, details)
     raise SiteError(f"the site at {address} went away {LOSSES} times before it answered")
+
+
+def _listens(address: str, wait_s: float) -> bool:
+    """Whether somebody does, or begins to within so many seconds. (A channel that is asked takes 0.2 s to close.)"""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            _connect(address).close()
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+        time.sleep(KNOCK_S)
+
+
+def _connect(address: str) -> socket.socket:
+    if address.startswith("unix:"):
+        line = socket.socket(socket.AF_UNIX)
+        try:
+            line.connect(address.removeprefix("unix:").removeprefix("//"))
+        except OSError:
+            line.close()
+            raise
+        return line
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S)
 
 
 def _token(path: str) -> str:

@@ -31,6 +31,7 @@ from client_app.relay import FORMAT, METHOD, TOKEN
 from client_app.site import Node, forget_rows
 from client_app.site_file import SiteFile
 from client_app.unexpected import unexpected
+from core import __version__
 from core.config import Config
 from core.errors import AccordError, ConfigError, FrameError, SiteError
 from core.frame import FACTS, Failure, RecordDict, encode_failure, pack, unpack
@@ -236,11 +237,12 @@ def _alone(socket: Path | None) -> Iterator[None]:
 def _request(data: bytes) -> Request:
     """What a relay sent; FrameError or SiteError for anything else."""
     head, record = unpack(data)
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
-        said = head.get("format") if isinstance(head, dict) else None
+    head = head if isinstance(head, dict) else {}
+    theirs, ours = (head.get("accord"), head.get("format")), (__version__, FORMAT)
+    if theirs != ours:
         raise SiteError(
-            f"the app's relay speaks format {said!r}, this site {FORMAT}: the server's Accord and the site's are of "
-            "different versions; upgrade the older one"
+            "the app that the server sent is of Accord {!r} with messages of format {!r}, this site of {!r} with "
+            "{!r}; upgrade the older one".format(*theirs, *ours)
         )
     kind, keys, claims = head.get("kind"), head.get("keys"), [head.get(n) for n in ("run", "owner", "app")]
     if not isinstance(keys, dict) or not all(map(_is_word, (kind, *claims))):

@@ -1,13 +1,12 @@
 """What a site tells of its work: log lines as text or JSON, and numbers for Prometheus; rows are in neither."""
 
-import json
 import logging
-from datetime import UTC, datetime
 
 from prometheus_client import Counter, Gauge, Summary, start_http_server
 from transformers.utils.logging import disable_progress_bar
 
 from core.errors import ConfigError
+from core.logs import JsonLines
 from tasks.kit import model
 
 MESSAGES = Counter("accord_site_messages", "Messages that were worked on", ["kind", "outcome"])
@@ -15,20 +14,6 @@ SECONDS = Summary("accord_site_message_seconds", "From a message's turn to its a
 LAST = Gauge("accord_site_last_message_timestamp_seconds", "When the last one was answered")
 LOADS = Gauge("accord_site_base_loads", "Base models that this process has loaded")
 LOADS.set_function(model.loads)
-
-
-class JsonLines(logging.Formatter):
-    """A line of JSON for each record: time, level, what it says."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        said = {
-            "time": when,
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        return json.dumps(said, ensure_ascii=False)
 
 
 def log_as(kind: str) -> None:

@@ -21,6 +21,7 @@ class RunConfig:
     num_server_rounds: int = 12
     dir: str = "runs"
     resume: str = ""
+    log_format: Literal["text", "json"] = "text"
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 The lines travel through log streams, so there is no cursor control, no colour and only ASCII of our own.
 """
 
+import logging
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from core.config import defaults
+from core.logs import JsonLines, json_line
 from core.plugins import knobs, plugin
 from core.types import Json, Scalar
 from server_app.reading import Record, Run, read_record, read_run
@@ -35,12 +37,61 @@ WIDTH = 100
 WIDTHS = (7, 9, 10, 10, 16, 10, 10, 11, 14)
 SHOWN_ANSWERS = 3
 SHOWN_FAILURES = 3
+_form = "text"
 PACE = 5  # rounds whose mean time predicts the rest
 
 
-def say(line: str) -> None:
-    """Print a line at once: it is read through a log stream."""
-    print(line, flush=True)
+def speak(form: str) -> None:
+    """From now on `say` writes as text or as json (run.log-format), and Flower's log with it."""
+    global _form
+    _form = form
+    if form == "json":
+        for handler in logging.getLogger("flwr").handlers:
+            handler.setFormatter(JsonLines())
+
+
+def say(line: str, *, level: str = "INFO", **facts: object) -> None:
+    """Print a line at once: it is read through a log stream. facts: what JSON has beside the words."""
+    if _form == "json" and line:
+        line = json_line(level, "accord", " ".join(line.split()), **facts)
+    if line or _form == "text":
+        print(line, flush=True)
+
+
+def say_head(line: str) -> None:
+    """The head of a table, which JSON has not."""
+    if _form == "text":
+        say(line)
+
+
+def say_round(lines: Sequence[Mapping[str, Json]], rounds: int) -> None:
+    """The latest round: a row of the table, or as JSON its numbers; those that it lacks are absent."""
+    if _form == "text":
+        for line in round_lines(lines, rounds):
+            say(line)
+        return
+    record = read_record(lines[-1])
+    facts = {
+        "round": record.round,
+        "rounds": rounds,
+        "clients": len(record.participants),
+        "failed": {str(client): why for client, why in record.failed.items()},
+        "loss": record.train.mean.get("loss"),
+        **{name: record.eval.mean.get(name) for name in ACCURACIES},
+        "bytes_up": record.bytes_up,
+        "bytes_down": record.bytes_down,
+        "seconds": record.total_s,
+    }
+    say(f"round {record.round} of {rounds}", **{name: v for name, v in facts.items() if v is not None})
+
+
+def say_end(folder: Path) -> None:
+    """What came of the run that lies in `folder`; as JSON where it lies, and no answers of a model."""
+    if _form == "json":
+        say("finished", run=str(folder), adapter=str(folder / "adapter"), report=str(folder / "report.html"))
+        return
+    for line in summary_lines(folder):
+        say(line)
 
 
 def plan_lines(config: Mapping[str, Scalar], manifest: Mapping[str, Json], run_dir: Path | str) -> list[str]:

@@ -14,6 +14,7 @@ from core.config import Config, parse
 from core.errors import AccordError, CheckpointError, ConfigError
 from core.factors import MERGED
 from core.types import Json, ServerState
+from core.waits import shorten_tries
 from server_app import console
 from server_app.card import write_card
 from server_app.report import write_report
@@ -34,11 +35,14 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     run = None
+    shorten_tries()  # a reply is announced before its tensors have come
     try:
-        run = Run.open(parse(context.run_config))
+        config = parse(context.run_config)
+        console.speak(config.run.log_format)
+        run = Run.open(config)
         run.go(grid)
     except AccordError as error:
-        console.say(f"accord: {type(error).__name__}: {error}")
+        console.say(f"accord: {type(error).__name__}: {error}", level="ERROR")
         if run and store.rounds(run.folder.checkpoints):
             console.say(f"accord: {console.resume_line(run.folder.path)}")
         raise
@@ -123,13 +127,12 @@ class Run:
         )
         for line in console.plan_lines(dict(self.config.flat), self.folder.manifest(), self.folder.path):
             console.say(line)
-        console.say(console.header())
+        console.say_head(console.header())
 
     def _on_round(self, state: ServerState, record: Json) -> None:
         self.folder.commit(state, record)
         self.records.append(record)
-        for line in console.round_lines(self.records, self.config.run.num_server_rounds):
-            console.say(line)
+        console.say_round(self.records, self.config.run.num_server_rounds)
 
     def _finish(self, state: ServerState) -> None:
         left = self.strategy.final(state)
@@ -154,8 +157,7 @@ class Run:
             rlft.align()
             self._write("answers.json", self._answers(rlft.policy))
         self._leave("finished")
-        for line in console.summary_lines(self.folder.path):
-            console.say(line)
+        console.say_end(self.folder.path)
 
     def _groups(self, state: ServerState, names: Iterable[str]) -> dict[str, list[int]]:
         """The clients of each adapter; those in no group belong to the only one."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tomli_w
 
-from core import store
+from core import __version__, store
 from core.config import Config, flatten
 from core.errors import CheckpointError
 from core.types import Json, ServerState
@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "run.resume",
     "run.dir",
     "run.num-server-rounds",
+    "run.log-format",
     "client.state-dir",
     "site.",
     "fault.",
@@ -208,7 +209,7 @@ def provenance(config: Config) -> Json:
     if variant := ", ".join(str(word) for word in how if word):
         strategy["variant"] = variant
     return {
-        "accord": tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
+        "accord": __version__,
         "versions": {p: version(p) for p in PACKAGES},
         "commit": os.environ.get("ACCORD_COMMIT") or None,
         "code": _code_fingerprint(),

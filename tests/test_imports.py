@@ -18,6 +18,7 @@ MAY = {
 ONLY_IN = {
     "flwr": {
         "core/frame.py",
+        "core/waits.py",
         "core/wire.py",
         "strategies/base.py",
         "strategies/kit/session.py",

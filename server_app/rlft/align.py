@@ -111,7 +111,7 @@ class Rlft:
             trees = {POLICY: initial_adapter(self.policy, self.config.run.seed, f"{POLICY} {target.name}")}
             records = [{"epoch": 0, **self._scores(target, trees[POLICY])}]
             store.save(store.round_folder(folder, 0), trees, records)
-        console.say(console.rlft_header(target.name))
+        console.say_head(console.rlft_header(target.name))
         for record in records:
             console.say(console.rlft_line(record))
         while len(records) <= rlft.epochs and not exhausted(records, rlft.patience):

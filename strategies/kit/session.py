@@ -19,7 +19,10 @@ from strategies.kit.in_order import InOrder
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1
+LOOK_S = 0.1  # between two looks at who is connected
+POLL_S = 0.02  # between two questions for replies, at least
+SHARE = 0.02  # of the time waited so far: how long to wait before the next question
+POLL_MOST_S = 1.0
 # the SuperLink's own errors, at the deadline
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 NEEDED = {"client", "examples", "census", "data", "skipped", "truth"}  # facts of a hello
@@ -206,8 +209,7 @@ def collect(
     """
     for message in messages:
         asked |= {i: message.metadata.dst_node_id for i in grid.push_messages([message]) if i}
-    waiting = list(asked)
-    deadline = time.monotonic() + timeout_s
+    waiting, sent = list(asked), time.monotonic()
     while waiting:
         came, started = set[str](), time.monotonic()
         for some in (waiting[i : i + AT_ONCE] for i in range(0, len(waiting), AT_ONCE)):
@@ -217,10 +219,11 @@ def collect(
                 came.add(reply.metadata.reply_to_message_id)
                 yield reply
         waiting = [i for i in waiting if i not in came]
-        if waiting and time.monotonic() > deadline:
+        if waiting and time.monotonic() > sent + timeout_s:
             return
         if waiting:  # asking for many takes long: at most half of the time
-            time.sleep(max(POLL_S, time.monotonic() - started))
+            now = time.monotonic()
+            time.sleep(max(POLL_S, min(POLL_MOST_S, SHARE * (now - sent)), now - started))
 
 
 def present(grid: Grid, live: Live) -> list[int]:
@@ -232,5 +235,5 @@ def present(grid: Grid, live: Live) -> list[int]:
                 f"{len(nodes)} clients connected within {live.fault.start_timeout_s:g} s, "
                 f"strategy.min-available-nodes = {live.min_available_nodes}; start more SuperNodes or lower it"
             )
-        time.sleep(POLL_S)
+        time.sleep(LOOK_S)
     return nodes

@@ -11,7 +11,7 @@ from client_app.policy import Policy
 from client_app.relay import FORMAT
 from client_app.service import Service
 from client_app.site_file import SiteFile
-from core import wire
+from core import __version__, wire
 from core.config import parse
 from core.frame import pack, unpack
 from core.types import Json, Order, Update
@@ -27,7 +27,15 @@ POLICY = Policy(
 
 
 def message(kind: str, record: RecordDict, keys: dict = KEYS, owner: str = "anna") -> bytes:
-    head = {"format": FORMAT, "kind": kind, "run": "7", "owner": owner, "app": "x", "keys": keys}
+    head = {
+        "format": FORMAT,
+        "accord": __version__,
+        "kind": kind,
+        "run": "7",
+        "owner": owner,
+        "app": "x",
+        "keys": keys,
+    }
     return pack(head, record)
 
 

@@ -3,44 +3,13 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
-from client_app.node import SLEEPS, Sleep, fork_for_messages
+from client_app.node import fork_for_messages
 from tests.federation.conftest import BIN, ROOT, wait_until
 
 pytestmark = pytest.mark.slow
-
-
-def test_this_flwr_is_the_one_whose_sleeps_are_known():
-    """In a process of its own: it changes flwr."""
-    code = "import client_app.node as n; print(n.shorten_loop(), n.shorten_tries())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-2:] == ["True", "True"]
-
-
-def test_another_loop_is_left_alone():
-    code = (
-        "import client_app.node as n, flwr.supernode.start_client_internal as loop\n"
-        f"n.SLEEPS = {SLEEPS[:2]!r}; n.TRIES = {{'initial_backoff': 2}}; before = loop.time\n"
-        "print(n.shorten_loop(), n.shorten_tries(), loop.time is before)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-3:] == ["False", "False", "True"]
-
-
-def test_sleeps_grow_with_the_silence_up_to_what_flower_would_sleep(monkeypatch):
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-    sleep = Sleep()
-    sleep(0.5)
-    sleep(3)
-    sleep.busy -= 50
-    sleep(3)
-    sleep.busy -= 1000
-    sleep(3)
-    assert slept == pytest.approx([0.02, 0.05, 1.0, 3.0], abs=0.01)
 
 
 @pytest.fixture

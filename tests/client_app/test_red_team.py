@@ -69,10 +69,10 @@ ATTACKS = [
     Attack("an adapter on the words", "lora.target-modules = 'embed_tokens'", WORDS, open=False),
     Attack("another base", "model.name = 'toy-judge'", {"model.name": "toy-judge"}, kind="evaluate"),
     Attack("a folder as base", "model.name = '/etc'", {"model.name": "/etc"}, open=False),
-    Attack("a path of the site", "data.path = 'SECRET'", {"data.path": "SECRET", "data.partitioner": "iid"},
+    Attack("a path of the site", "data.path = 'SECRET", {"data.path": "SECRET", "data.partitioner": "iid"},
            own_file=False),
     Attack("a data set of the server's", "data.source = 'hub'", {"data.source": "hub", "data.dataset": "json"}),
-    Attack("a place to write to", "client.state-dir = 'SECRET'", {"client.state-dir": "SECRET"}),
+    Attack("a place to write to", "client.state-dir = 'SECRET", {"client.state-dir": "SECRET"}),
     Attack("rows of everybody", "train with 'rows'", twist=knob(rows="all", steps_factor=3), open=False),
     Attack("rows dealt anew", "task.name = 'kto'", KTOR, open=False),
     Attack("a run of endless rounds", "num-server-rounds = 1000000", {"run.num-server-rounds": 10**6}),
@@ -107,7 +107,8 @@ def test_what_the_policy_does_not_allow_is_refused(lab, tmp_path, attack):
     )
     kind, reason = site.order(asked, attack.kind, keys)["failure"]
     assert kind in ("PolicyRefused", "SiteError")
-    assert re.search(attack.reason.replace("SECRET", str(secret)), reason), reason
+    path = re.escape(str(secret)[:40])  # refusals shorten what is long
+    assert re.search(attack.reason.replace("SECRET", path), reason), reason
     assert "\n" not in reason
     assert not site.touched
     if attack.open:

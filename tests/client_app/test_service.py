@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 
-from client_app.relay import METHOD, ask
+from client_app.relay import FORMAT, METHOD, ask
 from client_app.site import Node, Site
-from core import wire
+from core import __version__, wire
 from core.config import parse
 from core.errors import SiteError
 from core.frame import FACTS, pack, unpack
@@ -28,6 +28,7 @@ from tests.client_app.resident import SMALL, Place
 from tests.federation.conftest import free_port, wait_until
 
 pytestmark = pytest.mark.slow
+OURS = {"accord": __version__, "format": FORMAT}
 LONG = {"train.local-steps": 4000}
 
 
@@ -122,13 +123,17 @@ def test_an_unexpected_failure_tells_no_text(served, here):
         (b"", "FrameError: no message of Accord"),
         (b"\xff" * 64, "FrameError: no message of Accord"),
         (
-            pack({"format": 2}, wire.encode_facts({})),
-            "SiteError: the app's relay speaks format 2, this site 1",
+            pack({"accord": __version__, "format": 2}, wire.encode_facts({})),
+            "SiteError: the app that the server sent is of Accord '.*' with messages of format 2, this site",
         ),
-        (pack({"format": 1, "kind": "hello"}, wire.encode_facts({})), "FrameError.*header is incomplete"),
+        (
+            pack({**OURS, "accord": "0.0.9"}, wire.encode_facts({})),
+            "SiteError: the app that the server sent is of Accord '0.0.9' .*; upgrade the older one",
+        ),
+        (pack({**OURS, "kind": "hello"}, wire.encode_facts({})), "FrameError.*header is incomplete"),
         (
             pack(
-                {"format": 1, "kind": "rows", "run": "1", "owner": "", "app": "", "keys": {}},
+                {**OURS, "kind": "rows", "run": "1", "owner": "", "app": "", "keys": {}},
                 wire.encode_facts({}),
             ),
             "SiteError: a site answers hello, train and evaluate, not 'rows'",

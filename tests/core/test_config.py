@@ -1,14 +1,21 @@
+import tomllib
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
-from core import config
+from core import __version__, config
 from core.config import CHOOSERS, SECTIONS, defaults, parse
 from core.errors import ConfigError
 from core.plugins import knobs, names, plugin
 
 RLFT = {"task.name": "reward", "rlft.epochs": 1}
 PLUGINS = {**CHOOSERS, "eval": ("eval.benchmarks", "evals")}
+
+
+def test_the_version_is_said_twice_alike():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
 
 
 def test_the_page_and_the_shared_dataclasses_agree():

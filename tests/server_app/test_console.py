@@ -113,3 +113,27 @@ def test_units():
     assert [number(x) for x in (None, 0.0, 0.693147, -41.25, 2e-5, float("nan"))] == [
         "-", "0", "0.6931", "-41.25", "2.00e-05", "nan",
     ]  # fmt: skip
+
+
+def test_as_json_a_round_is_an_object_and_what_it_lacks_is_absent(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(console, "_form", "json")
+    record = dpo_record(1, absent=(0, 2))
+    record["failed"]["0"] = "\x1b[31mdisk\nfull"
+    console.say("")
+    console.say_head(console.header())
+    console.say("plan     what will happen", level="ERROR")
+    console.say_round([dpo_record(0)], 12)
+    console.say_round([dpo_record(0), record], 12)
+    console.say_end(tmp_path)
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["message"] for line in said] == [
+        "plan what will happen",
+        "round 0 of 12",
+        "round 1 of 12",
+        "finished",
+    ]
+    assert [line["level"] for line in said] == ["ERROR", "INFO", "INFO", "INFO"]
+    assert "loss" not in said[1]
+    assert (said[2]["clients"], said[2]["failed"].keys()) == (6, {"0", "2"})
+    assert said[2]["loss"] == pytest.approx(record["train"]["mean"]["loss"])
+    assert said[2]["logps/accuracies"] == record["eval"]["mean"]["logps/accuracies"]
