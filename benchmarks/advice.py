@@ -6,14 +6,18 @@ shared: one type of client. clustered: two types that want opposite things, six 
 individual: four types and two clients of each, with many rows. Eight rounds each. Printed for each world and seed: the
 advice, the mean accuracy of the option it means, the option of the highest mean, how much that is above the advised one
 with its interval over clients, and the adjusted Rand index of the map's clusters with the planted types. The advice is
-"best" if both are the same option, "as good" if the difference is not shown. Folders are kept where --keep says.
+"best" if both are the same option, "as good" if the difference is not shown. It cannot be worse by the very numbers it
+was made from, so each world ends with what the advice of each seed is worth on the other seeds: the advised option's
+mean there, and the highest. Folders are kept where --keep says.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.options import options
 from core.types import Json
@@ -41,9 +45,12 @@ def main() -> None:
     args = parser.parse_args()
     print(HEAD)
     for world in args.worlds:
+        given: dict[int, Json] = {}
         for seed in args.seeds:
-            found = advised([f"run.seed={seed}", *BUDGET, *WORLDS[world], *args.words], args.keep)
-            print(line(world, seed, found), flush=True)
+            given[seed] = advised([f"run.seed={seed}", *BUDGET, *WORLDS[world], *args.words], args.keep)
+            print(line(world, seed, given[seed]), flush=True)
+        if len(given) > 1:
+            print("\n".join(elsewhere(given)), flush=True)
 
 
 def advised(words: list[str], keep: Path | None) -> Json:
@@ -71,6 +78,18 @@ def line(world: str, seed: int, found: Json) -> str:
         f"{percent(mean(scores[best])):>8}{interval(above):>17}{judged:>10}"
         f"{ABSENT if rand is None else f'{rand:.2f}':>7}"
     )
+
+
+def elsewhere(given: dict[int, Json]) -> Iterator[str]:
+    """For each seed, its advice on the others, which are other rows, other clients and other starts."""
+    for seed, found in given.items():
+        others = [one for s, one in given.items() if s != seed]
+        means = {name: fmean(mean(one["options"][name]["clients"]) for one in others) for name in ORDER}
+        best = max(ORDER, key=lambda name: (means[name], -ORDER.index(name)))
+        yield (
+            f"{'':<12}{seed:>5}  on the other seeds: {found['option']} {percent(means[found['option']])}, "
+            f"highest {best} {percent(means[best])}"
+        )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ FORMAT = 1  # of what a relay sends
 TOKEN = "accord-token"  # metadata key, on loopback
 KNOCK_S = 0.05
 CONNECT_S = 5.0  # on loopback
+NOT_SENT = "failed to connect"  # gRPC's words: it was a dying process that listened
 LOSSES = 3  # answers that may be lost on the way before the message is given up
 Keys = Mapping[str, bool | int | float | str]
 OPTIONS = [
@@ -67,35 +68,38 @@ def ask(address: str, data: bytes, token: str, wait_s: float) -> bytes:
     A message whose answer was lost is sent again: a site gives the same answer to the same order.
     """
     metadata = ((TOKEN, token),) if token else ()
-    for attempt in range(LOSSES):
-        if not _listens(address, wait_s):
+    lost, deadline = 0, time.monotonic() + wait_s
+    while lost < LOSSES:
+        if _listens(address):
+            started = time.monotonic()
+            try:
+                with grpc.insecure_channel(address, OPTIONS) as channel:
+                    return channel.unary_unary(METHOD)(data, metadata=metadata)
+            except grpc.RpcError as error:
+                code, details = error.code(), error.details()  # type: ignore[attr-defined]  # a Call as well
+            if code is not grpc.StatusCode.UNAVAILABLE:
+                raise SiteError(f"the site at {address} refuses: {details} ({code.name})")
+            if NOT_SENT not in (details or ""):
+                lost, deadline = lost + 1, time.monotonic() + wait_s
+                log.warning(
+                    "site=%s lost=%d after %.1f s: %s", address, lost, time.monotonic() - started, details
+                )
+                continue
+        if time.monotonic() > deadline:
             raise SiteError(
                 f"nobody answers at {address} within site.wait-s = {wait_s:g} s; is `accord site` running there?"
             )
-        with grpc.insecure_channel(address, OPTIONS) as channel:
-            started = time.monotonic()
-            try:
-                return channel.unary_unary(METHOD)(data, metadata=metadata)
-            except grpc.RpcError as error:
-                code, details = error.code(), error.details()  # type: ignore[attr-defined]  # a Call as well
-                if code is not grpc.StatusCode.UNAVAILABLE:
-                    raise SiteError(f"the site at {address} refuses: {details} ({code.name})") from None
-                lasted = time.monotonic() - started
-                log.warning("site=%s lost=%d after %.1f s: %s", address, attempt + 1, lasted, details)
+        time.sleep(KNOCK_S)
     raise SiteError(f"the site at {address} went away {LOSSES} times before it answered")
 
 
-def _listens(address: str, wait_s: float) -> bool:
-    """Whether somebody does, or begins to within so many seconds. (A channel that is asked takes 0.2 s to close.)"""
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            _connect(address).close()
-            return True
-        except OSError:
-            if time.monotonic() > deadline:
-                return False
-        time.sleep(KNOCK_S)
+def _listens(address: str) -> bool:
+    """Whether somebody does. (A channel that is asked this takes 0.2 s to close.)"""
+    try:
+        _connect(address).close()
+    except (OSError, ValueError):  # of a port that is no number
+        return False
+    return True
 
 
 def _connect(address: str) -> socket.socket:

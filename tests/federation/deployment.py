@@ -25,6 +25,8 @@ LONG_S = 300
 class Deployment:
     """One SuperLink with a database and three SuperNodes with files of their own, each of which can be killed."""
 
+    SUPERNODE = (str(BIN / "flower-supernode"),)
+
     def __init__(self, place: Place) -> None:
         self.place, self.control, self.fleet = place, free_port(), free_port()
         self.files = place.path / "sites"
@@ -56,7 +58,7 @@ class Deployment:
 
     def supernode(self, site: int) -> psutil.Popen:
         return self.place.start(
-            str(BIN / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{self.fleet}",
+            *self.SUPERNODE, "--insecure", "--superlink", f"127.0.0.1:{self.fleet}",
             "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", self.node_config(site),
             log=f"site-{site}.log", ACCORD_HOME=str(self.place.path / f"home-{site}"),
         )  # fmt: skip
@@ -103,3 +105,9 @@ class Resident(Deployment):
 
     def site_log(self, site: int) -> str:
         return (self.place.path / f"resident-{site}.log").read_text()
+
+
+class Warm(Resident):
+    """And `accord node` for SuperNodes."""
+
+    SUPERNODE = (sys.executable, str(ROOT / "accord.py"), "node")

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.federation import start
 from tests.faults.test_crashes import files, run_of
 from tests.federation.conftest import kill_tree, metrics_of, wait_until
-from tests.federation.deployment import LONG_S, SITES, WORDS, Deployment, Resident
+from tests.federation.deployment import LONG_S, SITES, WORDS, Deployment, Warm
 from tests.federation.test_deployment import rows
 
 pytestmark = pytest.mark.faults
@@ -109,7 +109,7 @@ def test_what_stops_a_run_loses_nothing(deployment):
 def test_a_resident_site_killed_in_a_training_comes_back_in_the_same_round(place):
     """kill -9 while it trains in round 2, started again: nobody fails, and the bytes are those of a simulation."""
     (place.path / "runs").mkdir()
-    resident, steps = Resident(place), 200
+    resident, steps = Warm(place), 200
     going = resident.run(run__num_server_rounds=3, train__local_steps=steps)
     wait_until(lambda: "round=2 train begins" in resident.site_log(1), LONG_S)
     resident.sites[1].kill()

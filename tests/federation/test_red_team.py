@@ -17,7 +17,7 @@ from server_app.launch import stage
 from tests.client_app.lab import BASE, facts_of, message, order, refused
 from tests.faults.test_crashes import run_of
 from tests.federation.conftest import BIN, ROOT, Place
-from tests.federation.deployment import LONG_S, SITES, WORDS, Resident
+from tests.federation.deployment import LONG_S, SITES, WORDS, Warm
 from tests.federation.test_deployment import rows
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def loot(message, context):
 """
 
 
-class Strict(Resident):
+class Strict(Warm):
     """Sites behind a policy."""
 
     def site(self, site: int):
