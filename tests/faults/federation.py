@@ -11,7 +11,7 @@ import pickle
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 
+from server_app.words import request
 from tests.loopback import Loopback
 
 CLIENTS = 3
@@ -100,16 +101,35 @@ class Running:
         return self.server.exitcode
 
 
-def start(words: Mapping[str, object], place: Path, *, kill: Kill | None = None) -> Running:
+def start(
+    words: Mapping[str, object], place: Path, *, kill: Kill | None = None, clients: int = CLIENTS
+) -> Running:
     """A federation in a process group of its own; its lines go to place/log."""
     alive, held = FORKS.Pipe(duplex=False)
-    server = FORKS.Process(target=_serve, args=(dict(words), place, kill, held))
+    server = FORKS.Process(target=_serve, args=(dict(words), place, kill, held, clients))
     server.start()
     held.close()
     return Running(server, alive)
 
 
-def _serve(words: dict, place: Path, kill: Kill | None, held: Connection) -> None:
+def whole(words: Sequence[str], place: Path) -> Path:
+    """The folder of an undisturbed run; `words` as after `accord run`."""
+    asked = request([*words])
+    clients = int(asked.federation["num-supernodes"])
+    assert start(asked.keys, place, clients=clients).ended() == 0, (place / "log").read_text()
+    return run_of(place)
+
+
+def run_of(place: Path) -> Path:
+    (run,) = (place / "runs").iterdir()
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _serve(words: dict, place: Path, kill: Kill | None, held: Connection, clients: int) -> None:
     from server_app.main import main
 
     os.setpgid(0, 0)
@@ -121,18 +141,20 @@ def _serve(words: dict, place: Path, kill: Kill | None, held: Connection) -> Non
         str(place), os.open(place / "trace", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), kill
     )
     sys.addaudithook(watch)
-    config = {**words, "run.dir": str(place / "runs")}
+    config = {"run.dir": str(place / "runs"), **words}
     asked = 0
 
     def answer(node: int, message: Message) -> Message | None:
         nonlocal asked
         asked += 1
-        return _in_a_fork(node - 10, message, config, watch, asked)
+        return _in_a_fork(node - 10, clients, message, config, watch, asked)
 
-    main(Loopback(range(10, 10 + CLIENTS), answer), Context(1, 1, {}, RecordDict(), config))
+    main(Loopback(range(10, 10 + clients), answer), Context(1, 1, {}, RecordDict(), config))
 
 
-def _in_a_fork(client: int, message: Message, config: dict, watch: Watch, asked: int) -> Message | None:
+def _in_a_fork(
+    client: int, clients: int, message: Message, config: dict, watch: Watch, asked: int
+) -> Message | None:
     """The ClientApp's reply from a process of its own; None when that process died."""
     from client_app.main import app
 
@@ -144,7 +166,7 @@ def _in_a_fork(client: int, message: Message, config: dict, watch: Watch, asked:
             os.close(read)  # or it would wait for itself when the server dies
             watch.begin(asked, f"{message.metadata.message_type} {client}")
             home = f"{watch.place}/home-{client}"
-            node = {"partition-id": client, "num-partitions": CLIENTS, "state-dir": home}
+            node = {"partition-id": client, "num-partitions": clients, "state-dir": home}
             reply = app(message, Context(1, 10 + client, node, RecordDict(), config))
             with os.fdopen(write, "wb") as pipe:
                 pickle.dump(reply, pipe)

@@ -11,7 +11,7 @@ import pytest
 
 from core import store
 from core.plugins import names
-from tests.faults.federation import CLIENTS, Kill, Step, start, steps
+from tests.faults.federation import CLIENTS, Kill, Step, files, run_of, start, steps
 from tests.federation.conftest import metrics_of, wait_until
 
 pytestmark = pytest.mark.faults
@@ -127,12 +127,3 @@ def resumed_is_whole(whole: Whole, place: Path, why: object) -> None:
             kept, known = (p / f"home-{client}" / kind for p in (place, whole.place))
             assert files(kept / run.name).items() >= files(known / want.name).items(), why
     assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
-
-
-def run_of(place: Path) -> Path:
-    (run,) = (place / "runs").iterdir()
-    return run
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from core import store
-from tests.faults.federation import start
-from tests.faults.test_crashes import SMALL, files, run_of
+from tests.faults.federation import files, run_of, start
+from tests.faults.test_crashes import SMALL
 from tests.federation.conftest import metrics_of
 
 pytestmark = pytest.mark.faults

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.federation import CLIENTS, Kill, Step, start, steps
-from tests.faults.test_crashes import SMALL, Whole, files, run_of
+from tests.faults.federation import CLIENTS, Kill, Step, files, run_of, start, steps
+from tests.faults.test_crashes import SMALL, Whole
 
 pytestmark = pytest.mark.faults
 WORDS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 
 from core import store
-from tests.faults.test_crashes import run_of
+from tests.faults.federation import run_of
 from tests.federation.conftest import BIN, ROOT, Place, free_port, healthy, wait_until
 from tests.federation.test_deployment import rows
 
@@ -20,6 +20,11 @@ WORDS = {
     "eval.every": 0,
 }
 LONG_S = 300
+
+
+def words() -> list[str]:
+    """For a simulation of the same."""
+    return [*(f"{k}={v}" for k, v in WORDS.items()), f"federation.num-supernodes={SITES}"]
 
 
 class Deployment:

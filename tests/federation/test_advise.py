@@ -5,18 +5,23 @@ import shutil
 
 import pytest
 
-from server_app.advice.arms import ARMS, is_finished, run_of
+from server_app.advice.arms import ARMS, is_finished, open_folder, run_arms, run_of
 from server_app.advice.recommend import FEDPDPO, ORDER
+from server_app.words import request
+from tests.faults.federation import start
 from tests.federation.conftest import SMALL, metrics_of
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.timeout(1200)
 def test_an_advice_scores_every_option_and_continues_to_the_same_numbers(place):
     """The last run is put back to the state of a killed one; the first ones are not touched again."""
-    place.accord("advise", *SMALL, timeout=900)
-    (folder,) = place.runs()
+    asked, homes = request(SMALL), place.path / "homes"
+    named = {f"federation.{key}": value for key, value in asked.federation.items()}
+    folder = open_folder({**asked.keys, **named}, place.path / "runs")
+    assert run_arms(folder, asked.keys, lambda keys: start(keys, homes).ended()) == 0
+    for home in homes.glob("home-*"):  # where the simulation that continues has its clients
+        shutil.copytree(home, place.env["ACCORD_HOME"], dirs_exist_ok=True)
     runs = {name: run for name, arm in ARMS.items() if (run := run_of(folder, arm))}
     assert set(runs) == set(ORDER)
     assert all(map(is_finished, runs.values()))

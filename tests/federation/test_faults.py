@@ -7,10 +7,9 @@ import signal
 import psutil
 import pytest
 
-from tests.faults.federation import start
-from tests.faults.test_crashes import files, run_of
+from tests.faults.federation import files, run_of, start, whole
 from tests.federation.conftest import kill_tree, metrics_of, wait_until
-from tests.federation.deployment import LONG_S, SITES, WORDS, Deployment, Warm
+from tests.federation.deployment import LONG_S, SITES, WORDS, Deployment, Warm, words
 from tests.federation.test_deployment import rows
 
 pytestmark = pytest.mark.faults
@@ -67,11 +66,11 @@ def test_rounds_close_on_the_others_and_take_back_who_returns(deployment):
 def test_what_stops_a_run_loses_nothing(deployment):
     """The ServerApp is killed, then the SuperLink, then a client that the quorum needs; then the run finishes."""
     place = deployment.place
-    words = {"run.num-server-rounds": 4, "fault.min-replies": SITES, "fault.round-deadline-s": 400.0}
-    whole = place.path / "whole"
-    assert start({**WORDS, **words, "data.path": str(deployment.files)}, whole).ended() == 0
+    more = {"run.num-server-rounds": 4, "fault.min-replies": SITES, "fault.round-deadline-s": 400.0}
+    there = place.path / "whole"
+    assert start({**WORDS, **more, "data.path": str(deployment.files)}, there).ended() == 0
 
-    going = deployment.run(**{k.replace(".", "__").replace("-", "_"): v for k, v in words.items()})
+    going = deployment.run(**{k.replace(".", "__").replace("-", "_"): v for k, v in more.items()})
     wait_until(lambda: list((place.path / "runs").glob("*/checkpoints/00001/facts.json")), LONG_S)
     run = run_of(place.path)
     server = running_below(deployment.link, "flwr-serverapp")
@@ -97,13 +96,13 @@ def test_what_stops_a_run_loses_nothing(deployment):
 
     deployment.nodes[1] = deployment.supernode(1)
     assert deployment.accord("resume", str(run)).wait(LONG_S) == 0, deployment.log()
-    assert files(run / "checkpoints") == files(run_of(whole) / "checkpoints")
+    assert files(run / "checkpoints") == files(run_of(there) / "checkpoints")
     tensors = "adapter/adapter_model.safetensors"  # peft writes its configuration in any order
-    assert (run / tensors).read_bytes() == (run_of(whole) / tensors).read_bytes()
-    assert metrics_of(run) == metrics_of(run_of(whole))
+    assert (run / tensors).read_bytes() == (run_of(there) / tensors).read_bytes()
+    assert metrics_of(run) == metrics_of(run_of(there))
     for site in range(SITES):
-        kept, memory = (p / f"home-{site}" / "memory" for p in (place.path, whole))
-        assert files(kept / run.name).items() >= files(memory / run_of(whole).name).items()
+        kept, memory = (p / f"home-{site}" / "memory" for p in (place.path, there))
+        assert files(kept / run.name).items() >= files(memory / run_of(there).name).items()
 
 
 def test_a_resident_site_killed_in_a_training_comes_back_in_the_same_round(place):
@@ -117,10 +116,8 @@ def test_a_resident_site_killed_in_a_training_comes_back_in_the_same_round(place
     assert "round=2 train ends" not in resident.site_log(1)
     resident.sites[1] = resident.site(1)
     assert going.wait(LONG_S) == 0, resident.log()
-    words = [f"{k}={v}" for k, v in {**WORDS, "train.local-steps": steps}.items()]
-    place.accord("run", *words, "run.num-server-rounds=3", "run.dir=simulated", f"data.path={resident.files}",
-                 f"federation.num-supernodes={SITES}")  # fmt: skip
-    run, (simulated,) = run_of(place.path), (place.path / "simulated").iterdir()
+    more = [f"train.local-steps={steps}", "run.num-server-rounds=3", f"data.path={resident.files}"]
+    run, simulated = run_of(place.path), whole([*words(), *more], place.path / "whole")
     assert files(run / "adapter") == files(simulated / "adapter")
     assert metrics_of(run) == metrics_of(simulated)
     assert not any(json.loads(line)["failed"] for line in (run / "metrics.jsonl").read_text().splitlines())

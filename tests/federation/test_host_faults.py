@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import psutil
 import pytest
 
-from tests.faults.test_crashes import files
+from tests.faults.federation import files
 from tests.federation.conftest import Place
 from tests.federation.hosts import allowed
 from tests.federation.test_hosts import SITES, Guide

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.test_crashes import files
+from tests.faults.federation import files
 from tests.federation import guide
 from tests.federation.conftest import ROOT, Place, metrics_of, wait_until
 from tests.federation.hosts import Hosts, allowed

@@ -15,7 +15,7 @@ from core.errors import SiteError
 from core.types import Order
 from server_app.launch import stage
 from tests.client_app.lab import BASE, facts_of, message, order, refused
-from tests.faults.test_crashes import run_of
+from tests.faults.federation import run_of
 from tests.federation.conftest import BIN, ROOT, Place
 from tests.federation.deployment import LONG_S, SITES, WORDS, Warm
 from tests.federation.test_deployment import rows

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests.faults.test_crashes import files, run_of
+from tests.faults.federation import files, run_of, whole
 from tests.federation.conftest import metrics_of
-from tests.federation.deployment import LONG_S, SITES, WORDS, Resident
+from tests.federation.deployment import LONG_S, SITES, Resident, words
 
 pytestmark = pytest.mark.slow
 MARKER = b"marker-7f3a"
@@ -16,18 +16,18 @@ def test_resident_sites_give_the_simulations_adapter(place):
     (place.path / "runs").mkdir()
     resident = Resident(place)
     going = resident.run(run__num_server_rounds=3, site__mode="resident")
-    words = [f"{k}={v}" for k, v in WORDS.items()]
-    place.accord("run", *words, "run.num-server-rounds=3", "run.dir=simulated", f"data.path={resident.files}",
-                 f"federation.num-supernodes={SITES}")  # fmt: skip
+    there = place.path / "whole"
+    simulated = whole([*words(), "run.num-server-rounds=3", f"data.path={resident.files}"], there)
     assert going.wait(LONG_S) == 0, resident.log()
-    run, (simulated,) = run_of(place.path), (place.path / "simulated").iterdir()
+    run = run_of(place.path)
 
     assert files(run / "adapter") == files(simulated / "adapter")
     assert metrics_of(run) == metrics_of(simulated)
     for site in range(SITES):
-        kept = [files(p / "memory" / r.name) for p, r in
-                ((place.path / f"home-{site}", run), (place.path / "accord", simulated))]  # fmt: skip
-        assert kept[0] == {n: b for n, b in kept[1].items() if n.startswith(f"{site}/")} != {}
+        kept = [
+            files(p / f"home-{site}" / "memory" / r.name) for p, r in ((place.path, run), (there, simulated))
+        ]
+        assert kept[0] == kept[1] != {}
         assert resident.site_log(site).count(" train ends: ") == 3
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["base_loads"] == {str(site): 1 for site in range(SITES)}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from core.config import defaults, flatten
+from tests.faults.federation import files, whole
 from tests.federation.conftest import BIN, ROOT, SMALL, free_port, kill_tree, metrics_of
 
 pytestmark = pytest.mark.slow
@@ -63,11 +64,18 @@ def test_what_a_run_leaves(place, finished):
     assert not done.place.alive()
 
 
+def test_it_is_the_run_of_one_process_after_the_other(place, finished):
+    """Ray's actors against a fork for each message, which other tests take for a simulation."""
+    ran, there = finished(*SMALL).run, whole(SMALL, place.path / "whole")
+    assert files(ran / "adapter") == files(there / "adapter")
+    assert files(ran / "checkpoints") == files(there / "checkpoints")
+    assert metrics_of(ran) == metrics_of(there)
+
+
 def test_every_selector_is_left_for_peft(place):
     """adapter/ is the one of the largest group: with three clients and two selectors the one of two of them."""
     words = ["strategy.name=fedbiscuit", "strategy.selectors=2", "strategy.warmup-rounds=1", "data.types=2"]
-    place.accord("run", *SMALL, *words, "strategy.regroup-every=1", "eval.every=0")
-    (run,) = place.runs()
+    run = whole([*SMALL, *words, "strategy.regroup-every=1", "eval.every=0"], place.path)
     assert sorted(p.name for p in (run / "adapters").iterdir()) == ["c0", "c1"]
     logits = [loaded(place, "reader", run / name) for name in ("adapter", "adapters/c0", "adapters/c1")]
     assert not torch.allclose(logits[1], logits[2], atol=1e-4)
@@ -117,8 +125,7 @@ torch.save(base.model(torch.arange(3, 13)[None]).logits.detach(), sys.argv[2])
 )
 def test_the_baselines_and_the_other_tasks_run(place, strategy, task, who):
     words = ["run.num-server-rounds=2", f"strategy.name={strategy}", f"task.name={task}"]
-    place.accord("run", *SMALL, *words, *(["task.reference-point=pooled"] if task == "kto" else []))
-    (run,) = place.runs()
+    run = whole([*SMALL, *words, *(["task.reference-point=pooled"] if task == "kto" else [])], place.path)
     records = metrics_of(run)
     assert records[-1]["participants"] == who
     assert "loss" in records[-1]["train"]["mean"]
@@ -128,10 +135,9 @@ def test_the_baselines_and_the_other_tasks_run(place, strategy, task, who):
 
 def test_a_selector_is_told_by_its_accuracy_and_asked_for_no_answers(place):
     words = ["run.num-server-rounds=1", "task.name=selector", "train.max-length=512"]
-    done = place.accord("run", *SMALL, *words)
-    (run,) = place.runs()
+    run = whole([*SMALL, *words], place.path)
     assert all(0 <= record["eval"]["mean"]["accuracy"] <= 1 for record in metrics_of(run))
-    assert "Preference accuracy, round 1" in done.stdout
+    assert "Preference accuracy, round 1" in (place.path / "log").read_text()
     assert not (run / "answers.json").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from server_app.provision.federation import read_federation
 from server_app.provision.kits import provision
-from tests.faults.test_crashes import files
+from tests.faults.federation import files, whole
 from tests.federation.conftest import ROOT, Place, free_port, metrics_of, wait_until
 from tests.federation.test_deployment import rows
 
@@ -70,12 +70,10 @@ def test_a_run_of_kits_is_the_simulations_and_a_stranger_is_refused(place):
     data.mkdir()
     for n in range(len(SITES)):
         (data / f"{n}.jsonl").write_text(rows(n))
-    words = ("run", *WORDS, f"data.path={data}", "federation.num-supernodes=2")
-    simulation = place.start(sys.executable, str(ROOT / "accord.py"), *words, log="simulation.log")
+    simulated = whole([*WORDS, f"data.path={data}", "federation.num-supernodes=2"], place.path / "whole")
     place.env["FLWR_HOME"] = str(server / "flwr")
     place.accord("run", *WORDS, "federation.superlink=loopback", "run.dir=deployed", timeout=290)
-    assert simulation.wait(290) == 0, (place.path / "simulation.log").read_text()
-    (deployed,), (simulated,) = (place.path / "deployed").iterdir(), place.runs()
+    (deployed,) = (place.path / "deployed").iterdir()
     assert files(deployed / "adapter") == files(simulated / "adapter")
     assert metrics_of(deployed) == metrics_of(simulated)
 
