@@ -95,7 +95,8 @@ class Resident(Deployment):
         return f"site='unix:{self.place.path}/{site}.sock'"
 
     def supernode(self, site: int) -> psutil.Popen:
-        self.sites[site] = self.site(site)
+        if site not in self.sites:
+            self.sites[site] = self.site(site)
         return super().supernode(site)
 
     def site(self, site: int) -> psutil.Popen:

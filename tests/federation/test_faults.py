@@ -3,10 +3,12 @@
 import contextlib
 import json
 import signal
+from collections.abc import Collection
 
 import psutil
 import pytest
 
+from core import store
 from tests.faults.federation import files, run_of, start, whole
 from tests.federation.conftest import kill_tree, metrics_of, wait_until
 from tests.federation.deployment import LONG_S, SITES, WORDS, Deployment, Warm, words
@@ -15,11 +17,17 @@ from tests.federation.test_deployment import rows
 pytestmark = pytest.mark.faults
 
 
-def running_below(process, command: str, loaded: str = "") -> psutil.Process | None:
-    """A process of that name that this one started, directly or not, once a library of that name is loaded."""
+def running_below(
+    process, command: str, loaded: str = "", known: Collection[int] = ()
+) -> psutil.Process | None:
+    """A process of that name that this one started, directly or not, once a library of that name is loaded.
+
+    known: those that are not meant.
+    """
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if command in " ".join(child.cmdline()) and any(loaded in m.path for m in child.memory_maps()):
+            named = child.pid not in known and command in " ".join(child.cmdline())
+            if named and any(loaded in m.path for m in child.memory_maps()):
                 return child
     return None
 
@@ -37,13 +45,21 @@ def test_rounds_close_on_the_others_and_take_back_who_returns(deployment):
     deployment.file(0).write_text("{\n")
     kill_tree(deployment.nodes[1].pid)
     deployment.nodes[1] = deployment.supernode(1)  # for Flower another node
-    deployment.wait_for_round(2)
+    site, run = deployment.nodes[2], run_of(deployment.place.path)
+    before: set[int] = set()  # processes of round 2: one that has answered takes a while to end
+
+    def committed() -> bool:
+        before.update(child.pid for child in psutil.Process(site.pid).children(recursive=True))
+        return store.rounds(run / "checkpoints")[-1] >= 2
+
+    wait_until(committed, LONG_S)
     deployment.file(0).write_text(rows(0))
-    site = deployment.nodes[2]
     found: list[
         psutil.Process | None
     ] = []  # torch is loaded once the message is taken: before, Flower tries again
-    wait_until(lambda: found.append(running_below(site, "flwr-clientapp", "libtorch")) or found[-1], LONG_S)
+    wait_until(
+        lambda: found.append(running_below(site, "flwr-clientapp", "libtorch", before)) or found[-1], LONG_S
+    )
     hanging = found[-1]
     assert hanging
     hanging.send_signal(signal.SIGSTOP)
@@ -51,7 +67,6 @@ def test_rounds_close_on_the_others_and_take_back_who_returns(deployment):
     hanging.send_signal(signal.SIGCONT)  # it replies late
     assert going.wait(LONG_S) == 0, deployment.log()
 
-    run = run_of(deployment.place.path)
     records = metrics_of(run)
     assert [r["participants"] for r in records[1:]] == [[0, 1, 2], [2], [0, 1], [0, 1, 2], [0, 1, 2]]
     second, hung = records[2]["failed"], records[3]["failed"]
@@ -63,10 +78,12 @@ def test_rounds_close_on_the_others_and_take_back_who_returns(deployment):
         assert "DataError: " in text
 
 
-def test_what_stops_a_run_loses_nothing(deployment):
-    """The ServerApp is killed, then the SuperLink, then a client that the quorum needs; then the run finishes."""
-    place = deployment.place
-    more = {"run.num-server-rounds": 4, "fault.min-replies": SITES, "fault.round-deadline-s": 400.0}
+def test_what_stops_a_run_loses_nothing(place):
+    """The ServerApp is killed, then the SuperLink, then a SuperNode that the quorum needs; then the run finishes."""
+    (place.path / "runs").mkdir()
+    deployment = Warm(place)
+    more = {"run.num-server-rounds": 4, "train.local-steps": 60, "fault.min-replies": SITES,
+            "fault.round-deadline-s": 400.0}  # fmt: skip
     there = place.path / "whole"
     assert start({**WORDS, **more, "data.path": str(deployment.files)}, there).ended() == 0
 
@@ -108,7 +125,7 @@ def test_what_stops_a_run_loses_nothing(deployment):
 def test_a_resident_site_killed_in_a_training_comes_back_in_the_same_round(place):
     """kill -9 while it trains in round 2, started again: nobody fails, and the bytes are those of a simulation."""
     (place.path / "runs").mkdir()
-    resident, steps = Warm(place), 200
+    resident, steps = Warm(place), 80
     going = resident.run(run__num_server_rounds=3, train__local_steps=steps)
     wait_until(lambda: "round=2 train begins" in resident.site_log(1), LONG_S)
     resident.sites[1].kill()
