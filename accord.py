@@ -25,7 +25,7 @@ from server_app.provision import kits, serve  # noqa: E402
 from server_app.provision.federation import read_federation  # noqa: E402
 from server_app.reading import read_run  # noqa: E402
 from server_app.run_folder import RunFolder  # noqa: E402
-from server_app.words import FEDERATION, Request, given, recorded_federation, request, run_folder  # noqa: E402
+from server_app.words import Request, federated, given, recorded_federation, request, run_folder  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=HELP, rich_markup_mode=None)
@@ -65,9 +65,7 @@ def advise(
         raise ConfigError(
             f"{again.name} continues as it was asked for; only federation.* can be named, got {rest}"
         )
-    federation = {**FEDERATION, **federation}
-    if not federation["superlink"]:
-        keys.setdefault("strategy.min-available-nodes", federation["num-supernodes"])
+    federation = federated(keys, federation)
     check(keys)
     parent = Path(str(keys.get("run.dir", "runs"))).expanduser().resolve()
     folder = again or open_folder({**keys, **{f"federation.{k}": v for k, v in federation.items()}}, parent)

@@ -9,6 +9,7 @@ from pathlib import Path
 from core.config import checked, defaults, flatten, parse, without_effect
 from core.errors import ConfigError
 from core.types import Scalar
+from tasks.data.jsonl import ENDINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 # Not knobs of the app: how many clients a simulation has and what each may use, or which deployment to ask.
@@ -26,11 +27,29 @@ class Request:
 def request(words: list[str]) -> Request:
     """Preset files, a later one over an earlier one, merged with key=value words; every key and value is checked."""
     keys, chosen = given(words)
-    federation = {**FEDERATION, **chosen}
-    if not federation["superlink"]:
-        keys.setdefault("strategy.min-available-nodes", federation["num-supernodes"])
+    federation = federated(keys, chosen)
     parse(keys)
     return Request(keys, federation)
+
+
+def federated(keys: dict[str, Scalar], chosen: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The federation's values where `chosen` is silent; a simulation waits for all of its clients.
+
+    A folder of own files is simulated with a client for each file.
+    """
+    federation = {**FEDERATION, "num-supernodes": _files(keys) or FEDERATION["num-supernodes"], **chosen}
+    if not federation["superlink"]:
+        keys.setdefault("strategy.min-available-nodes", federation["num-supernodes"])
+    return federation
+
+
+def _files(keys: Mapping[str, Scalar]) -> int:
+    """How many files with rows data.path names, if it is a folder of them and each is a client's."""
+    known = {**defaults(), **keys}
+    folder = Path(str(known["data.path"])).expanduser()
+    if known["data.source"] != "jsonl" or known["data.partitioner"] != "natural" or not folder.is_dir():
+        return 0
+    return sum(file.name.endswith(ENDINGS) for file in folder.iterdir())
 
 
 def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:

@@ -42,3 +42,17 @@ def test_presets_are_laid_over_each_other_in_order():
     assert asked.keys["model.dtype"] == "float16"
     with pytest.raises(ConfigError, match="preset files first"):
         accord.request(["kto-toy.toml", "run.seed=2", "gpu.toml"])
+
+
+def test_a_folder_of_own_files_is_simulated_with_a_client_for_each(tmp_path):
+    for name in ("a.jsonl", "b.jsonl.gz", "notes.txt"):
+        (tmp_path / name).touch()
+    own = ["own-files.toml", f"data.path={tmp_path}"]
+    asked = accord.request(own)
+    assert asked.federation["num-supernodes"] == asked.keys["strategy.min-available-nodes"] == 2
+    for words, clients in (
+        ([*own, "federation.num-supernodes=3"], 3),
+        ([*own, "data.partitioner=iid"], 8),
+        ([f"data.path={tmp_path / 'a.jsonl'}", "data.source=jsonl"], 8),
+    ):
+        assert accord.request(words).federation["num-supernodes"] == clients
