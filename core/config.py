@@ -412,10 +412,6 @@ def _check_combinations(config: Config) -> None:
                 f"lora.aggregation = {config.lora.aggregation!r} freezes one of A and B in a local training, which "
                 "train.engine = 'trl' cannot do; use train.engine = 'accord'"
             )
-    if config.model.quantization != "none" and config.model.device == "cpu":
-        raise ConfigError(
-            f"model.quantization = {config.model.quantization!r} cannot run with model.device = 'cpu'"
-        )
     if source == "jsonl" and strategy == "centralized" and not dict(config.source_choice.options).get("path"):
         raise ConfigError("strategy.name = 'centralized' needs every row in one place: set data.path")
 

@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-# Without a GPU bitsandbytes is refused below, yet peft would import it: a second of every process. device_count(),
-# not is_available(): that would fix what CUDA_VISIBLE_DEVICES says before Ray has written it.
+# Without a GPU few want bitsandbytes (_bitsandbytes lets it in), yet peft would import it: a second of every process.
+# device_count(), not is_available(): that would fix what CUDA_VISIBLE_DEVICES says before Ray has written it.
 if not torch.cuda.device_count():
     sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # None: as if not installed
 
 import peft
+from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as AUTO_TARGETS
 from safetensors.torch import save_file
@@ -48,6 +50,8 @@ from tasks.kit.logprobs import completion_logps
 from tasks.kit.personal import Personal
 
 log = logging.getLogger(__name__)
+
+REPACKS = "support_avx512bf16_for_cpu"  # of bitsandbytes' Linear4bit
 
 _forgotten = 0  # bases loaded by this process and let go of
 
@@ -102,11 +106,16 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
         torch.set_num_threads(model.cpu_threads)
     folder = resolve(model)
     placement = _placement(model)
-    quantization = _quantization(model, placement)
+    quantization = _quantization(model)
     tokenizer = load_tokenizer(folder)
     causal = _load(folder, model, placement, quantization)
     if quantization is not None:
         causal = peft.prepare_model_for_kbit_training(causal, use_gradient_checkpointing=False)
+        for (
+            module
+        ) in causal.modules():  # on CPU, 4 bit: it would repack weights so that no gradient passes through
+            if hasattr(module, REPACKS):
+                setattr(module, REPACKS, False)
     if model.gradient_checkpointing:
         causal.gradient_checkpointing_enable({"use_reentrant": False})
     adapted = _attach(causal, lora)
@@ -312,22 +321,31 @@ def _placement(model: ModelConfig) -> str | dict[str, str]:
     return {"": model.device}
 
 
-def _quantization(model: ModelConfig, placement: str | dict[str, str]) -> BitsAndBytesConfig | None:
+def _quantization(model: ModelConfig) -> BitsAndBytesConfig | None:
     if model.quantization == "none":
         return None
-    key = f"model.quantization = {model.quantization!r}"
-    if placement == {"": "cpu"}:
-        raise ConfigError(f"{key} needs a CUDA device, and torch sees none here; use 'none'")
-    if not is_bitsandbytes_available():
-        raise ConfigError(f"{key} needs bitsandbytes; install it with: pip install bitsandbytes")
+    if not _bitsandbytes():
+        raise ConfigError(
+            f"model.quantization = {model.quantization!r} needs bitsandbytes; install it with: "
+            "pip install bitsandbytes"
+        )
     if model.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=getattr(torch, model.dtype),
     )
+
+
+def _bitsandbytes() -> bool:
+    """Whether it can be imported; what hid it from peft and transformers is gone after this."""
+    if sys.modules.get("bitsandbytes", ...) is None:
+        del sys.modules["bitsandbytes"]
+        for known in (is_bnb_available, is_bnb_4bit_available, is_bitsandbytes_available):
+            known.cache_clear()
+    return find_spec("bitsandbytes") is not None
 
 
 def _load(

@@ -133,7 +133,6 @@ def test_an_override_arrives():
             "train.min-learning-rate = 1.0 is above train.learning-rate = 0.002",
         ),
         ({"train.local-epochs": float("nan")}, "train.local-epochs must not be negative, got nan"),
-        ({"model.quantization": "4bit", "model.device": "cpu"}, "cannot run with model.device = 'cpu'"),
     ],
 )
 def test_bad_input_is_one_clear_line(flat, message):

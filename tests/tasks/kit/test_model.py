@@ -149,7 +149,7 @@ def test_what_cannot_be_loaded_is_one_clear_line(settings: dict, words: str, fol
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
-@pytest.mark.parametrize("settings", [{"device": "cuda"}, {"device": "balanced"}, {"quantization": "8bit"}])
+@pytest.mark.parametrize("settings", [{"device": "cuda"}, {"device": "balanced"}])
 def test_without_cuda_what_needs_it_is_refused(settings: dict, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"torch sees no(ne| CUDA device) here"):
         load_base(ModelConfig(name=str(folder), **settings), LoraConfig())
