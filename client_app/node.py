@@ -6,8 +6,9 @@ Of the seconds that Flower 1.39 adds to a message, this takes away what can be t
   a process that has imported them to fork, and starts the real one where that fails;
 - looking for messages every 3 s and for replies every 0.5 s, and 1 s, 2 s, 4 s ... between two tries to fetch tensors
   that are still on their way: shorter sleeps;
-- unpacking the app's bundle for each message: not where it lies unpacked already.
-The last two (core/waits.py) touch Flower's inside; what is not found as in 1.39 is left as it is, with a warning.
+- unpacking the app's bundle for each message: not where it lies unpacked already;
+- waiting for ever for a ClientApp that died before it had fetched its message.
+The last three (core/waits.py) touch Flower's inside; what is not found as in 1.39 is left as it is, with a warning.
 
 Nothing of ours may be imported here: the app that Flower unpacks brings modules of the same names.
 """
@@ -55,6 +56,7 @@ def main() -> None:
             ("its loop", waits.shorten_loop()),
             ("its fetching", waits.shorten_tries()),
             ("its unpacking", waits.unpack_once()),
+            ("a message whose ClientApp has died", waits.answer_for_the_dead()),
         )
         if not done
     ]
