@@ -103,7 +103,8 @@ def server(federation: Federation) -> dict[str, str]:
         "accord-superlink.service": _unit(
             federation, f"Accord server of {federation.name}", folder, f"start {folder}"
         ),
-        "compose.yml": f"name: accord-{federation.name}\nservices:\n{service}{ports}",
+        "compose.yml": f"services:\n{service}{ports}",
+        ".env": f"COMPOSE_PROJECT_NAME=accord-{federation.name}\n",
     }
 
 
@@ -129,7 +130,8 @@ def site(federation: Federation, plan: SitePlan) -> dict[str, str]:
         "accord-node.service": _unit(
             federation, f"Accord SuperNode of {plan.name}", folder, f"start {folder}", "accord-site.service"
         ),
-        "compose.yml": f"name: accord-{federation.name}-{plan.name}\nservices:\n{service}",
+        "compose.yml": f"services:\n{service}",
+        ".env": f"COMPOSE_PROJECT_NAME=accord-{federation.name}-{plan.name}\n",
     }
 
 

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from server_app.provision.federation import read_federation
+from server_app.provision.kits import provision
 from tests.docker.engine import LONG_S, SITES, USER, Engine, Project, below, compose_file, one_run
 from tests.federation.conftest import ROOT, timeless, wait_until
 from tests.federation.test_deployment import rows
@@ -255,3 +257,13 @@ def test_gpu_files_are_what_compose_reads(engine, files):
     said = subprocess.run([*engine.compose, *words, *profile, "config"], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert said.stdout.count("driver: nvidia") == (1 if profile else len(SITES))
+
+
+def test_the_files_of_a_kit_are_what_compose_reads(engine, tmp_path):
+    plan = tmp_path / "federation.toml"
+    plan.write_text('name = "clinics"\nhosts = ["fl.example.org"]\n[sites.north]\n')
+    list(provision(read_federation(plan), tmp_path / "kits"))
+    for kit, services in (("server", {"superlink"}), ("sites/north", {"site", "node"})):
+        words = [*engine.compose, "config", "--services"]
+        said = subprocess.run(words, cwd=tmp_path / "kits" / kit, capture_output=True, text=True)
+        assert set(said.stdout.split()) == services, said.stderr
