@@ -37,8 +37,8 @@ WIDTH = 100
 WIDTHS = (7, 9, 10, 10, 16, 10, 10, 11, 14)
 SHOWN_ANSWERS = 3
 SHOWN_FAILURES = 3
-_form = "text"
 PACE = 5  # rounds whose mean time predicts the rest
+_form = "text"  # or "json": `speak` sets it
 
 
 def speak(form: str) -> None:

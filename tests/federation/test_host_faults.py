@@ -25,10 +25,8 @@ TRIES = 8
 
 def points(kinds: Sequence[str]) -> list[tuple[str, int, str]]:
     """Kind of process, message begun before it is killed, site."""
-    draw, early = (
-        random.Random(11),
-        {"clientapp": MESSAGES - 2 * len(SITES)},
-    )  # it must come once more to its site
+    draw = random.Random(11)
+    early = {"clientapp": MESSAGES - 2 * len(SITES)}  # it must come once more to its site
     return [
         (kind, draw.randrange(1, early.get(kind, MESSAGES)), SITES[n % len(SITES)])
         for n, kind in enumerate(kinds)
