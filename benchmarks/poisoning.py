@@ -16,8 +16,9 @@ from pathlib import Path
 
 from benchmarks.options import options
 from client_app.site import Node, Site
-from core.config import Config, parse
+from core.config import parse
 from core.errors import AccordError
+from core.sections import Config
 from core.tree import norm, scale
 from core.types import Client, Metrics, ServerState, Update
 from strategies.base import Strategy

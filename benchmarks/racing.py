@@ -16,7 +16,8 @@ import numpy as np
 from benchmarks.options import options
 from benchmarks.poisoning import Keys, read
 from client_app.site import Node, Site
-from core.config import Config, parse
+from core.config import parse
+from core.sections import Config
 from core.tree import Tree, add
 from core.types import Metrics, Order
 from strategies.kit.grouping import exact

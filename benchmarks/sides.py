@@ -24,8 +24,8 @@ from transformers import (
 )
 from trl.trainer import utils as trl_utils
 
-from core.config import LoraConfig, ModelConfig, TrainConfig
 from core.plugins import build
+from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Example, Task
 from tasks.kit import linear, loop, trl_engine
 from tasks.kit.cache import Cache

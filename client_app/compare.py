@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from core.config import Config
+from core.sections import Config
 from core.seeds import rng_for
 from core.tree import Tree
 from core.types import Metrics, Scalar

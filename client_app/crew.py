@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from client_app.site import Node, Site
-from core.config import Config
+from core.sections import Config
 from core.types import Json, Order, Update
 from tasks.kit import parallel
 

@@ -10,9 +10,10 @@ from client_app.crew import site_of
 from client_app.policy import Claim
 from client_app.site import Node, Site
 from core import wire
-from core.config import Config, parse
+from core.config import parse
 from core.errors import AccordError, SiteError
 from core.frame import Failure, RecordDict, encode_failure
+from core.sections import Config
 from core.types import Json, Order, Scalar, Update
 from tasks.kit.model import loads
 

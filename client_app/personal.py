@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core import store
-from core.config import Config, LoraConfig, ModelConfig
 from core.errors import BaseMismatch
 from core.factors import is_private
+from core.sections import Config, LoraConfig, ModelConfig
 from core.tree import Tree
 from tasks.base import Parts
 from tasks.kit.encode import Encoder

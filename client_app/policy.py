@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from core.config import Config
 from core.errors import ConfigError, PolicyRefused
+from core.sections import Config
 from core.types import Scalar
 
 ANY = "*"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from client_app.policy import Policy
 from core import store
-from core.config import Config
 from core.errors import PolicyRefused
+from core.sections import Config
 from core.tree import flat
 from core.types import Json, Order, Update
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from client_app.policy import Policy, shown
-from core.config import Config
 from core.errors import PolicyRefused
 from core.factors import is_private
+from core.sections import Config
 from core.types import Order, Scalar
 from strategies.kit.client_rule import FINISH
 

@@ -12,9 +12,9 @@ import torch
 
 from client_app.policy import Policy, shown
 from client_app.policy_ledger import content
-from core.config import Config
 from core.errors import PolicyRefused
 from core.factors import is_private
+from core.sections import Config
 from core.tree import Tree, norm, scale
 from core.types import Json, Order, Update
 

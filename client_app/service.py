@@ -32,9 +32,9 @@ from client_app.site import Node, forget_rows
 from client_app.site_file import SiteFile
 from client_app.unexpected import unexpected
 from core import __version__
-from core.config import Config
 from core.errors import AccordError, ConfigError, FrameError, SiteError
 from core.frame import FACTS, Failure, RecordDict, encode_failure, pack, unpack
+from core.sections import Config
 from tasks.kit import model, parallel
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from client_app import compare, personal
 from client_app.memory import Memory
-from core.config import Config, TrainConfig
 from core.errors import BaseMismatch, ConfigError
 from core.factors import MERGED
+from core.sections import Config, TrainConfig
 from core.seeds import seed_for
 from core.tree import Tree
 from core.types import Json, Metrics, Order, Scalar, Update

@@ -10,9 +10,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from core import store
-from core.config import Config, parse
+from core.config import parse
 from core.errors import AccordError, CheckpointError, ConfigError
 from core.factors import MERGED
+from core.sections import Config
 from core.types import Json, ServerState
 from core.waits import shorten_tries
 from server_app import console

@@ -9,7 +9,7 @@ from math import ceil
 
 import psutil
 
-from core.config import Config
+from core.sections import Config
 from core.types import Scalar
 from server_app.show import counted, size
 from tasks.kit.memory import Estimate, estimate, shape_of

@@ -17,8 +17,9 @@ from pathlib import Path
 import tomli_w
 
 from core import __version__, store
-from core.config import Config, flatten
+from core.config import flatten
 from core.errors import CheckpointError
+from core.sections import Config
 from core.types import Json, ServerState
 
 log = logging.getLogger(__name__)

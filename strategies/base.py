@@ -12,9 +12,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from core import wire
-from core.config import LoraConfig
 from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.factors import is_private
+from core.sections import LoraConfig
 from core.tree import Tree, norm, same_layout
 from core.types import Client, Json, Metrics, Order, ServerState, Update
 from strategies.kit.client_rule import ClientRule

@@ -9,8 +9,8 @@ Deviations: v_k begins as the w^t of the client's first round, not as w^0; AdamW
 from dataclasses import dataclass, replace
 from typing import Self
 
-from core.config import LoraConfig
 from core.errors import ConfigError
+from core.sections import LoraConfig
 from core.types import Order
 from strategies.fedavg import FedAvg
 from strategies.kit.client_rule import ClientRule, Correct

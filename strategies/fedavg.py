@@ -9,8 +9,8 @@ has SGD.
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
-from core.config import LoraConfig
 from core.errors import ConfigError
+from core.sections import LoraConfig
 from core.tree import Tree
 from core.types import Client, Metrics, Order, ServerState, Update
 from strategies.base import Strategy

@@ -18,9 +18,9 @@ from typing import Self
 
 import numpy as np
 
-from core.config import LoraConfig
 from core.errors import ConfigError
 from core.factors import first
+from core.sections import LoraConfig
 from core.seeds import rng_for
 from core.tree import Tree
 from core.types import Client, Metrics, Order, Scalar, ServerState, Update

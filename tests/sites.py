@@ -7,7 +7,7 @@ from flwr.app import Message
 
 from client_app.site import Node, Site
 from core import frame, wire
-from core.config import Config, FaultConfig
+from core.sections import Config, FaultConfig
 from core.types import ServerState
 from server_app.run_folder import RunFolder
 from strategies.kit.session import Live

@@ -9,7 +9,8 @@ import torch
 
 import accord
 from client_app.site import Node, Site
-from core.config import Config, parse
+from core.config import parse
+from core.sections import Config
 from core.types import Order
 from server_app.reading import read_run
 from server_app.stats import by_key, headline, purity

@@ -13,8 +13,9 @@ from client_app import personal
 from client_app.memory import Memory
 from client_app.site import Node, Site
 from core import wire
-from core.config import Config, parse
+from core.config import parse
 from core.factors import is_a, is_b, is_private
+from core.sections import Config
 from core.types import Order
 from tasks.kit import engine
 from tasks.kit.model import initial_adapter, load_base, set_adapter

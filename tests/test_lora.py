@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from client_app.site import Node, Site
-from core.config import Config, parse
+from core.config import parse
 from core.factors import is_a, is_b, modules
+from core.sections import Config
 from core.types import Client
 from server_app.run_folder import RunFolder
 from tasks.kit.encode import Encoder

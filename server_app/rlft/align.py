@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from core import store
-from core.config import Config, TrainConfig
+from core.sections import Config, TrainConfig
 from core.seeds import seed_for
 from core.tree import Tree
 from core.types import Json

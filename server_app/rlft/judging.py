@@ -9,8 +9,8 @@ from statistics import fmean
 
 import torch
 
-from core.config import Choice, Config
 from core.errors import ConfigError
+from core.sections import Choice, Config
 from core.types import Metrics
 from evals.base import Talker
 from tasks.data.base import Planted, Source

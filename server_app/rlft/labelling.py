@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from core.config import RlftConfig
 from core.errors import DataError
+from core.sections import RlftConfig
 from core.types import Json
 from server_app.rlft.judging import Candidates
 from server_app.rlft.prompts import Asked

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.config import RlftConfig
 from core.errors import ConfigError, DataError
+from core.sections import RlftConfig
 from tasks.data.base import Planted, Source
 
 

@@ -17,9 +17,9 @@ from math import sqrt
 
 import torch
 
-from core.config import LoraConfig
 from core.errors import ConfigError
 from core.factors import MERGED, b_of, cut, is_a, is_b, modules, rank_of, start
+from core.sections import LoraConfig
 from core.tree import Tree, add, scale
 from core.types import Metrics, Order, ServerState, Update
 from strategies.kit.client_rule import PLAIN, ClientRule

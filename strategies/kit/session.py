@@ -12,8 +12,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from core import wire
-from core.config import FaultConfig
 from core.errors import RoundFailed
+from core.sections import FaultConfig
 from core.types import Client, Json, Metrics, Order, Scalar, ServerState, Update
 from strategies.kit.in_order import InOrder
 

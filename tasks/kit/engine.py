@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from core.config import Config, TrainConfig
 from core.errors import ConfigError, DataError
+from core.sections import Config, TrainConfig
 from core.types import Metrics, Scalar
 from tasks.base import Example, Row, Task
 from tasks.kit import loop, parallel

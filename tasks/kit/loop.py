@@ -8,9 +8,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from core.config import TrainConfig
 from core.errors import DataError
 from core.factors import is_private
+from core.sections import TrainConfig
 from core.seeds import rng_for, seed_for
 from core.tree import Tree
 from core.types import Metrics, Scalar

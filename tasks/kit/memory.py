@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from core.config import Config, ModelConfig
+from core.sections import Config, ModelConfig
 from core.types import Json
 from tasks.kit import toy_base
 

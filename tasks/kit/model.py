@@ -36,8 +36,8 @@ from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from core import factors
-from core.config import LoraConfig, ModelConfig
 from core.errors import ConfigError
+from core.sections import LoraConfig, ModelConfig
 from core.tree import Tree, same_layout
 from tasks.base import NO_PARTS, Parts, everything
 from tasks.kit import attention, toy_base

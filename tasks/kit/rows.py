@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from core.config import Choice, Config
 from core.errors import ConfigError, DataError
+from core.sections import Choice, Config
 from core.seeds import seed_for
 from core.types import Json
 from tasks.base import Row, Task

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 
-from core.config import TrainConfig
+from core.sections import TrainConfig
 from core.types import Scalar
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from core.config import TrainConfig
+from core.sections import TrainConfig
 from core.tree import Tree
 from tasks.base import everything
 from tasks.kit.flat import Flat

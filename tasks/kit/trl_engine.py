@@ -29,8 +29,8 @@ from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from core.config import TrainConfig
 from core.errors import ConfigError, DataError
+from core.sections import TrainConfig
 from core.types import Metrics, Scalar
 from tasks.base import Example, Task
 from tasks.dpo import DPO

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from core import __version__, config
-from core.config import CHOOSERS, SECTIONS, defaults, parse
+from core.config import CHOOSERS, defaults, parse
 from core.errors import ConfigError
 from core.plugins import knobs, names, plugin
+from core.sections import SECTIONS
 
 RLFT = {"task.name": "reward", "rlft.epochs": 1}
 PLUGINS = {**CHOOSERS, "eval": ("eval.benchmarks", "evals")}

@@ -9,8 +9,8 @@ import scipy.stats  # noqa: E402, F401
 
 import client_app.main  # noqa: E402, F401
 import server_app.main  # noqa: E402, F401
-from core.config import LoraConfig, ModelConfig  # noqa: E402
 from core.plugins import names, plugin  # noqa: E402
+from core.sections import LoraConfig, ModelConfig  # noqa: E402
 from tasks.kit.model import load_base  # noqa: E402
 from tests.faults import federation  # noqa: E402, F401
 

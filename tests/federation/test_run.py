@@ -110,7 +110,7 @@ torch.save(model(torch.arange(3, 13)[None]).logits.detach(), sys.argv[2])
 import sys, torch
 from pathlib import Path
 from core import store
-from core.config import LoraConfig, ModelConfig
+from core.sections import LoraConfig, ModelConfig
 from tasks.kit.model import load_base, set_adapter
 base = load_base(ModelConfig(), LoraConfig())
 trees, _ = store.load(store.round_folder(Path(sys.argv[1]) / "checkpoints", 3))

@@ -10,8 +10,8 @@ import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from core import frame, wire
-from core.config import FaultConfig
 from core.errors import ConfigError, RoundFailed, TreeMismatch
+from core.sections import FaultConfig
 from core.types import Update
 from strategies.fedavg import FedAvg
 from strategies.kit.session import Live

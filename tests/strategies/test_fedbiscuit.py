@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.config import LoraConfig
 from core.errors import ConfigError
+from core.sections import LoraConfig
 from core.seeds import rng_for
 from core.types import Client, Order, ServerState, Update
 from server_app.run_folder import RunFolder

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config import LoraConfig, ModelConfig, TrainConfig
 from core.errors import ConfigError
+from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Batch, Example
 from tasks.kit.cache import Cache
 from tasks.kit.logprobs import completion_logps

@@ -15,7 +15,7 @@ from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from core.config import LoraConfig, ModelConfig, TrainConfig
+from core.sections import LoraConfig, ModelConfig, TrainConfig
 from core.tree import Tree
 from tasks.dpo import DPO
 from tasks.kit.encode import Encoder

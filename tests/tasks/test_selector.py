@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.config import LoraConfig, ModelConfig, TrainConfig
 from core.errors import ConfigError
+from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Batch, Example
 from tasks.data.base import Found, canonical
 from tasks.kit.choice import calibration_error, margins

@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.config import RlftConfig
 from core.errors import ConfigError, DataError
+from core.sections import RlftConfig
 from server_app.rlft.prompts import Asked, public_prompts
 from tasks.data.jsonl import Jsonl
 from tasks.data.toy import Toy

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from core.config import TrainConfig
 from core.errors import ConfigError
+from core.sections import TrainConfig
 from core.tree import Tree, sub
 from core.types import Order
 from strategies.kit.client_rule import ClientRule, Memory, Outcome

@@ -8,9 +8,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from core.config import LoraConfig, ModelConfig, TrainConfig
 from core.errors import TreeMismatch
 from core.factors import b_of, cut, modules
+from core.sections import LoraConfig, ModelConfig, TrainConfig
 from core.tree import Tree
 from tasks.base import Example
 from tasks.dpo import DPO

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from core.config import LoraConfig, ModelConfig
+from core.sections import LoraConfig, ModelConfig
 from tasks.base import Example
 from tasks.dpo import DPO
 from tasks.kit.encode import Encoder

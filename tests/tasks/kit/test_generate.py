@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.config import LoraConfig, ModelConfig
+from core.sections import LoraConfig, ModelConfig
 from core.seeds import seed_for
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Sampling, Talker, greedy, sampled

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import LoraConfig, ModelConfig
+from core.sections import LoraConfig, ModelConfig
 from tasks.kit.choice import margins
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import choice_batch

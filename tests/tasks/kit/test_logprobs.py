@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.config import LoraConfig, ModelConfig
+from core.sections import LoraConfig, ModelConfig
 from tasks.kit.head import Head
 from tasks.kit.logprobs import completion_logps, with_strangers
 from tasks.kit.model import Base, initial_adapter, load_base, reference, set_adapter, training

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import LoraConfig, ModelConfig, TrainConfig
 from core.errors import DataError
+from core.sections import LoraConfig, ModelConfig, TrainConfig
 from core.tree import Tree
 from tasks.base import Example
 from tasks.dpo import DPO, dpo_loss

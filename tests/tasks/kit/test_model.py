@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from core.config import LoraConfig, ModelConfig
 from core.errors import ConfigError, TreeMismatch
+from core.sections import LoraConfig, ModelConfig
 from tasks.kit import model as kit
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.model import get_adapter, initial_adapter, load_base, load_tokenizer, save_adapter, set_adapter

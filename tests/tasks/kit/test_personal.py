@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear
 
-from core.config import LoraConfig, ModelConfig
 from core.errors import TreeMismatch
+from core.sections import LoraConfig, ModelConfig
 from core.tree import Tree
 from tasks.base import Example, Parts
 from tasks.kit import head as head_module

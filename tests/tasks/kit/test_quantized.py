@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.config import LoraConfig, ModelConfig
+from core.sections import LoraConfig, ModelConfig
 from tasks.dpo import DPO
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.model import Base, initial_adapter, load_base, set_adapter

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.config import TrainConfig
+from core.sections import TrainConfig
 from tasks.kit.schedule import learning_rate, local_steps, of_round
 
 VECTORS = Path(__file__).parents[4] / "shared/spec/vectors/openfedllm.json"

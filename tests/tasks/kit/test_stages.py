@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import LoraConfig, ModelConfig, TrainConfig
 from core.factors import is_private, part_of
+from core.sections import LoraConfig, ModelConfig, TrainConfig
 from core.tree import Tree
 from tasks.base import Example, Parts
 from tasks.dpo import DPO

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.config import TrainConfig
+from core.sections import TrainConfig
 from tasks.kit.flat import Flat
 from tasks.kit.stepper import PLAIN, Bend, Stepper
 

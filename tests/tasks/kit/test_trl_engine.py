@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from core.config import LoraConfig, ModelConfig, TrainConfig
 from core.errors import ConfigError, DataError
+from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Example
 from tasks.dpo import DPO
 from tasks.kit import loop, trl_engine
