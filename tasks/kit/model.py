@@ -1,25 +1,20 @@
-"""The base model with one LoRA adapter: loaded once per process, adapters in and out as trees. The only peft file."""
+"""The base model with one LoRA adapter: loaded once per process, adapters in and out as trees. Peft is met here."""
 
 import gc
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-# Without a GPU few want bitsandbytes (_bitsandbytes lets it in), yet peft would import it: a second of every process.
-# device_count(), not is_available(): that would fix what CUDA_VISIBLE_DEVICES says before Ray has written it.
-if not torch.cuda.device_count():
-    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # None: as if not installed
+from tasks.kit import quantized  # first: it decides whether peft finds bitsandbytes
 
+# isort: split
 import peft
-from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as AUTO_TARGETS
 from safetensors.torch import save_file
@@ -27,31 +22,27 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.hub import cached_file
-from transformers.utils.import_utils import is_bitsandbytes_available
 
 from core import factors
 from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig
 from core.tree import Tree, same_layout
 from tasks.base import NO_PARTS, Parts, everything
-from tasks.kit import attention, toy_base
+from tasks.kit import toy_base
 from tasks.kit.beside import Beside
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.flat import Flat
 from tasks.kit.head import Head
 from tasks.kit.linear import use_onednn
-from tasks.kit.logprobs import completion_logps
+from tasks.kit.path import choose_path
 from tasks.kit.personal import Personal
 
 log = logging.getLogger(__name__)
-
-REPACKS = "support_avx512bf16_for_cpu"  # of bitsandbytes' Linear4bit
 
 _forgotten = 0  # bases loaded by this process and let go of
 
@@ -106,16 +97,11 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
         torch.set_num_threads(model.cpu_threads)
     folder = resolve(model)
     placement = _placement(model)
-    quantization = _quantization(model)
+    quantization = quantized.settings(model)
     tokenizer = load_tokenizer(folder)
     causal = _load(folder, model, placement, quantization)
     if quantization is not None:
-        causal = peft.prepare_model_for_kbit_training(causal, use_gradient_checkpointing=False)
-        for (
-            module
-        ) in causal.modules():  # on CPU, 4 bit: it would repack weights so that no gradient passes through
-            if hasattr(module, REPACKS):
-                setattr(module, REPACKS, False)
+        causal = quantized.prepared(causal)
     if model.gradient_checkpointing:
         causal.gradient_checkpointing_enable({"use_reentrant": False})
     adapted = _attach(causal, lora)
@@ -130,7 +116,7 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
         adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, personal, Beside(layers), lora.r,
         Head(None), False,
     )  # fmt: skip
-    _choose_path(base)
+    choose_path(base)
     use_onednn(adapted)
     parameters = sum(p.numel() for p in causal.parameters())
     log.info(
@@ -321,35 +307,8 @@ def _placement(model: ModelConfig) -> str | dict[str, str]:
     return {"": model.device}
 
 
-def _quantization(model: ModelConfig) -> BitsAndBytesConfig | None:
-    if model.quantization == "none":
-        return None
-    if not _bitsandbytes():
-        raise ConfigError(
-            f"model.quantization = {model.quantization!r} needs bitsandbytes; install it with: "
-            "pip install bitsandbytes"
-        )
-    if model.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, model.dtype),
-    )
-
-
-def _bitsandbytes() -> bool:
-    """Whether it can be imported; what hid it from peft and transformers is gone after this."""
-    if sys.modules.get("bitsandbytes", ...) is None:
-        del sys.modules["bitsandbytes"]
-        for known in (is_bnb_available, is_bnb_4bit_available, is_bitsandbytes_available):
-            known.cache_clear()
-    return find_spec("bitsandbytes") is not None
-
-
 def _load(
-    folder: Path, model: ModelConfig, placement: Any, quantization: BitsAndBytesConfig | None
+    folder: Path, model: ModelConfig, placement: Any, quantization: quantized.BitsAndBytesConfig | None
 ) -> PreTrainedModel:
     # Any: transformers' own union of placements
     options = {"quantization_config": quantization} if quantization else {}
@@ -419,48 +378,3 @@ def _copied(parameters: Mapping[str, Tensor]) -> Tree:
 
 def count(parameters: Mapping[str, Tensor]) -> int:
     return sum(p.numel() for p in parameters.values())
-
-
-def _choose_path(base: Base) -> None:
-    """Packed forks where a trial shows that they compute what the model computes, else padded batches."""
-    causal = base.causal
-    usual = causal.config._attn_implementation or "eager"
-    reason = _obstacle(causal) or _trial(base)
-    if reason:
-        base.packed, base.head = False, Head(None)
-        causal.set_attn_implementation(usual)
-        log.warning("%s runs on padded batches with full logits: %s", type(causal).__name__, reason)
-
-
-def _obstacle(causal: PreTrainedModel) -> str:
-    """Why a model cannot be packed, as far as its parts say; "" for nothing."""
-    head = causal.get_output_embeddings()
-    if type(head) is not nn.Linear or any(p.requires_grad for p in head.parameters()):
-        return "its head is not a plain frozen linear layer"
-    chunk = causal.config.get_text_config().to_dict().get("attention_chunk_size")
-    return f"it attends in chunks of {chunk}" if chunk else ""
-
-
-@torch.no_grad()
-def _trial(base: Base) -> str:
-    """Set the base up for packed forks and compare with the padded path; why it failed, or ""."""
-    causal = base.causal
-    vocabulary = causal.config.get_text_config().vocab_size
-    tokens = iter((7 * i + i * i // 3) % vocabulary for i in range(1, 1000))  # arbitrary
-    shapes = [(5, (4, 6)), (3, (1, 7, 2))]
-    forks = [(_take(tokens, stem), tuple(_take(tokens, n) for n in branches)) for stem, branches in shapes]
-    want = completion_logps(base, forks)
-    base.packed, base.head = True, Head(causal.get_output_embeddings(), base.personal)
-    try:
-        causal.set_attn_implementation(attention.NAME)
-        got = completion_logps(base, forks)
-    except (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError) as failure:
-        return f"a trial failed with {type(failure).__name__}"
-    error = float((got - want).abs().max() / want.abs().max())
-    return (
-        "" if error < (1e-3 if causal.dtype == torch.float32 else 3e-2) else f"a trial was off by {error:.0e}"
-    )
-
-
-def _take(tokens: Iterator[int], count: int) -> tuple[int, ...]:
-    return tuple(next(tokens) for _ in range(count))
