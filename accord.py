@@ -129,14 +129,19 @@ def provision(
 
 
 @app.command()
-def start(kit: Annotated[Path, typer.Argument(metavar="KIT")]) -> None:
-    """Start what a kit is for: the SuperLink on the server, the SuperNode at a site."""
+def start(
+    kit: Annotated[Path, typer.Argument(metavar="KIT")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
+) -> None:
+    """Start what a kit is for: the SuperLink on the server, the SuperNode at a site; KEY=VALUE over its site.toml."""
     if read_kit(kit)["kind"] == "server":
+        if words:
+            raise ConfigError(f"{kit} is the kit of a server, which takes no words; got {words[0]!r}")
         serve.start(kit)
-    then = "import sys; sys.path[0] = sys.argv[1]; from client_app.supervise import main; main(sys.argv[2])"
-    os.execv(
-        sys.executable, [sys.executable, "-c", then, str(ROOT), str(kit)]
-    )  # in place of what is loaded here
+    then = "import sys; sys.path[0] = sys.argv[1]; from client_app.supervise import main; main(*sys.argv[2:])"
+    os.execv(  # in place of what is loaded here
+        sys.executable, [sys.executable, "-c", then, str(ROOT), str(kit), *(words or [])]
+    )
 
 
 @app.command()

@@ -16,13 +16,14 @@ import threading
 import time
 import tomllib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from core.errors import AccordError, ConfigError
-from core.keys import check_private, fingerprint, write_public
+from core.keys import check_private, fingerprint_of
 from core.processes import environment, read_kit
 
 PAUSE_S = 5.0
@@ -30,6 +31,11 @@ PATIENCE_S = 30.0  # for a SuperNode that was asked to stop
 REMEMBERED_S = 65.0  # twice Flower's heartbeat: so long a SuperLink takes a dead SuperNode for a living one
 SPREAD_S = 300  # between the clocks, as Flower's signatures allow
 PROBE_S = 10.0
+WORDS = (
+    "address",
+    "token-file",
+    "state-dir",
+)  # of site.toml: where `accord site` listens, and a place of its own
 LINES = (
     200  # of a SuperNode that are looked at when it has ended: Flower's word for it, then its stack traces
 )
@@ -51,12 +57,20 @@ class NodeKit:
     site: dict[str, Any]  # site.toml
 
     @staticmethod
-    def read(folder: Path) -> "NodeKit":
+    def read(folder: Path, words: Sequence[str] = ()) -> "NodeKit":
+        """words: KEY=VALUE over its site.toml, of the keys that a SuperNode asks for."""
         about = read_kit(folder, "site")
         try:
             site = tomllib.loads((folder / "site.toml").read_text())
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{folder / 'site.toml'} cannot be read as a site's file: {error}") from error
+        for word in words:
+            key, separator, value = word.partition("=")
+            if not separator or key not in WORDS:
+                raise ConfigError(
+                    f"expected {' | '.join(f'{k}=...' for k in WORDS)} after {folder}, got {word!r}"
+                )
+            site[key] = value
         host, _, port = str(about["superlink"]).rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         return NodeKit(folder.resolve(), about["name"], host, port, about["runtime-port"], site)
@@ -200,7 +214,7 @@ class Supervisor:
         return time.time() - self.seen.stat().st_mtime if self.seen.is_file() else float("inf")
 
     def _key(self) -> str:
-        return fingerprint(self.kit.folder / "node.pub")
+        return fingerprint_of(self.kit.folder / "node.key")
 
 
 def check_files(kit: NodeKit) -> None:
@@ -211,7 +225,6 @@ def check_files(kit: NodeKit) -> None:
             "node.pub to the server"
         )
     check_private(kit.folder / "node.key")
-    write_public(kit.folder / "node.key", kit.folder / "node.pub")
 
 
 def check_server(kit: NodeKit) -> None:
@@ -253,9 +266,9 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def main(folder: str) -> None:
+def main(folder: str, *words: str) -> None:
     try:
-        supervisor = Supervisor(NodeKit.read(Path(folder)))
+        supervisor = Supervisor(NodeKit.read(Path(folder), words))
 
         def stop(_number: int, _frame: FrameType | None) -> None:
             supervisor.stopping = True

@@ -28,7 +28,7 @@ def make_key(private: Path, public: Path) -> None:
 
 def write_public(private: Path, public: Path) -> None:
     """The public half of a pair."""
-    write(public, _read(private).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
+    write(public, _public(private) + b"\n")
 
 
 def check_private(path: Path) -> None:
@@ -44,12 +44,16 @@ def fingerprint(public: Path) -> str:
         text = public.read_bytes()
         if not isinstance(load_ssh_public_key(text), ec.EllipticCurvePublicKey):
             raise ValueError("another kind of key")
-        blob = base64.b64decode(text.split()[1])
+        return _digest(text)
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(
             f"{public} holds no public key of a site, ecdsa-sha2-nistp384 ...: {error}"
         ) from error
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def fingerprint_of(private: Path) -> str:
+    """The same of the pair that a private key belongs to."""
+    return _digest(_public(private))
 
 
 def write(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -62,6 +66,15 @@ def write(path: Path, content: bytes, mode: int = 0o644) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def _public(private: Path) -> bytes:
+    return _read(private).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+
+
+def _digest(public: bytes) -> str:
+    blob = base64.b64decode(public.split()[1])
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def _read(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -27,14 +27,78 @@ ProtectSystem=full
 [Install]
 WantedBy=multi-user.target
 """
-SERVICE = """\
-  {name}:
-    image: {image}
-    command: {words}
-    volumes: [".:/kit"]
-    restart: unless-stopped
-    init: true
-    stop_grace_period: 60s
+COMPOSE = """\
+x-accord: &accord
+  image: {image}
+  restart: unless-stopped
+  init: true
+  stop_grace_period: 60s
+  read_only: true
+  cap_drop: [ALL]
+  security_opt: ["no-new-privileges:true"]
+  pids_limit: 1024
+  logging:
+    driver: json-file
+    options: {{max-size: 10m, max-file: "3"}}
+
+services:
+"""
+HEALTH = (
+    "{{test: [CMD, python, -IS, /opt/accord/docker/healthy.py, {what}], interval: 10s, start_period: 180s}}"
+)
+SUPERLINK = """\
+  superlink:
+    <<: *accord
+    command: [accord, start, /kit]
+    working_dir: /kit # runs/ is there
+    environment: {{FLWR_HOME: /kit/flwr, ACCORD_HOME: /kit/state/accord}}
+    tmpfs: [/tmp]
+    volumes: [".:/kit", "models:/models"]
+    ports: ["{port}:{port}"]
+    healthcheck: {health}
+
+volumes:
+  models: # bases from a hub
+"""
+RESIDENT = """\
+  # Holds the rows and the base model, and has no network at all: its socket is how it is reached.
+  site:
+    <<: *accord
+    command: [accord, site, /kit/site.toml, "{address}"]
+    network_mode: none
+    environment: {{ACCORD_HOME: /kit/state, HF_HUB_OFFLINE: "1"}}
+    tmpfs: [/tmp]
+    volumes: [".:/kit", "socket:/run/accord", "models:/models:ro"]
+    healthcheck: {site_health}
+
+  # Passes messages on. It sees its key and the site's socket, no rows and no private memory.
+  node:
+    <<: *accord
+    command: [accord, start, /kit, "{address}", state-dir=/state]
+    tmpfs: ["/tmp:exec"] # `accord node` puts a command of its own there
+    volumes:
+      - ./kit.toml:/kit/kit.toml:ro
+      - ./site.toml:/kit/site.toml:ro
+      - ./ca.crt:/kit/ca.crt:ro
+      - ./node.key:/kit/node.key:ro
+      - socket:/run/accord
+      - node:/state
+    healthcheck: {node_health}
+
+volumes:
+  socket:
+  node:
+  models: # bases from a hub; the site itself cannot fetch them
+"""
+ADDRESS = "address=unix:/run/accord/site.sock"
+GPU = """\
+# Over compose.yml, for a GPU of this machine: NVIDIA's container toolkit, and an image built with CUDA's torch.
+services:
+  site:
+    deploy:
+      resources:
+        reservations:
+          devices: [{driver: nvidia, count: 1, capabilities: [gpu]}]
 """
 SERVER = """\
 # The server of federation {name}
@@ -54,8 +118,14 @@ As a service: put this folder at {folder}, then
     cp {folder}/accord-superlink.service /etc/systemd/system/
     systemctl enable --now accord-superlink
 
-or `chown -R 10001 . && docker compose up -d` (the user of the image; docs/docker.md). State (registered keys,
-runs under way) is in `state/`.
+In a container (docs/docker.md), as the image's user:
+
+    chown -R 10001 .
+    docker compose up -d
+    docker compose exec superlink accord register /kit
+    docker compose exec superlink accord run own-files.toml federation.superlink={name} ...
+
+State (registered keys, runs under way) is in `state/`; there, results come to `runs/` of this folder.
 """
 SITE = """\
 # Site {site} of federation {name}
@@ -74,7 +144,15 @@ As a service: put this folder at {folder}, then
     cp {folder}/accord-*.service /etc/systemd/system/
     systemctl enable --now accord-site accord-node
 
-or `chown -R 10001 . && docker compose up -d` (the user of the image; docs/docker.md).
+In containers (docs/docker.md), as the image's user, with rows and policy inside this folder:
+
+    chown -R 10001 .
+    docker compose up -d
+    docker compose -f compose.yml -f compose.gpu.yml up -d      # instead, with a GPU
+
+The site's container has no network. A base from a hub is fetched into its volume before:
+
+    docker run --rm -v {project}_models:/models {image} hf download ORGANISATION/MODEL
 """
 OWN_KEY = """\
 Make this site's key here, where it stays, and send the public half, `node.pub`, to the server as `sites/{site}.pub`:
@@ -96,32 +174,32 @@ def server(federation: Federation) -> dict[str, str]:
         control_port=split(federation.control)[1],
         folder=folder,
     )
-    service = SERVICE.format(name="superlink", image=federation.image, words='["accord", "start", "/kit"]')
-    ports = f'    ports: ["{federation.fleet_port}:{federation.fleet_port}"]\n'
+    service = SUPERLINK.format(port=federation.fleet_port, health=HEALTH.format(what="superlink"))
     return {
         "README.md": readme,
         "accord-superlink.service": _unit(
             federation, f"Accord server of {federation.name}", folder, f"start {folder}"
         ),
-        "compose.yml": f"services:\n{service}{ports}",
+        "compose.yml": COMPOSE.format(image=federation.image) + service,
         ".env": f"COMPOSE_PROJECT_NAME=accord-{federation.name}\n",
     }
 
 
 def site(federation: Federation, plan: SitePlan) -> dict[str, str]:
     """File name to text, for a site's kit."""
-    folder = f"{federation.folder}/{plan.name}"
+    folder, project = f"{federation.folder}/{plan.name}", f"accord-{federation.name}-{plan.name}"
     readme = SITE.format(
         site=plan.name,
         name=federation.name,
         key=(OWN_KEY if plan.own_key else GIVEN_KEY).format(site=plan.name),
         address=federation.address,
         folder=folder,
+        project=project,
+        image=federation.image,
     )
-    service = SERVICE.format(
-        name="site", image=federation.image, words='["accord", "site", "/kit/site.toml"]'
+    services = RESIDENT.format(
+        address=ADDRESS, site_health=HEALTH.format(what="site"), node_health=HEALTH.format(what="node")
     )
-    service += SERVICE.format(name="node", image=federation.image, words='["accord", "start", "/kit"]')
     return {
         "README.md": readme,
         "accord-site.service": _unit(
@@ -130,8 +208,9 @@ def site(federation: Federation, plan: SitePlan) -> dict[str, str]:
         "accord-node.service": _unit(
             federation, f"Accord SuperNode of {plan.name}", folder, f"start {folder}", "accord-site.service"
         ),
-        "compose.yml": f"services:\n{service}",
-        ".env": f"COMPOSE_PROJECT_NAME=accord-{federation.name}-{plan.name}\n",
+        "compose.yml": COMPOSE.format(image=federation.image) + services,
+        "compose.gpu.yml": GPU,
+        ".env": f"COMPOSE_PROJECT_NAME={project}\n",
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 from server_app.provision.federation import read_federation
 from server_app.provision.kits import provision
 from tests.docker.engine import LONG_S, SITES, USER, Engine, Project, below, compose_file, one_run
-from tests.federation.conftest import ROOT, timeless, wait_until
+from tests.federation.conftest import ROOT, free_port, timeless, wait_until
 from tests.federation.test_deployment import rows
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
@@ -249,6 +249,57 @@ def test_a_second_up_keeps_keys_and_runs(with_rows):
         assert lost == set(), volume
 
 
+def test_kits_run_in_containers_as_their_readmes_say(engine, image, simulated, tmp_path):
+    """A server and three sites, each from the compose file of its own kit; they meet on the engine's own address."""
+    name = f"kits{os.getpid()}"
+    host = engine.inspect("bridge")["IPAM"]["Config"][0]["Gateway"]
+    plan = tmp_path / "federation.toml"
+    plan.write_text(
+        f'name = "{name}"\nhosts = ["{host}"]\nimage = "{image}"\nfleet-port = {free_port()}\n'
+        + "".join(f'[sites.{site}]\ndata-path = "rows.jsonl"\n' for site in SITES)
+    )
+    list(provision(read_federation(plan), tmp_path / "kits"))
+    kits = {"server": tmp_path / "kits" / "server"} | {s: tmp_path / "kits" / "sites" / s for s in SITES}
+    for number, site in enumerate(SITES):
+        (kits[site] / "rows.jsonl").write_text(rows(number))
+    for path in (tmp_path / "kits").rglob("*"):
+        os.chown(path, int(USER), int(USER))
+    projects = {
+        kit: Project(
+            engine,
+            image,
+            f"accord-{name}" if kit == "server" else f"accord-{name}-{kit}",
+            folder / "compose.yml",
+        )
+        for kit, folder in kits.items()
+    }
+    try:
+        server = projects["server"]
+        server("up", "-d")
+        server.wait_for_health("superlink")
+        server("exec", "-T", "superlink", "accord", "register", "/kit")
+        for site in SITES:
+            projects[site]("up", "-d")
+        for site in SITES:
+            projects[site].wait_for_health("site")
+            projects[site].wait_for_health("node")
+        words = [*OWN, f"federation.superlink={name}", "site.mode=resident"]
+        server("exec", "-T", "superlink", "accord", "run", *words)
+        (run,) = (kits["server"] / "runs").iterdir()
+        assert (run / TENSORS).read_bytes() == simulated[TENSORS]
+        for site in SITES:
+            node, resident = (projects[site].state(service) for service in ("node", "site"))
+            assert list(resident["NetworkSettings"]["Networks"]) == ["none"]
+            search = ["grep", "-rlsF", MARKER, "/kit", "/run/accord", "/state", "/srv", "/tmp"]
+            assert projects[site].within("site", *search).split() == ["/kit/rows.jsonl"]
+            assert projects[site].within("node", *search, check=False) == ""
+            assert not {m["Source"] for m in node["Mounts"]} & {str(kits[site]), str(kits[site] / "state")}
+            assert MARKER not in projects[site].log("node") + projects[site].log("site")
+    finally:
+        for project in projects.values():
+            project.down()
+
+
 @pytest.mark.parametrize("files", [["compose.yml", "compose.gpu.yml"], ["compose.sim.yml"]])
 def test_gpu_files_are_what_compose_reads(engine, files):
     """As far as a machine without GPUs can tell."""
@@ -263,7 +314,9 @@ def test_the_files_of_a_kit_are_what_compose_reads(engine, tmp_path):
     plan = tmp_path / "federation.toml"
     plan.write_text('name = "clinics"\nhosts = ["fl.example.org"]\n[sites.north]\n')
     list(provision(read_federation(plan), tmp_path / "kits"))
-    for kit, services in (("server", {"superlink"}), ("sites/north", {"site", "node"})):
-        words = [*engine.compose, "config", "--services"]
+    both = ["-f", "compose.yml", "-f", "compose.gpu.yml"]
+    cases: list = [("server", [], {"superlink"}), ("sites/north", [], {"site", "node"})]
+    for kit, files, services in (*cases, ("sites/north", both, {"site", "node"})):
+        words = [*engine.compose, *files, "config", "--services"]
         said = subprocess.run(words, cwd=tmp_path / "kits" / kit, capture_output=True, text=True)
         assert set(said.stdout.split()) == services, said.stderr

@@ -207,6 +207,17 @@ def test_paths_of_site_toml_begin_at_the_kit(tmp_path):
     assert f"state-dir='{north.resolve() / 'state'}'" in NodeKit.read(north).node_config
 
 
+def test_words_stand_over_what_site_toml_tells_a_supernode(tmp_path):
+    make(tmp_path)
+    north = tmp_path / "kits" / "sites" / "north"
+    kit = NodeKit.read(north, ["address=unix:/run/accord/site.sock", "state-dir=/state"])
+    assert kit.node_config == "site='unix:/run/accord/site.sock'"
+    assert kit.state == Path("/state")
+    for word in ("adress=x", "data-path=/rows", "address"):
+        with pytest.raises(ConfigError, match=f"expected address=.* after .*north, got '{word}'"):
+            NodeKit.read(north, [word])
+
+
 def test_the_containers_sites_are_those_of_their_federation(tmp_path):
     """Paths of the kits are those at which compose.yml mounts volumes and healthy.py looks."""
     federation = read_federation(ROOT / "docker" / "federation.toml")
@@ -216,7 +227,7 @@ def test_the_containers_sites_are_those_of_their_federation(tmp_path):
         kit = NodeKit.read(tmp_path / "sites" / site.name)
         assert kit.node_config == "site='unix:/run/accord/site.sock'"
         assert str(kit.state) == "/state"
-        assert f"[kit-{site.name}:/kit, socket-{site.name}:/run/accord, node-{site.name}:/state]" in compose
+        assert f"[kit-{site.name}:/kit:ro, socket-{site.name}:/run/accord, node-{site.name}:/state]" in compose
         assert f"{site.name.upper()}:-" in compose
     assert "/run/accord/site.sock" in health
     assert "/state/node.seen" in health
