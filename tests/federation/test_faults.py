@@ -13,7 +13,7 @@ from tests.federation.deployment import LONG_S, SITES, WORDS, Warm, words
 from tests.federation.test_deployment import rows
 
 pytestmark = pytest.mark.faults
-DEADLINE_S = 50.0
+DEADLINE_S = 40.0
 
 
 def below(process, command: str) -> psutil.Process | None:
@@ -33,7 +33,7 @@ def test_rounds_close_on_the_others_and_take_back_who_returns(place):
     (place.path / "runs").mkdir()
     deployment = Warm(place)
     going = deployment.run(
-        run__num_server_rounds=5, fault__round_deadline_s=DEADLINE_S, train__local_steps=100
+        run__num_server_rounds=5, fault__round_deadline_s=DEADLINE_S, train__local_steps=60
     )
 
     def logged(site: int, words: str) -> None:

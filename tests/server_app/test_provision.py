@@ -227,7 +227,9 @@ def test_the_containers_sites_are_those_of_their_federation(tmp_path):
         kit = NodeKit.read(tmp_path / "sites" / site.name)
         assert kit.node_config == "site='unix:/run/accord/site.sock'"
         assert str(kit.state) == "/state"
-        assert f"[kit-{site.name}:/kit:ro, socket-{site.name}:/run/accord, node-{site.name}:/state]" in compose
+        assert (
+            f"[kit-{site.name}:/kit:ro, socket-{site.name}:/run/accord, node-{site.name}:/state]" in compose
+        )
         assert f"{site.name.upper()}:-" in compose
     assert "/run/accord/site.sock" in health
     assert "/state/node.seen" in health
