@@ -112,11 +112,15 @@ def start(
     return Running(server, alive)
 
 
+def undisturbed(words: Mapping[str, object], place: Path, *, clients: int = CLIENTS) -> None:
+    """A run to its end."""
+    assert start(words, place, clients=clients).ended() == 0, (place / "log").read_text()
+
+
 def whole(words: Sequence[str], place: Path) -> Path:
     """The folder of an undisturbed run; `words` as after `accord run`."""
     asked = request([*words])
-    clients = int(asked.federation["num-supernodes"])
-    assert start(asked.keys, place, clients=clients).ended() == 0, (place / "log").read_text()
+    undisturbed(asked.keys, place, clients=int(asked.federation["num-supernodes"]))
     return run_of(place)
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from core import store
 from core.plugins import names
-from tests.faults.federation import CLIENTS, Kill, Step, files, run_of, start, steps
+from tests.faults.federation import CLIENTS, Kill, Step, files, run_of, start, steps, undisturbed
 from tests.federation.conftest import metrics_of, wait_until
+from tests.shared import once
 
 pytestmark = pytest.mark.faults
 SMALL = {
@@ -62,9 +63,8 @@ class Whole:
 
 @pytest.fixture(scope="module", params=STRATEGIES)
 def whole(request, tmp_path_factory) -> Whole:
-    place = tmp_path_factory.mktemp(request.param)
     words = {**SMALL, "strategy.name": request.param, **MORE.get(request.param, {})}
-    assert start(words, place).ended() == 0, (place / "log").read_text()
+    place = once(tmp_path_factory, f"whole-{request.param}", lambda place: undisturbed(words, place))
     return Whole(place, words, steps(place))
 
 

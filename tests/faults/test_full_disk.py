@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from core import store
-from tests.faults.federation import files, run_of, start
+from tests.faults.federation import files, run_of, start, undisturbed
 from tests.faults.test_crashes import SMALL
 from tests.federation.conftest import metrics_of
+from tests.shared import once
 
 pytestmark = pytest.mark.faults
 WORDS = {**SMALL, "strategy.name": "scaffold"}
@@ -36,9 +37,7 @@ def small_disk() -> Iterator[Callable[[Path, int], Path]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("whole")
-    assert start(WORDS, place).ended() == 0
-    return place
+    return once(tmp_path_factory, "whole-disk", lambda place: undisturbed(WORDS, place))
 
 
 @pytest.mark.parametrize("free_kib", [20, 280, 420, 500])

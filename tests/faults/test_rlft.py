@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.federation import CLIENTS, Kill, Step, files, run_of, start, steps
+from tests.faults.federation import CLIENTS, Kill, Step, files, run_of, start, steps, undisturbed
 from tests.faults.test_crashes import SMALL, Whole
+from tests.shared import once
 
 pytestmark = pytest.mark.faults
 WORDS = {
@@ -36,11 +37,17 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Whole:
-    place = tmp_path_factory.mktemp("rlft")
-    (place / "prompts.txt").write_text("\n".join(PROMPTS))
-    words = {**WORDS, "rlft.prompts": str(place / "prompts.txt"), "strategy.min-available-nodes": CLIENTS}
-    assert start(words, place).ended() == 0, (place / "log").read_text()
-    return Whole(place, words, steps(place))
+    words = {**WORDS, "strategy.min-available-nodes": CLIENTS}
+
+    def with_prompts(place: Path) -> dict:
+        return {**words, "rlft.prompts": str(place / "prompts.txt")}
+
+    def make(place: Path) -> None:
+        (place / "prompts.txt").write_text("\n".join(PROMPTS))
+        undisturbed(with_prompts(place), place)
+
+    place = once(tmp_path_factory, "whole-rlft", make)
+    return Whole(place, with_prompts(place), steps(place))
 
 
 @pytest.mark.parametrize("stage", STAGES)

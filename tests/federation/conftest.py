@@ -1,7 +1,6 @@
 """Real processes for these tests: `flwr run`, SuperLink, SuperNodes, Ray; each test has its own homes and ports."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.shared import once
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -159,18 +160,14 @@ def place(tmp_path):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Callable[..., Finished]:
     """`accord run WORDS`, once for all tests of a session that name the same words, in whatever process."""
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
 
     def get(*words: str) -> Finished:
-        folder = root / f"run-{hashlib.sha256(repr(words).encode()).hexdigest()[:12]}"
-        with (root / f"{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            place, said = Place(folder, environment(folder)), folder / "stdout.txt"
-            if not said.exists():  # written last, when the run has succeeded
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                said.write_text(place.accord("run", *words).stdout)
-        return Finished(place, said.read_text())
+        def make(folder: Path) -> None:
+            said = Place(folder, environment(folder)).accord("run", *words).stdout
+            (folder / "stdout.txt").write_text(said)
+
+        name = f"run-{hashlib.sha256(repr(words).encode()).hexdigest()[:12]}"
+        folder = once(tmp_path_factory, name, make)
+        return Finished(Place(folder, environment(folder)), (folder / "stdout.txt").read_text())
 
     return get
