@@ -1,11 +1,10 @@
 """`accord node`: flower-supernode with the same arguments and less waiting; a program without our modules.
 
 Of the seconds that Flower 1.39 adds to a message, this takes away what can be taken away from outside:
-- looking for tasks every second: Flower's own setting FLWR_SUPEREXEC_TASK_POLL_INTERVAL;
 - a new Python with Flower's imports for each message: the command `flwr-clientapp` that Flower finds on its PATH asks
   a process that has imported them to fork, and starts the real one where that fails;
-- looking for messages every 3 s and for replies every 0.5 s, and 1 s, 2 s, 4 s ... between two tries to fetch tensors
-  that are still on their way: shorter sleeps;
+- looking for messages every 3 s, for tasks every second and for replies every 0.5 s, and 1 s, 2 s, 4 s ... between two
+  tries to fetch tensors that are still on their way: shorter sleeps, which grow with the silence;
 - unpacking the app's bundle for each message: not where it lies unpacked already;
 - waiting for ever for a ClientApp that died before it had fetched its message.
 The last three (core/waits.py) touch Flower's inside; what is not found as in 1.39 is left as it is, with a warning.
@@ -17,6 +16,7 @@ import contextlib
 import os
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -30,9 +30,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-TASKS_S = "0.05"  # of FLWR_SUPEREXEC_TASK_POLL_INTERVAL
 MOST = 1 << 16  # bytes of the words of a command line
 
+TASKS = """#!/bin/sh
+exec {python} -P {program} --tasks "$@"
+"""
 SHIM = """#!{python} -IS
 import os, socket, sys
 try:
@@ -61,9 +63,7 @@ def main() -> None:
         if not done
     ]
     if missing:
-        version, what = metadata.version("flwr"), " and ".join(missing)
-        print(f"accord: flwr {version} is not as 1.39: {what} waits as long as it likes", file=sys.stderr)
-    os.environ.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", TASKS_S)
+        warn(" and ".join(missing))
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     sys.argv[0] = "flower-supernode"
     with tempfile.TemporaryDirectory(prefix="accord-node-") as folder:  # 0700: nobody else reaches the socket
@@ -72,6 +72,21 @@ def main() -> None:
             command("flower-supernode")()
         finally:
             forking.terminate()
+
+
+def tasks() -> None:
+    """Run flower-superexec, which the SuperNode starts to ask it for tasks."""
+    if not alone("core/waits.py").shorten_tasks():
+        warn("its asking for tasks")
+    sys.argv = ["flower-superexec", *sys.argv[2:]]
+    command("flower-superexec")()
+
+
+def warn(what: str) -> None:
+    print(
+        f"accord: flwr {metadata.version('flwr')} is not as 1.39: {what} waits as long as it likes",
+        file=sys.stderr,
+    )
 
 
 def leave(run: Callable[[], Any]) -> None:
@@ -104,11 +119,14 @@ def command(name: str) -> Any:  # a function of flwr
 
 
 def fork_for_messages(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the process that forks, and put a `flwr-clientapp` that asks it first on PATH. It ends with this one."""
+    """Start the process that forks, and put a `flwr-clientapp` that asks it, and a `flower-superexec` that sleeps less,
+    first on PATH. It ends with this one."""
     place, real = str(folder / "fork.sock"), shutil.which("flwr-clientapp")
-    shim = folder / "flwr-clientapp"
+    shim, superexec = folder / "flwr-clientapp", folder / "flower-superexec"
     shim.write_text(SHIM.format(python=sys.executable, socket=place, real=real))
-    shim.chmod(0o700)
+    superexec.write_text(TASKS.format(python=shlex.quote(sys.executable), program=shlex.quote(__file__)))
+    for program in (shim, superexec):
+        program.chmod(0o700)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
     words = [sys.executable, "-P", __file__, "--fork", place, str(os.getpid())]
     return subprocess.Popen(words, stdin=subprocess.DEVNULL)
@@ -162,5 +180,7 @@ if __name__ == "__main__":
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     if sys.argv[1:2] == ["--fork"]:
         fork(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1:2] == ["--tasks"]:
+        leave(tasks)
     else:
         leave(main)

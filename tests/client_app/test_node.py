@@ -44,6 +44,13 @@ def test_without_the_process_that_forks_the_command_is_flowers(clientapp, tmp_pa
     assert "usage: flwr-clientapp" in done.stderr
 
 
+def test_who_asks_for_tasks_is_flowers_superexec(clientapp):
+    done = subprocess.run(["flower-superexec", "--nonsense"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "flower-superexec: error" in done.stderr
+    assert "is not as 1.39" not in done.stderr
+
+
 def test_the_process_that_forks_ends_with_its_parent(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from client_app.node import fork_for_messages\n"

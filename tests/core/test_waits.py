@@ -9,24 +9,24 @@ import pytest
 from core.waits import SLEEPS, Sleep
 from tests.federation.conftest import ROOT
 
-CHANGES = "n.shorten_loop(), n.shorten_tries(), n.unpack_once(), n.answer_for_the_dead()"
+CHANGES = "n.shorten_loop(), n.shorten_tasks(), n.shorten_tries(), n.unpack_once(), n.answer_for_the_dead()"
 
 
 def test_this_flwr_is_the_one_whose_sleeps_are_known():
     """In a process of its own: it changes flwr."""
     code = f"import core.waits as n; print({CHANGES})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-4:] == ["True"] * 4
+    assert done.stdout.split()[-5:] == ["True"] * 5
 
 
 def test_another_loop_is_left_alone():
     code = (
         "import core.waits as n, flwr.supernode.start_client_internal as loop\n"
-        f"n.SLEEPS = {SLEEPS[:2]!r}; n.TRIES = {{'initial_backoff': 2}}; n.FOLDER = n.EXPIRED = ['x y']\n"
+        f"n.SLEEPS = {SLEEPS[:2]!r}; n.TASKS = []; n.TRIES = {{'initial_backoff': 2}}; n.FOLDER = n.EXPIRED = ['x y']\n"
         f"before = loop.time; print({CHANGES}, loop.time is before)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-5:] == ["False"] * 4 + ["True"]
+    assert done.stdout.split()[-6:] == ["False"] * 5 + ["True"]
 
 
 def test_sleeps_grow_with_the_silence_up_to_what_flower_would_sleep(monkeypatch):
