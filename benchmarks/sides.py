@@ -28,8 +28,9 @@ from core.plugins import build
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Example, Task
 from tasks.kit import linear, loop, trl_engine
+from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
-from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, set_adapter
+from tasks.kit.model import get_adapter, initial_adapter, load_base, set_adapter
 from tasks.kit.reference import reference_logps
 from tasks.kit.stepper import Bend
 from tasks.kto import rotated

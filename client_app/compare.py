@@ -10,11 +10,12 @@ from core.tree import Tree
 from core.types import Metrics, Scalar
 from tasks.base import Row, Task
 from tasks.kit import engine
+from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
 from tasks.kit.choice import log_odds, margins, share_right
 from tasks.kit.evaluate import choice_batch
 from tasks.kit.loop import row_losses, weight
-from tasks.kit.model import Base, set_adapter
+from tasks.kit.model import set_adapter
 from tasks.kit.race import race
 from tasks.kit.reference import reference_logps
 

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from client_app.policy import Policy
+from client_app.policy.rules import Policy
 from client_app.site_file import SiteFile
 from client_app.supervise import NodeKit, check_files, check_server
 from core.checks import Check, disk

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from client_app.crew import site_of
-from client_app.policy import Claim
+from client_app.policy.rules import Claim
 from client_app.site import Node, Site
 from core import wire
 from core.config import parse

@@ -15,10 +15,11 @@ from core.factors import is_private
 from core.sections import Config, LoraConfig, ModelConfig
 from core.tree import Tree
 from tasks.base import Parts
+from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Talker
 from tasks.kit.logprobs import completion_logps, completion_scores
-from tasks.kit.model import Base, load_base, reference, save_adapter, set_adapter
+from tasks.kit.model import load_base, reference, save_adapter, set_adapter
 
 ADAPTER, PRIVATE = "adapter", "private"  # folders: for PeftModel.from_pretrained; what peft does not know
 

@@ -24,9 +24,9 @@ import grpc
 from client_app import handle as desk
 from client_app import telemetry
 from client_app.crew import END, follow
-from client_app.guard import Guarded
 from client_app.handle import KINDS, Guard, Request
-from client_app.policy import Claim, Policy
+from client_app.policy.guard import Guarded
+from client_app.policy.rules import Claim, Policy
 from client_app.relay import FORMAT, METHOD, TOKEN
 from client_app.site import Node, forget_rows
 from client_app.site_file import SiteFile

@@ -21,9 +21,10 @@ from strategies.kit.client_rule import FINISH, PERSONAL, ClientRule, Outcome
 from strategies.kit.metrics import SUM
 from tasks.base import Example, Row, Task
 from tasks.kit import engine, parallel, partition, schedule
+from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
 from tasks.kit.loop import TrainReport
-from tasks.kit.model import Base, get_adapter, get_private, initial_adapter, load_base, set_adapter
+from tasks.kit.model import get_adapter, get_private, initial_adapter, load_base, set_adapter
 from tasks.kit.rows import ClientRows, client_rows, forget_tables, stamp
 from tasks.kit.stepper import PLAIN, Bend
 

@@ -26,9 +26,10 @@ from server_app.run_folder import RunFolder, provenance
 from strategies.base import Strategy
 from strategies.kit.session import Live
 from tasks.base import Task
+from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Talker
-from tasks.kit.model import Base, initial_adapter, is_untouched, load_base, save_adapter, set_adapter
+from tasks.kit.model import initial_adapter, is_untouched, load_base, save_adapter, set_adapter
 
 app = ServerApp()
 

@@ -26,12 +26,13 @@ from tasks.base import Example, Row
 from tasks.data.base import EXTRA, Source
 from tasks.dpo import DPO
 from tasks.kit import loop, partition
+from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import exact_kl
 from tasks.kit.generate import Talker
 from tasks.kit.jury import Jury
-from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, save_adapter, set_adapter
+from tasks.kit.model import get_adapter, initial_adapter, load_base, save_adapter, set_adapter
 from tasks.kit.stepper import Bend
 
 FREE = ("rlft.epochs", "rlft.patience", "rlft.policy")  # settings under which the parts stay what they are

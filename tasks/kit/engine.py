@@ -9,12 +9,12 @@ from core.sections import Config, TrainConfig
 from core.types import Metrics, Scalar
 from tasks.base import Example, Row, Task
 from tasks.kit import loop, parallel
+from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache, rows_key
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import evaluate as score
 from tasks.kit.evaluate import heldout_examples
 from tasks.kit.loop import TrainReport
-from tasks.kit.model import Base
 from tasks.kit.stepper import Bend
 
 

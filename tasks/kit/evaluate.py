@@ -9,13 +9,14 @@ from torch import Tensor
 
 from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
+from tasks.kit.base_model import Base
 from tasks.kit.batches import by_budget
 from tasks.kit.cache import Cache
 from tasks.kit.choice import calibration_error, log_odds, margins, share_right
 from tasks.kit.combine import Combination, crossed
 from tasks.kit.encode import Encoder, key_of
 from tasks.kit.logprobs import choice_logits, completion_scores, predictions
-from tasks.kit.model import Base, is_untouched, reference
+from tasks.kit.model import is_untouched, reference
 from tasks.kit.reference import fork_of, forks_of, reference_logps, tokens_of
 
 TOKENS = 4096  # scored at once

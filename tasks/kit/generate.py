@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from core.seeds import seed_for
+from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
 from tasks.kit.logprobs import completion_logps
-from tasks.kit.model import Base, reference
+from tasks.kit.model import reference
 
 NEW_TOKENS = 64
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from core.tree import Tree
 from tasks.base import Example, Task
+from tasks.kit.base_model import Base
 from tasks.kit.choice import log_odds, margins
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import choice_batch
-from tasks.kit.model import Base, set_adapter
+from tasks.kit.model import set_adapter
 from tasks.reward import Reward
 
 

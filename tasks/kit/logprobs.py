@@ -1,19 +1,14 @@
 """Log-probabilities of completions under whatever the model is at the moment: policy or, inside reference(), base."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tasks.kit.attention import NO_MASK
+from tasks.kit.base_model import Base
 from tasks.kit.encode import end_token
 from tasks.kit.pack import Fork, Packed, Tokens, graft, pack, padded
-
-if TYPE_CHECKING:  # model.py tries both paths of this file when it loads a base
-    from tasks.kit.model import Base
 
 
 def completion_logps(base: Base, forks: Sequence[Fork]) -> Tensor:

@@ -16,12 +16,13 @@ from core.tree import Tree
 from core.types import Metrics, Scalar
 from tasks.base import Batch, Example, Stage, Task
 from tasks.kit import parallel
+from tasks.kit.base_model import Base
 from tasks.kit.batches import by_budget, draw, subset
 from tasks.kit.cache import Cache
 from tasks.kit.encode import key_of
 from tasks.kit.evaluate import TOKENS, evaluate
 from tasks.kit.logprobs import choice_logits, completion_scores, with_strangers
-from tasks.kit.model import Base, is_untouched, training
+from tasks.kit.model import is_untouched, training
 from tasks.kit.reference import forks_of, reference_logps, tokens_of
 from tasks.kit.stepper import PLAIN, Bend, Stepper
 

@@ -4,7 +4,6 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import peft
 from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as AUTO_TARGETS
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -34,6 +33,7 @@ from core.sections import LoraConfig, ModelConfig
 from core.tree import Tree, same_layout
 from tasks.base import NO_PARTS, Parts, everything
 from tasks.kit import toy_base
+from tasks.kit.base_model import Base
 from tasks.kit.beside import Beside
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.flat import Flat
@@ -45,43 +45,6 @@ from tasks.kit.personal import Personal
 log = logging.getLogger(__name__)
 
 _forgotten = 0  # bases loaded by this process and let go of
-
-
-@dataclass(eq=False)
-class Base:
-    """A frozen base model with one LoRA adapter, and how it is run. Kept for the life of the process.
-
-    The model is in evaluation mode: preference tasks train without dropout, as in TRL; `training()` turns the
-    adapter's own dropout on for sft.
-    """
-
-    model: peft.PeftModel
-    tokenizer: PreTrainedTokenizerBase
-    fingerprint: str
-    numerics: str  # dtype and quantization: what cached numbers depend on besides the weights
-    flat: Flat  # the adapter's weights and, under names of their own, the private parts', float32
-    personal: Personal  # what is the client's own behind the body; without parts it does nothing
-    beside: (
-        Beside  # what rounds past have merged (lora.aggregation = fedex | flora); no part of the reference
-    )
-    rank: int  # of the adapter in use; the places above it are zero in A and in B, and stay so
-    head: Head
-    packed: bool  # packed forks; else padded batches and full logits
-
-    @property
-    def adapter(self) -> dict[str, nn.Parameter]:
-        """What travels: LoRA's weights, under peft's state-dict names."""
-        return {name: p for name, p in self.flat.parameters.items() if not factors.is_private(name)}
-
-    @property
-    def causal(self) -> PreTrainedModel:
-        """The Hugging Face model inside, adapters included."""
-        return self.model.get_base_model()  # type: ignore[return-value]  # typed as nn.Module
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go."""
-        return self.causal.get_input_embeddings().weight.device  # type: ignore[return-value]
 
 
 @cache

@@ -1,21 +1,16 @@
 """How a base computes: packed forks where a trial shows that they give what the model gives, else padded batches."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from tasks.kit import attention
+from tasks.kit.base_model import Base
 from tasks.kit.head import Head
 from tasks.kit.logprobs import completion_logps
-
-if TYPE_CHECKING:
-    from tasks.kit.model import Base
 
 log = logging.getLogger(__name__)
 

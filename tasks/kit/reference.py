@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from tasks.base import Example
 from tasks.kit import parallel
+from tasks.kit.base_model import Base
 from tasks.kit.batches import by_budget
 from tasks.kit.cache import Cache, reference_key
 from tasks.kit.encode import key_of
 from tasks.kit.logprobs import completion_logps
-from tasks.kit.model import Base, reference
+from tasks.kit.model import reference
 from tasks.kit.pack import Fork
 
 GPU_TOKENS = 16384

@@ -34,10 +34,10 @@ from core.sections import TrainConfig
 from core.types import Metrics, Scalar
 from tasks.base import Example, Task
 from tasks.dpo import DPO
+from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
 from tasks.kit.encode import key_of
 from tasks.kit.loop import TrainReport, local_batches
-from tasks.kit.model import Base
 from tasks.kit.reference import reference_logps
 from tasks.kit.stepper import PLAIN, Bend, Correct
 from tasks.kto import KTO

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
-from client_app.guard import Guarded
-from client_app.policy import Policy
+from client_app.policy.guard import Guarded
+from client_app.policy.rules import Policy
 from client_app.relay import FORMAT
 from client_app.service import Service
 from client_app.site_file import SiteFile

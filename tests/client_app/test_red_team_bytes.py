@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from client_app.guard import Guarded
 from client_app.main import train
+from client_app.policy.guard import Guarded
 from client_app.service import Service
 from client_app.site_file import SiteFile
 from core import wire

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Batch, Example
+from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.loop import train
-from tasks.kit.model import Base, load_base, reference, set_adapter
+from tasks.kit.model import load_base, reference, set_adapter
 from tasks.kto import KTO, class_weights, deranged, kto_loss, rotated
 from tests import tiny
 

@@ -18,9 +18,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from core.tree import Tree
 from tasks.dpo import DPO
+from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
 from tasks.kit.loop import train
-from tasks.kit.model import Base, load_base, save_adapter, set_adapter
+from tasks.kit.model import load_base, save_adapter, set_adapter
 from tasks.kit.stepper import Bend
 from tasks.kto import KTO, rotated
 from tasks.sft import SFT

@@ -13,12 +13,13 @@ from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Batch, Example
 from tasks.data.base import Found, canonical
+from tasks.kit.base_model import Base
 from tasks.kit.choice import calibration_error, margins
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import choice_batch, evaluate
 from tasks.kit.head import Head
 from tasks.kit.loop import train
-from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, set_adapter
+from tasks.kit.model import get_adapter, initial_adapter, load_base, set_adapter
 from tasks.kit.stepper import Bend
 from tasks.reward import Reward
 from tasks.selector import Selector, selector_loss

@@ -15,10 +15,10 @@ from core.tree import Tree
 from tasks.base import Example
 from tasks.dpo import DPO
 from tasks.kit import loop, trl_engine
+from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.model import (
-    Base,
     get_adapter,
     initial_adapter,
     is_untouched,

@@ -8,9 +8,10 @@ import torch
 from core.sections import LoraConfig, ModelConfig
 from tasks.base import Example
 from tasks.dpo import DPO
+from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import Scores, evaluate, exact_kl, heldout_examples, pair_metrics, unpaired_metrics
-from tasks.kit.model import Base, initial_adapter, load_base, reference, set_adapter
+from tasks.kit.model import initial_adapter, load_base, reference, set_adapter
 from tasks.kto import KTO
 from tasks.sft import SFT
 from tests import tiny

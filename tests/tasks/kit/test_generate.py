@@ -5,9 +5,10 @@ import torch
 
 from core.sections import LoraConfig, ModelConfig
 from core.seeds import seed_for
+from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Sampling, Talker, greedy, sampled
-from tasks.kit.model import Base, load_base, set_adapter
+from tasks.kit.model import load_base, set_adapter
 from tests import tiny
 
 HOW = Sampling(completions=3, temperature=0.9, top_p=0.95, new_tokens=12)

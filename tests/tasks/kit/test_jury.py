@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from core.sections import LoraConfig, ModelConfig
+from tasks.kit.base_model import Base
 from tasks.kit.choice import margins
 from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import choice_batch
 from tasks.kit.jury import Jury
-from tasks.kit.model import Base, load_base, set_adapter
+from tasks.kit.model import load_base, set_adapter
 from tasks.reward import Reward
 from tasks.selector import Selector
 from tests import tiny

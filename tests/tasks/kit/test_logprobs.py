@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from core.sections import LoraConfig, ModelConfig
+from tasks.kit.base_model import Base
 from tasks.kit.head import Head
 from tasks.kit.logprobs import completion_logps, with_strangers
-from tasks.kit.model import Base, initial_adapter, load_base, reference, set_adapter, training
+from tasks.kit.model import initial_adapter, load_base, reference, set_adapter, training
 from tests import tiny
 
 FORKS = [

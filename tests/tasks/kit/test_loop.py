@@ -12,11 +12,12 @@ from core.sections import LoraConfig, ModelConfig, TrainConfig
 from core.tree import Tree
 from tasks.base import Example
 from tasks.dpo import DPO, dpo_loss
+from tasks.kit.base_model import Base
 from tasks.kit.batches import subset
 from tasks.kit.cache import Cache, reference_key
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.loop import _Look, local_batches, row_losses, train, weight
-from tasks.kit.model import Base, get_adapter, initial_adapter, load_base, reference, set_adapter
+from tasks.kit.model import get_adapter, initial_adapter, load_base, reference, set_adapter
 from tasks.kit.reference import reference_logps
 from tasks.kit.stepper import Bend
 from tasks.kto import KTO

@@ -13,11 +13,12 @@ from core.sections import LoraConfig, ModelConfig
 from core.tree import Tree
 from tasks.base import Example, Parts
 from tasks.kit import head as head_module
+from tasks.kit.base_model import Base
 from tasks.kit.evaluate import exact_kl
 from tasks.kit.generate import greedy
 from tasks.kit.head import Head
 from tasks.kit.logprobs import completion_logps, completion_scores
-from tasks.kit.model import Base, get_adapter, get_private, is_untouched, load_base, reference, set_adapter
+from tasks.kit.model import get_adapter, get_private, is_untouched, load_base, reference, set_adapter
 from tasks.kit.pack import Fork
 from tasks.kit.personal import DOWN, GATE, LEFT, REWARD, RIGHT, UP, Personal
 from tests import tiny

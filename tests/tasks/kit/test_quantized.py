@@ -7,8 +7,9 @@ import torch
 
 from core.sections import LoraConfig, ModelConfig
 from tasks.dpo import DPO
+from tasks.kit.base_model import Base
 from tasks.kit.logprobs import completion_logps
-from tasks.kit.model import Base, initial_adapter, load_base, set_adapter
+from tasks.kit.model import initial_adapter, load_base, set_adapter
 from tests import tiny
 from tests.tasks.kit.test_loop import CFG, PAIRS, same, trained
 

@@ -11,9 +11,10 @@ from core.sections import LoraConfig, ModelConfig, TrainConfig
 from core.tree import Tree
 from tasks.base import Example, Parts
 from tasks.dpo import DPO
+from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache, reference_key
 from tasks.kit.loop import train
-from tasks.kit.model import Base, get_adapter, get_private, initial_adapter, load_base, set_adapter
+from tasks.kit.model import get_adapter, get_private, initial_adapter, load_base, set_adapter
 from tasks.kit.stepper import Bend
 from tasks.pdpo import PDPO
 from tests import tiny

@@ -14,9 +14,10 @@ from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Example
 from tasks.dpo import DPO
 from tasks.kit import loop, trl_engine
+from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache, reference_key
 from tasks.kit.logprobs import completion_logps
-from tasks.kit.model import Base, get_adapter, load_base, reference, set_adapter
+from tasks.kit.model import get_adapter, load_base, reference, set_adapter
 from tasks.kit.stepper import Bend
 from tasks.kto import KTO, rotated
 from tasks.sft import SFT

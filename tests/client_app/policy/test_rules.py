@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from client_app.policy import METRICS, OPEN, Claim, Policy
+from client_app.policy.rules import METRICS, OPEN, Claim, Policy
 from core.config import parse
 from core.errors import ConfigError, PolicyRefused
-from tests.client_app.guarded import CLAIM, SMALL, STRICT
+from tests.client_app.policy.guarded import CLAIM, SMALL, STRICT
 
-DOC = Path(__file__).parents[2] / "docs" / "policy.md"
+DOC = Path(__file__).parents[3] / "docs" / "policy.md"
 OPENED = Policy(**OPEN)
 
 

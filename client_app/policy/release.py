@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from client_app.policy import Policy, shown
-from client_app.policy_ledger import content
+from client_app.policy.ledger import content
+from client_app.policy.rules import Policy, shown
 from core.errors import PolicyRefused
 from core.factors import is_private
 from core.sections import Config

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from client_app.guard import Guarded
-from client_app.policy import Claim, Policy
+from client_app.policy.guard import Guarded
+from client_app.policy.rules import Claim, Policy
 from client_app.site import Node, Site
 from core.config import parse
 from core.tree import Tree

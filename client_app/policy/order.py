@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from client_app.policy import Policy, shown
+from client_app.policy.rules import Policy, shown
 from core.errors import PolicyRefused
 from core.factors import is_private
 from core.sections import Config

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from client_app.policy import Policy
+from client_app.policy.rules import Policy
 from core import store
 from core.errors import PolicyRefused
 from core.sections import Config

@@ -2,10 +2,10 @@
 
 import pytest
 
-from client_app.policy_ledger import Ledger
+from client_app.policy.ledger import Ledger
 from core.errors import BaseMismatch, PolicyRefused
 from core.tree import norm
-from tests.client_app.guarded import STRICT, greeting, guarded, order, with_policy
+from tests.client_app.policy.guarded import STRICT, greeting, guarded, order, with_policy
 
 
 def test_a_run_within_the_policy_is_answered(tmp_path):

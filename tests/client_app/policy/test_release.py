@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from client_app.policy import OPEN, Policy
-from client_app.policy_release import release, release_facts
+from client_app.policy.release import release, release_facts
+from client_app.policy.rules import OPEN, Policy
 from core.config import parse
 from core.errors import PolicyRefused
 from core.tree import norm, sub

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from client_app.policy import Claim, Policy
-from client_app.policy_ledger import Ledger
-from client_app.policy_order import admit_order
-from client_app.policy_release import release, release_facts
+from client_app.policy.ledger import Ledger
+from client_app.policy.order import admit_order
+from client_app.policy.release import release, release_facts
+from client_app.policy.rules import Claim, Policy
 from client_app.site import Site
 from core.errors import AccordError, BaseMismatch, PolicyRefused, SiteError
 from core.types import Json, Order, Update

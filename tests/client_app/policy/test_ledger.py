@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from client_app.policy import OPEN, Policy
-from client_app.policy_ledger import Ledger
+from client_app.policy.ledger import Ledger
+from client_app.policy.rules import OPEN, Policy
 from core.config import parse
 from core.errors import PolicyRefused
 from core.types import Order, Update
