@@ -113,6 +113,7 @@ class Run:
             brief=self.task.brief,
             on_hello=self._on_hello,
             on_round=self._on_round,
+            say=console.say,
             base_scored=bool(self.records),
             votes=self.task.reads == "choices",
         )

@@ -258,13 +258,15 @@ class Strategy(FlowerStrategy):
         said = [m for m in collect(grid, messages, timeout_s, {}) if m.metadata.src_node_id in asked]
         silent = set(asked) - {m.metadata.src_node_id for m in said}  # Flower's own errors: the node is gone
         problems = s.roster.enter(said, fault.max_examples, s.failed)
-        if problems and at_start:
+        if at_start and len(said) > len(s.roster.nodes) + len(s.roster.refused):
             raise ConfigError(
                 f"{len(problems)} of {len(asked)} clients cannot take part: {'; '.join(problems)}"
             )
         problems += [f"node {n} did not say within {timeout_s:g} s who it is" for n in sorted(silent)]
         for problem in problems:
             log.warning("client left out: %s", problem)
+            if at_start:
+                s.live.say(f"client left out: {problem}")
         if at_start and len(s.roster.nodes) < s.live.min_available_nodes:
             raise RoundFailed(
                 f"{len(s.roster.nodes)} clients can take part, strategy.min-available-nodes = "

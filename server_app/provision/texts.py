@@ -91,6 +91,7 @@ volumes:
   models: # bases from a hub; the site itself cannot fetch them
 """
 ADDRESS = "address=unix:/run/accord/site.sock"
+NO_POLICY = '# policy = "policy.toml"  # what the site allows (docs/policy.md); without one, whatever a run asks for\n'
 GPU = """\
 # Over compose.yml, for a GPU of this machine: NVIDIA's container toolkit, and an image built with CUDA's torch.
 services:
@@ -135,7 +136,7 @@ SITE = """\
     accord start .                    # the SuperNode beside it: asks the server for work
 
 `site.toml` is yours: the file of your rows (`data-path`), where caches and private memory go (`state-dir`), what the
-site allows (`policy`). Nothing that the server does changes it. This machine opens no port; it reaches {address},
+site allows (`policy`; without one, whatever a run asks for). Nothing that the server does changes it. This machine opens no port; it reaches {address},
 and nothing else.
 
 As a service: put this folder at {folder}, then
@@ -223,7 +224,7 @@ def site_toml(plan: SitePlan, number: int, sites: int) -> str:
     }
     if plan.data_path:
         facts["data-path"] = plan.data_path
-    return tomli_w.dumps({**facts, "state-dir": plan.state_dir})
+    return tomli_w.dumps({**facts, "state-dir": plan.state_dir}) + NO_POLICY
 
 
 def _unit(federation: Federation, description: str, folder: str, words: str, wanted: str = "") -> str:

@@ -12,7 +12,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from core import wire
-from core.errors import RoundFailed
+from core.errors import PolicyRefused, RoundFailed
 from core.sections import FaultConfig
 from core.types import Client, Json, Metrics, Order, Scalar, ServerState, Update
 from strategies.kit.in_order import InOrder
@@ -20,6 +20,7 @@ from strategies.kit.in_order import InOrder
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.1  # between two looks at who is connected
+PATIENT_S = 3.0  # without a word, while clients are missing
 POLL_S = 0.02  # between two questions for replies, at least
 SHARE = 0.02  # of the time waited so far: how long to wait before the next question
 POLL_MOST_S = 1.0
@@ -43,6 +44,7 @@ class Live:
     brief: Callable[[Mapping[str, float]], dict[str, Scalar]]  # a task's knobs from the pooled sums
     on_hello: Callable[[Mapping[int, Json]], None]  # client -> what it said of itself
     on_round: Callable[[ServerState, Json], None]  # commits the round
+    say: Callable[[str], None] = log.info  # to who started the run
     base_scored: bool = False  # round 0 was committed by a run that is now resumed
     votes: bool = False  # whether several adapters can be asked together which answer is better
 
@@ -58,14 +60,15 @@ class Roster:
 
     nodes: dict[int, int] = field(default_factory=dict)
     said: dict[int, Json] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)  # nodes whose own policy keeps them out of this run
 
     def clients(self) -> list[Client]:
         return [Client(c, int(self.said[c]["examples"])) for c in sorted(self.nodes)]
 
     def forget_all_but(self, present: Sequence[int]) -> list[int]:
-        """Drop the clients whose node has left; the present nodes that nobody knows yet."""
+        """Drop the clients whose node has left; the present nodes that nobody has asked yet."""
         self.nodes = {c: n for c, n in self.nodes.items() if n in present}
-        return [n for n in present if n not in self.nodes.values()]
+        return [n for n in present if n not in self.nodes.values() and n not in self.refused]
 
     def enter(self, replies: Sequence[Message], max_examples: int, failed: Collection[str]) -> list[str]:
         """Take the hellos in; why any of the nodes cannot take part. Who `failed` may come back as another node."""
@@ -78,6 +81,8 @@ class Roster:
                 problems.add(f"node {reply.metadata.src_node_id}: unreadable hello ({type(error).__name__})")
                 continue
             if failure:
+                if failure.kind == PolicyRefused.__name__:
+                    self.refused.add(reply.metadata.src_node_id)
                 problems.add(f"{failure.kind}: {failure.reason}")
                 continue
             if bad := _unfit(said, max_examples):
@@ -228,9 +233,13 @@ def collect(
 
 def present(grid: Grid, live: Live) -> list[int]:
     """The nodes, once at least min_available_nodes are connected; RoundFailed when that takes too long."""
-    deadline = time.monotonic() + live.fault.start_timeout_s
+    started, told = time.monotonic(), -1
     while len(nodes := sorted(grid.get_node_ids())) < live.min_available_nodes:
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - started
+        if waited > PATIENT_S and len(nodes) != told:
+            told = len(nodes)
+            live.say(f"waiting  {told} of {live.min_available_nodes} clients are connected")
+        if waited > live.fault.start_timeout_s:
             raise RoundFailed(
                 f"{len(nodes)} clients connected within {live.fault.start_timeout_s:g} s, "
                 f"strategy.min-available-nodes = {live.min_available_nodes}; start more SuperNodes or lower it"

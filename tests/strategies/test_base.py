@@ -14,6 +14,7 @@ from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.sections import FaultConfig
 from core.types import Update
 from strategies.fedavg import FedAvg
+from strategies.kit import session
 from strategies.kit.session import Live
 from tests.loopback import Loopback
 
@@ -222,6 +223,46 @@ def test_a_hello_that_lies_is_refused(lie, reason):
     with pytest.raises(ConfigError, match="1 of 3 clients cannot take part: node 11") as caught:
         strategy.run(Loopback([10, 11, 12], lying), LIVE, strategy.init({"global": X}, 7), 1)
     assert reason in str(caught.value)
+
+
+def refusing(node, message):
+    """Client 1's site lets nobody train under this app."""
+    if node == 11:
+        return Message(frame.encode_failure(frame.Failure("PolicyRefused", "not this app")), reply_to=message)
+    return answer(node, message)
+
+
+def test_a_site_whose_policy_refuses_is_left_out_asked_once_and_named():
+    asked, seen, told = [], [], []
+
+    def counting(node, message):
+        asked.append((node, message.metadata.message_type))
+        return refusing(node, message)
+
+    strategy = FedAvg()
+    live = replace(
+        LIVE, min_available_nodes=2, on_round=lambda _, record: seen.append(record), say=told.append
+    )
+    strategy.run(Loopback([10, 11, 12], counting), live, strategy.init({"global": X}, 7), 2)
+    assert [record["participants"] for record in seen[1:]] == [[0, 2], [0, 2]]
+    assert [kind for node, kind in asked if node == 11] == ["query.hello"]
+    assert told == ["client left out: PolicyRefused: not this app"]
+
+
+def test_too_few_are_left_when_a_policy_refuses():
+    strategy = FedAvg()
+    with pytest.raises(RoundFailed, match=r"2 clients can take part, .* = 3 \(PolicyRefused: not this app\)"):
+        strategy.run(Loopback([10, 11, 12], refusing), LIVE, strategy.init({"global": X}, 7), 1)
+
+
+def test_waiting_for_clients_is_said(monkeypatch):
+    monkeypatch.setattr(session, "PATIENT_S", 0.05)
+    told: list[str] = []
+    with pytest.raises(RoundFailed, match="2 clients connected within"):
+        FedAvg().run(
+            Loopback([10, 11], answer), replace(LIVE, say=told.append), FedAvg().init({"global": X}, 7), 1
+        )
+    assert told == ["waiting  2 of 3 clients are connected"]
 
 
 def test_a_silent_client_is_left_out_when_enough_others_are_there():
