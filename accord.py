@@ -6,7 +6,6 @@ that is stopped again, quiet output, and an exit code that tells whether the run
 
 import os
 import sys
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ sys.path.insert(0, str(ROOT))  # the console script starts elsewhere, and Flower
 
 from core.config import defaults, flatten, parse  # noqa: E402 - needs the line above
 from core.errors import AccordError, ConfigError  # noqa: E402
+from core.files import read_toml  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.processes import read_kit  # noqa: E402
 from server_app.advice.arms import ASKED, check, open_folder, run_arms  # noqa: E402
@@ -82,7 +82,7 @@ def resume(
 ) -> None:
     """Continue a run from its last committed round."""
     path = run_folder(folder)
-    then = flatten(tomllib.loads((path / "config.toml").read_text()))
+    then = flatten(read_toml(path / "config.toml"))
     keys, federation = given(words or [])
     here = {"run.resume": str(path.resolve()), "run.dir": str(path.resolve().parent)}
     asked = Request({**then, **keys, **here}, {**recorded_federation(path, then), **federation})

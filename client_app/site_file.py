@@ -10,6 +10,7 @@ from typing import Any
 
 from client_app.site import Node
 from core.errors import ConfigError
+from core.files import read_toml
 from core.types import Scalar
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -35,10 +36,7 @@ class SiteFile:
     @staticmethod
     def read(path: Path, words: Sequence[str] = ()) -> "SiteFile":
         """The file with KEY=VALUE words over it; ConfigError, one line, for whatever is wrong with it."""
-        try:
-            found = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read as a site's file: {error}") from error
+        found = read_toml(path)
         for word in words:
             key, separator, text = word.partition("=")
             if not separator:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from core.errors import AccordError, ConfigError
+from core.files import read_toml
 from core.keys import check_private, fingerprint_of
 from core.processes import environment, read_kit
 
@@ -60,10 +60,7 @@ class NodeKit:
     def read(folder: Path, words: Sequence[str] = ()) -> "NodeKit":
         """words: KEY=VALUE over its site.toml, of the keys that a SuperNode asks for."""
         about = read_kit(folder, "site")
-        try:
-            site = tomllib.loads((folder / "site.toml").read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{folder / 'site.toml'} cannot be read as a site's file: {error}") from error
+        site = read_toml(folder / "site.toml")
         for word in words:
             key, separator, value = word.partition("=")
             if not separator or key not in WORDS:
@@ -71,6 +68,8 @@ class NodeKit:
                     f"expected {' | '.join(f'{k}=...' for k in WORDS)} after {folder}, got {word!r}"
                 )
             site[key] = value
+        if not site.get("address") and not {"partition-id", "num-partitions"} <= site.keys():
+            raise ConfigError(f"{folder / 'site.toml'}: address is missing")
         host, _, port = str(about["superlink"]).rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         return NodeKit(folder.resolve(), about["name"], host, port, about["runtime-port"], site)

@@ -2,15 +2,19 @@
 
 import os
 import sys
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError
+from core.files import read_toml
 
 BIN = Path(sys.executable).parent
 KIT = "kit.toml"
+HOLDS: dict[str, dict[str, type]] = {  # a kit.toml, by its kind
+    "server": {"federation": str, "fleet": str, "control": str, "state-dir": str},
+    "site": {"name": str, "federation": str, "superlink": str, "runtime-port": int},
+}
 FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -27,11 +31,18 @@ def environment(**more: str) -> dict[str, str]:
 def read_kit(kit: Path, kind: str = "") -> Mapping[str, Any]:
     """kit.toml of a kit; ConfigError for a folder that is none, or of the other kind."""
     try:
-        about = tomllib.loads((kit / KIT).read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        about = read_toml(kit / KIT)
+    except ConfigError as error:
         raise ConfigError(
             f"{kit} is no kit of `accord provision`: expected a {KIT} in it ({error})"
         ) from error
+    if about.get("kind") not in list(HOLDS):
+        raise ConfigError(f"{kit / KIT}: kind must be one of {' | '.join(HOLDS)}, got {about.get('kind')!r}")
+    for key, wanted in HOLDS[about["kind"]].items():
+        if type(about.get(key)) is not wanted:
+            raise ConfigError(
+                f"{kit / KIT}: {key} must be {wanted.__name__}, got {about.get(key)!r}; provision again"
+            )
     if kind and about["kind"] != kind:
         raise ConfigError(f"{kit} is the kit of a {about['kind']}, expected the kit of a {kind}")
     return about

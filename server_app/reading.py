@@ -2,14 +2,17 @@
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.config import flatten
 from core.errors import DataError
+from core.files import read_json, read_toml
 from core.types import Json, Metrics, Scalar
+
+# how `read_record` fails on a line that is none
+NO_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -106,18 +109,18 @@ def read_run(run_dir: Path | str) -> Run:
     """The run in a folder; files not written yet count as empty. Raises DataError on a broken one."""
     folder = Path(run_dir)
     config = folder / "config.toml"
-    answers = _json(folder / "answers.json", [])
+    answers = read_json(folder / "answers.json", [])
     return Run(
         dir=folder,
-        config=flatten(tomllib.loads(config.read_text("utf-8"))) if config.exists() else {},
-        manifest=_json(folder / "manifest.json", {}),
+        config=flatten(read_toml(config)) if config.exists() else {},
+        manifest=read_json(folder / "manifest.json", {}),
         records=_records(folder / "metrics.jsonl"),
         answers=tuple(
             Answer(a["prompt"], a.get("before") or "", a.get("after") or "")
             for a in answers
             if a.get("prompt")
         ),
-        rlft=_json(folder / "rlft" / "record.json", {}),
+        rlft=read_json(folder / "rlft" / "record.json", {}),
     )
 
 
@@ -146,25 +149,19 @@ def _numbers(metrics: Mapping[str, Json] | None) -> Metrics:
     return {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, int | float)}
 
 
-def _json(path: Path, missing: Json) -> Json:
-    if not path.exists():
-        return missing
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON, {error}; was it edited by hand?") from error
-
-
 def _records(path: Path) -> tuple[Record, ...]:
     """The last line of each round; a resumed run may have repeated one."""
     if not path.exists():
         return ()
-    lines = [line for line in path.read_text("utf-8").split("\n") if line.strip()]
+    try:
+        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     by_round: dict[int, Record] = {}
     for number, line in enumerate(lines, 1):
         try:
             record = read_record(json.loads(line))
-        except (ValueError, KeyError) as error:
+        except NO_RECORD as error:
             if number == len(lines):
                 break  # the process was killed while it wrote
             raise DataError(f"{path}, line {number}: expected a round's metrics, {error!r}") from error

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import time
-import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,12 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tomli_w
+from safetensors import SafetensorError
 
 from core import __version__, store
 from core.config import flatten
 from core.errors import CheckpointError
+from core.files import read_json, read_toml
 from core.sections import Config
 from core.types import Json, ServerState
+from server_app.reading import NO_RECORD, read_record
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class RunFolder:
         path = Path(config.run.resume).expanduser().resolve()
         if not (path / "config.toml").is_file():
             raise CheckpointError(f"run.resume = {config.run.resume!r}: {path} holds no config.toml of a run")
-        then = flatten(tomllib.loads((path / "config.toml").read_text()))
+        then = flatten(read_toml(path / "config.toml"))
         now = dict(config.flat)
         changed = [k for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
         if refused := [k for k in changed if not k.startswith(MAY_CHANGE)]:
@@ -138,7 +140,12 @@ class RunFolder:
         self._write_metrics([r for r in self.metrics() if r["round"] <= last])
         if not saved:
             return None
-        trees, facts = store.load(store.round_folder(self.checkpoints, last))
+        whole = store.round_folder(self.checkpoints, last)
+        try:
+            trees, facts = store.load(whole)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            before = f"delete it to go on from round {saved[-2]}" if len(saved) > 1 else "start a new run"
+            raise CheckpointError(f"{whole} is no whole checkpoint ({error}); {before}") from error
         parts: dict[str, Json] = {"adapters": {}, "memory": {}}
         for name, tree in trees.items():
             kind, short = name.split("/", 1)
@@ -163,8 +170,14 @@ class RunFolder:
     def metrics(self) -> list[Json]:
         """The records of the rounds so far; a line torn by a crash is not one."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+            for record in records:
+                read_record(record)
+        except (OSError, *NO_RECORD) as error:
+            raise CheckpointError(f"{path}: expected a round's metrics in each line, {error!r}") from error
+        return records
 
     def _write_metrics(self, records: list[Json]) -> None:
         lines = [json.dumps(r, sort_keys=True) + "\n" for r in records]
@@ -173,8 +186,7 @@ class RunFolder:
     # --- manifest ------------------------------------------------------------------
 
     def manifest(self) -> Json:
-        path = self.path / "manifest.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json(self.path / "manifest.json", {})
 
     def write_manifest(self, **facts: Json) -> None:
         """Merge facts into the manifest, and what follows from the metrics."""

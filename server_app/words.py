@@ -1,17 +1,18 @@
 """What the words of a command ask for: presets, KEY=VALUE, a run folder; every key and value is checked."""
 
-import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.config import checked, defaults, flatten, parse, without_effect
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
+from core.files import read_json, read_toml
 from core.types import Scalar
 from tasks.data.jsonl import ENDINGS
 
 ROOT = Path(__file__).resolve().parents[1]
+MINIMUM = "strategy.min-available-nodes"
 # Not knobs of the app: how many clients a simulation has and what each may use, or which deployment to ask.
 FEDERATION: dict[str, Scalar] = {"num-supernodes": 8, "client-cpus": 1.0, "client-gpus": 0.0, "superlink": ""}
 
@@ -39,7 +40,7 @@ def federated(keys: dict[str, Scalar], chosen: Mapping[str, Scalar]) -> dict[str
     """
     federation = {**FEDERATION, "num-supernodes": _files(keys) or FEDERATION["num-supernodes"], **chosen}
     if not federation["superlink"]:
-        keys.setdefault("strategy.min-available-nodes", federation["num-supernodes"])
+        keys.setdefault(MINIMUM, federation["num-supernodes"])
     return federation
 
 
@@ -96,10 +97,7 @@ def _sources(words: list[str]) -> Iterator[tuple[str, Mapping[str, Scalar]]]:
 def _preset(path: Path) -> dict[str, Scalar]:
     for candidate in (path, ROOT / "presets" / path):
         if candidate.is_file():
-            try:
-                return flatten(tomllib.loads(candidate.read_text()))
-            except tomllib.TOMLDecodeError as error:
-                raise ConfigError(f"{candidate} is not TOML: {error}") from error
+            return flatten(read_toml(candidate))
     have = ", ".join(sorted(p.name for p in (ROOT / "presets").glob("*.toml")))
     raise ConfigError(f"no preset {path}; have in presets/: {have}")
 
@@ -137,6 +135,8 @@ def run_folder(folder: str) -> Path:
 
 def recorded_federation(path: Path, then: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """A simulation with as many clients as the run had; a deployment is named again by the user."""
-    manifest = json.loads((path / "manifest.json").read_text()) if (path / "manifest.json").is_file() else {}
-    clients = len(manifest.get("clients", {})) or int(then["strategy.min-available-nodes"])
+    known = read_json(path / "manifest.json", {}).get("clients", {})
+    if not isinstance(known, dict):
+        raise DataError(f"{path / 'manifest.json'}: clients must be an object; was it edited by hand?")
+    clients = len(known) or int(checked(MINIMUM, then.get(MINIMUM, defaults()[MINIMUM])))
     return {**FEDERATION, "num-supernodes": clients}

@@ -1,7 +1,6 @@
 """A site's own policy: what a server may ask of it and what may leave it, read from the site's own file."""
 
 import difflib
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from core.errors import ConfigError, PolicyRefused
+from core.files import read_toml
 from core.sections import Config
 from core.types import Scalar
 
@@ -64,12 +64,7 @@ class Policy:
     @staticmethod
     def read(path: Path) -> "Policy":
         """Raises ConfigError for a file that is not there or no TOML, an unknown key, a wrong type or value."""
-        try:
-            page = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"no policy at {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is no TOML: {error}") from error
+        page = read_toml(path)
         values = {key.replace("-", "_"): _checked(key, value) for key, value in page.items()}
         return Policy(**({**OPEN, **values} if values.get("open") else values))
 

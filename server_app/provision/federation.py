@@ -3,13 +3,13 @@
 import difflib
 import ipaddress
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from core.errors import ConfigError
+from core.files import read_toml
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
@@ -56,12 +56,7 @@ class Federation:
 
 def read_federation(path: Path) -> Federation:
     """Raises ConfigError for a file that is missing or no TOML, an unknown or missing key, a wrong value."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    document = read_toml(path)
     given = document.pop("sites", {})
     if not isinstance(given, dict) or not given:
         raise ConfigError(f"{path}: expected a table per site, such as [sites.north], got {given!r}")

@@ -1,13 +1,15 @@
 """The run folder over crashes and refusals of the disk: a round counts whole or not at all."""
 
 import os
+import shutil
 
 import pytest
 import torch
 
 from core.config import parse
-from core.errors import CheckpointError
+from core.errors import CheckpointError, DataError
 from core.types import ServerState
+from server_app.reading import read_run
 from server_app.run_folder import RunFolder
 from tests.core.test_store import no_file_above
 
@@ -82,3 +84,34 @@ def test_a_run_laid_out_over_its_rounds_is_not_extended(tmp_path):
     constant = {"run.dir": str(tmp_path)}
     path = str(RunFolder.create(parse(constant)).path)
     RunFolder.reopen(parse({**constant, "run.resume": path, "run.num-server-rounds": 20}))
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\x00", b"[]"])
+def test_a_checkpoint_that_was_damaged_is_refused_with_a_way_on(folder, name, content):
+    commit(folder, 0)
+    commit(folder, 1)
+    damaged = folder.checkpoints / "00001" / name
+    damaged.unlink()
+    if content is not None:
+        damaged.write_bytes(content)
+    elif name == "facts.json":
+        return  # then it is no checkpoint
+    with pytest.raises(CheckpointError, match=r"00001 is no whole checkpoint .*go on from round 0$"):
+        folder.load_state()
+    shutil.rmtree(damaged.parent)
+    assert folder.load_state() is not None
+
+
+@pytest.mark.parametrize(
+    "line", [b"garbage", b"[1]", b'{"round": null}', b'{"round": 1, "train": 3}', b"\xff"]
+)
+def test_a_damaged_line_of_metrics_is_refused_and_kept(folder, line):
+    commit(folder, 0)
+    path = folder.path / "metrics.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: expected a round's metrics in each line"):
+        folder.load_state()
+    assert path.read_bytes().startswith(line)
+    with pytest.raises(DataError, match=r"metrics.jsonl, line 1: expected a round's metrics"):
+        read_run(folder.path)

@@ -58,7 +58,7 @@ def test_what_the_file_says_goes_before_open(tmp_path):
         ("noise-multiplier = 1.0", "noise needs updates = 'noised' and a multiplier above 0"),
         ("min-rows = 5", "round-counts-to = 10 would round min-rows = 5 down to no rows"),
         ("facts = ['rows']", "facts must be of census, data, skipped, truth, got 'rows'"),
-        ("tasks = [", "is no TOML"),
+        ("tasks = [", "is not TOML"),
     ],
 )
 def test_a_file_that_says_something_else_is_refused(tmp_path, text, message):
@@ -67,7 +67,7 @@ def test_a_file_that_says_something_else_is_refused(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"no policy at .*policy.toml: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*policy.toml: No such file"):
         Policy.read(tmp_path / "policy.toml")
 
 

@@ -1,0 +1,41 @@
+"""Small files that people write by hand and crashes leave half: a value, or one line that says what is wrong."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import ConfigError, DataError
+from core.types import Json
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file, with or without the mark that some editors begin with; ConfigError for whatever is wrong with it."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: byte {error.start} is no UTF-8 text") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def read_json(path: Path, missing: Json) -> Any:  # of the kind that `missing` is
+    """A JSON file, or `missing` where there is none; DataError unless it holds the kind of value that `missing` is."""
+    if not path.exists():
+        return missing
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected JSON, {error}; was it edited by hand?") from error
+    if type(found) is not type(missing):
+        raise DataError(
+            f"{path}: expected JSON of {_kind(missing)}, got {_kind(found)}; was it edited by hand?"
+        )
+    return found
+
+
+def _kind(value: Json) -> str:
+    return "an object" if isinstance(value, Mapping) else "a list" if isinstance(value, list) else "a value"
