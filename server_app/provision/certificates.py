@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -38,8 +38,12 @@ def make_authority(folder: Path, federation: str, days: int) -> None:
 def make_server(folder: Path, authority: Path, names: Sequence[str], days: int) -> None:
     """server.key (0600) and server.crt in folder, for all names, signed by the authority; never outlives it."""
     ca = read_certificate(authority / "ca.crt")
-    ca_key = load_pem_private_key((authority / "ca.key").read_bytes(), None)
-    assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+    try:
+        ca_key = load_pem_private_key((authority / "ca.key").read_bytes(), None)
+        if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
+            raise ValueError("another kind of key")
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{authority / 'ca.key'} holds no key of an authority: {error}") from error
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     builder = _builder(subject, ca.subject, key, days, latest=ca.not_valid_after_utc)

@@ -1,7 +1,7 @@
 """`accord doctor` on the server: whether its kit can be started, and whether what was started does its work."""
 
+import http.client
 import ssl
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ def _answers(kit: Path, control: str) -> bool:
     try:
         trusted = ssl.create_default_context(cafile=str(kit / "ca.crt"))
         urllib.request.urlopen(f"https://{control}/health", timeout=3, context=trusted).close()
-    except (OSError, urllib.error.URLError):
+    except (OSError, http.client.HTTPException):
         return False
     return True
 

@@ -7,13 +7,13 @@
 Making them again keeps every key, and what a site has changed in its site.toml.
 """
 
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import tomli_w
 
 from core.errors import ConfigError
+from core.files import read_toml
 from core.keys import fingerprint, make_key, write, write_public
 from core.processes import KIT, read_kit
 from server_app.provision import texts
@@ -38,15 +38,23 @@ def provision(federation: Federation, out: Path, *, renew: bool = False) -> Iter
     """
     authority, server = out / "authority", out / "server"
     _refuse_another(federation, server)
-    for folder in (authority, server / "sites", out / "sites"):
-        folder.mkdir(parents=True, exist_ok=True)
-    authority.chmod(0o700)
-    server.chmod(0o700)
-    if not (authority / "ca.crt").is_file():
+    try:
+        for folder in (authority, server / "sites", out / "sites"):
+            folder.mkdir(parents=True, exist_ok=True)
+        authority.chmod(0o700)
+        server.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be made: {error.strerror}; name another") from error
+    if not (authority / "ca.crt").exists():
+        if (authority / "ca.key").exists() or (server / KIT).exists():
+            raise ConfigError(
+                f"{authority / 'ca.crt'} is gone; put it back from {server / 'ca.crt'} or a site's kit: another "
+                "authority would shut out every site"
+            )
         make_authority(authority, federation.name, federation.ca_days)
         yield f"authority  made, for {federation.ca_days} days; keep {authority / 'ca.key'} off the server's machine"
-    yield from _server(federation, server, authority, renew=renew)
     numbers = _numbers(federation, server / NUMBERS)
+    yield from _server(federation, server, authority, renew=renew)
     for site in federation.sites:
         yield from _site(federation, site, numbers, out)
     for gone in sorted((server / "sites").glob("*.pub")):
@@ -106,7 +114,17 @@ def _numbers(federation: Federation, path: Path) -> dict[str, int]:
 
     A site's private memory and its place in a run go by this number.
     """
-    numbers: dict[str, int] = tomllib.loads(path.read_text()) if path.is_file() else {}
+    numbers: dict[str, int] = read_toml(path) if path.exists() else {}
+    if (path.parent / KIT).exists() and not numbers:
+        raise ConfigError(
+            f"{path} is gone or empty, and with it which client each site is; put it back from a copy, or write "
+            "NAME = partition-id of each site.toml into it"
+        )
+    for name, number in numbers.items():
+        if type(number) is not int or number < 0:
+            raise ConfigError(
+                f"{path}: {name} must be a number from 0, got {number!r}; put it back from a copy"
+            )
     for site in federation.sites:
         numbers.setdefault(site.name, max(numbers.values(), default=-1) + 1)
     write(path, tomli_w.dumps(numbers).encode())

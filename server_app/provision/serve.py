@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import subprocess
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import tomli_w
 
 from core.checks import Verdict
 from core.errors import ConfigError
+from core.files import read_toml
 from core.keys import fingerprint, write
-from core.processes import BIN, environment, read_kit
+from core.processes import BIN, KIT, environment, read_kit
 from server_app.provision.certificates import days_left, is_signed_by, names_of, read_certificate
 from server_app.provision.federation import split
 from server_app.provision.kits import SOON
@@ -58,9 +58,8 @@ def connection(kit: Path) -> Path:
 
 def register(kit: Path) -> Iterator[str]:
     """Tell the SuperLink the sites of the kit: those that are new, those that are gone, those with another key."""
-    name, done = read_kit(kit, "server")["federation"], kit / REGISTERED
+    name, done, known = read_kit(kit, "server")["federation"], kit / REGISTERED, _registered(kit)
     wanted = {path.stem: path for path in sorted((kit / "sites").glob("*.pub"))}
-    known = tomllib.loads(done.read_text()) if done.is_file() else {"in": {}, "out": []}
     alive = {node["node-id"]: node["status"] for node in _flwr(kit, "list", name)["nodes"]}
     known["in"] = {s: r for s, r in known["in"].items() if alive.get(r["node"], GONE) != GONE}
     for site, record in list(known["in"].items()):
@@ -80,6 +79,18 @@ def register(kit: Path) -> Iterator[str]:
             known["in"][site] = {"node": str(answer["node-id"]), "key": key}
             write(done, tomli_w.dumps(known).encode())
             yield f"{site}  {key} is let in from now on"
+
+
+def _registered(kit: Path) -> dict[str, Any]:
+    """in: of each site its node and its key. out: keys that were taken away."""
+    path = kit / REGISTERED
+    known = read_toml(path) if path.exists() else {"in": {}, "out": []}
+    inside, outside = known.get("in"), known.get("out")
+    if not isinstance(inside, dict) or not isinstance(outside, list):
+        raise ConfigError(f"{path}: expected the table in and the list out; put it back from a copy")
+    if not all(isinstance(r, dict) and {"node", "key"} <= r.keys() for r in inside.values()):
+        raise ConfigError(f"{path}: expected node and key of each site; put it back from a copy")
+    return known
 
 
 def _flwr(kit: Path, *words: str) -> Mapping[str, Any]:
@@ -115,6 +126,8 @@ def certificate(kit: Path) -> tuple[Verdict, str]:
         raise ConfigError(
             f"{path} was not signed by {kit / 'ca.crt'}, every site would refuse it; provision again"
         )
+    if not (kit / "server.key").is_file():
+        raise ConfigError(f"{kit / 'server.key'} is gone; make another: `accord provision ... --renew`")
     if (kit / "server.key").stat().st_mode & 0o077:
         raise ConfigError(
             f"{kit / 'server.key'} can be read by others; chmod 600 it, or `accord provision --renew`"
@@ -127,8 +140,7 @@ def certificate(kit: Path) -> tuple[Verdict, str]:
 
 def sites(kit: Path) -> Iterator[tuple[str, str, str]]:
     """Of each registered site its name, flwr's word for how it is, and since when; ConfigError without an answer."""
-    done = kit / REGISTERED
-    known = tomllib.loads(done.read_text())["in"] if done.is_file() else {}
+    known = _registered(kit)["in"]
     nodes = {n["node-id"]: n for n in _flwr(kit, "list", read_kit(kit, "server")["federation"])["nodes"]}
     for site in sorted({path.stem for path in (kit / "sites").glob("*.pub")} | set(known)):
         node = nodes.get(known[site]["node"], {}) if site in known else {}
@@ -138,6 +150,8 @@ def sites(kit: Path) -> Iterator[tuple[str, str, str]]:
 
 def check_free(address: str) -> None:
     host, port = split(address)
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f'expected "HOST:PORT", got {address!r}: is {KIT} as `accord provision` made it?')
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -401,3 +401,72 @@ def test_the_end_of_a_supernode_is_put_into_words(tmp_path, said, worked, seen, 
         got = str(error)
     assert message in got
     assert "\n" not in got
+
+
+KINDS_OF_DAMAGE = {
+    "bytes": lambda path: path.write_bytes(b"\xff\x00"),
+    "empty": lambda path: path.write_bytes(b""),
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("how", KINDS_OF_DAMAGE)
+@pytest.mark.parametrize(
+    "name", ["server/kit.toml", "server/sites.toml", "authority/ca.key", "authority/ca.crt"]
+)
+def test_damaged_kits_are_refused_by_name_and_keep_authority_and_numbers(tmp_path, name, how):
+    """A number that moved to another site would take its private memory along; a new authority shuts all sites out."""
+    make(tmp_path)
+    path, before = tmp_path / "kits" / name, files(tmp_path / "kits")
+    KINDS_OF_DAMAGE[how](path)
+    if (name, how) != ("server/kit.toml", "gone"):  # which says nothing that federation.toml does not say
+        with pytest.raises(ConfigError, match=rf"{name}[^\n]*$"):
+            make(tmp_path, HEAD + "[sites.south]\n[sites.north]\n", renew=True)
+    after = files(tmp_path / "kits")
+    kept = {"authority/ca.key", "authority/ca.crt", "server/sites.toml"} - {name}
+    assert {n: after[n] for n in kept} == {n: before[n] for n in kept}
+
+
+@pytest.mark.parametrize("how", KINDS_OF_DAMAGE)
+@pytest.mark.parametrize("name", ["kit.toml", "server.key", "server.crt", "ca.crt"])
+def test_a_damaged_kit_of_the_server_is_refused_by_name(tmp_path, name, how):
+    make(tmp_path)
+    kit = tmp_path / "kits" / "server"
+    KINDS_OF_DAMAGE[how](kit / name)
+    if name == "server.key" and how in ("bytes", "empty"):
+        return  # flwr's own word
+    with pytest.raises(ConfigError, match=name):
+        serve.superlink(kit)
+
+
+@pytest.mark.parametrize("how", KINDS_OF_DAMAGE)
+@pytest.mark.parametrize("name", ["kit.toml", "site.toml"])
+def test_a_damaged_kit_of_a_site_is_refused_by_name(tmp_path, name, how):
+    make(tmp_path)
+    kit = tmp_path / "kits" / "sites" / "north"
+    KINDS_OF_DAMAGE[how](kit / name)
+    with pytest.raises(ConfigError, match=name):
+        NodeKit.read(kit).node_config  # noqa: B018 - what a start asks for
+
+
+@pytest.mark.parametrize("text", ["\x00", "x = 1", "in = 3\nout = []", "out = []\n[in]\nnorth = 3"])
+def test_a_damaged_list_of_who_is_let_in_is_refused_by_name(tmp_path, text):
+    make(tmp_path)
+    kit = tmp_path / "kits" / "server"
+    (kit / "registered.toml").write_text(text)
+    for ask in (serve.register, serve.sites):
+        with pytest.raises(ConfigError, match=r"registered.toml"):
+            list(ask(kit))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1:abc", "127.0.0.1", "127.0.0.1:0"])
+def test_a_port_that_is_none_is_named(address):
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        serve.check_free(address)
+
+
+def test_a_place_where_no_kits_can_be_is_refused(tmp_path):
+    (tmp_path / "federation.toml").write_text(HEAD + SITES)
+    with pytest.raises(ConfigError, match=r"--out .* cannot be made: Not a directory"):
+        list(provision(read_federation(tmp_path / "federation.toml"), tmp_path / "federation.toml"))
