@@ -1,6 +1,5 @@
 """`accord doctor` at a site: its files, rows, policy, key, and whether the server can be reached."""
 
-import json
 import shutil
 import socket
 import subprocess
@@ -13,6 +12,8 @@ from client_app.supervise import NodeKit, check_files, check_server
 from core.checks import Check, disk
 from core.errors import AccordError
 from core.processes import KIT
+from tasks.data.base import BadRow, canonical
+from tasks.data.jsonl import Jsonl
 
 
 def checks(path: Path) -> Iterator[Check]:
@@ -35,33 +36,27 @@ def checks(path: Path) -> Iterator[Check]:
 
 
 def _rows(site: SiteFile) -> Check:
-    """How many lines are rows; of the others their numbers, never their text."""
+    """How many lines are rows; of the others the first's place and fault, never its text."""
     if not site.data_path:
         return Check("rows", "note", "no data-path: this site takes its share of the source that a run names")
     place = Path(site.data_path)
-    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
     good, bad = 0, list[str]()
-    for file in files:
-        try:
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-                if line.strip():
-                    good, bad = (good + 1, bad) if _is_row(line) else (good, [*bad, f"{file.name}:{number}"])
-        except (OSError, UnicodeDecodeError) as error:
-            return Check("rows", "no", f"{file} cannot be read: {type(error).__name__}")
-    if not good:
-        return Check("rows", "no", f"{place} holds no row of JSON lines")
-    if bad:
-        return Check(
-            "rows", "note", f"{good} rows; no JSON object at {', '.join(bad[:5])}, {len(bad)} in all"
-        )
-    return Check("rows", "ok", f"{good} rows in {place}")
-
-
-def _is_row(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+        for found in Jsonl(path=site.data_path).find(seed=0, clients=1):
+            try:
+                canonical(found)
+                good += 1
+            except BadRow as why:
+                bad.append(f"{found.where}: {why}")
+    except AccordError as error:
+        return Check("rows", "no", str(error))
+    except OSError as error:
+        return Check("rows", "no", f"{place} cannot be read: {error.strerror}")
+    if not good:
+        return Check("rows", "no", f"{place} holds no row" + (f"; {bad[0]}" if bad else ""))
+    if bad:
+        return Check("rows", "note", f"{good} rows, and {len(bad)} that cannot be used; {bad[0]}")
+    return Check("rows", "ok", f"{good} rows in {place}")
 
 
 def _policy(site: SiteFile) -> Check:

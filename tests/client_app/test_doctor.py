@@ -1,5 +1,6 @@
 """What `accord doctor` finds at a site: each thing that is wrong, in a line of its own, and no row in any."""
 
+import gzip
 import socket
 
 import pytest
@@ -64,7 +65,8 @@ def test_a_bad_row_is_told_by_its_number_alone(site):
     with (site.parent / "rows.jsonl").open("a") as rows:
         rows.write(f'["{SECRET}"]\n{{"prompt": "{SECRET}\n')
     told = found(site)
-    assert told["rows"] == ("note", "3 rows; no JSON object at rows.jsonl:4, rows.jsonl:5, 2 in all")
+    said = "3 rows, and 2 that cannot be used; rows.jsonl line 4: is no JSON object"
+    assert told["rows"] == ("note", said)
     assert SECRET not in str(told)
 
 
@@ -72,3 +74,22 @@ def test_a_place_that_cannot_be_written_is_wrong(tmp_path):
     (tmp_path / "file").write_text("")
     assert disk("state", tmp_path / "file" / "state").verdict == "no"
     assert disk("state", tmp_path / "new" / "state").verdict in ("ok", "note")
+
+
+def test_rows_are_read_as_a_run_reads_them(site):
+    """gzip, a mark of Windows editors, and the separators that JSON lets stand in a string."""
+    row = '{"prompt": "a\u2028b", "chosen": "b\x85", "rejected": "c"}\n'
+    (site.parent / "rows.jsonl").write_bytes(("\ufeff" + row * 3).encode())
+    assert found(site)["rows"][0] == "ok"
+    (site.parent / "rows.jsonl.gz").write_bytes(gzip.compress((row * 4).encode()))
+    site.write_text(GOOD.replace("rows.jsonl", "rows.jsonl.gz"))
+    assert found(site)["rows"] == ("ok", f"4 rows in {site.parent / 'rows.jsonl.gz'}")
+    (site.parent / "rows.jsonl.gz").write_bytes(gzip.compress(b"x")[:-4])
+    assert found(site)["rows"][0] == "no"
+
+
+def test_rows_whose_columns_no_run_can_use_are_told(site):
+    (site.parent / "rows.jsonl").write_text('{"question": "a"}\n' * 3)
+    verdict, said = found(site)["rows"]
+    assert verdict == "no"
+    assert "misses columns" in said
