@@ -20,6 +20,7 @@ CHOOSERS = {  # section: the key that names its plugin, and their package
     "strategy": ("strategy.name", "strategies"),
     "data": ("data.source", "tasks.data"),
 }
+LIMIT = 2**63  # of what Flower carries and clocks can wait for
 POSITIVE = (
     "run.num-server-rounds", "lora.r", "lora.alpha", "train.learning-rate", "train.local-steps",
     "train.per-device-batch-size", "train.gradient-accumulation-steps", "train.max-length",
@@ -105,6 +106,8 @@ def checked(key: str, value: Any) -> Scalar:  # Any: the outside world
         hint = f"; did you mean {near[0]!r}?" if near else "; `accord list` prints every key"
         raise ConfigError(f"unknown key {key!r}{hint}")
     want = type(page[key])
+    if want in (int, float) and type(value) in (int, float) and not abs(value) < LIMIT:
+        raise ConfigError(f"{key} must be a finite number, below 2^63 in size, got {value!r}")
     if want is float and type(value) is int:
         return float(value)
     if type(value) is not want:

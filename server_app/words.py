@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MINIMUM = "strategy.min-available-nodes"
 # Not knobs of the app: how many clients a simulation has and what each may use, or which deployment to ask.
 FEDERATION: dict[str, Scalar] = {"num-supernodes": 8, "client-cpus": 1.0, "client-gpus": 0.0, "superlink": ""}
+LEAST = {"num-supernodes": 1, "client-cpus": 1, "client-gpus": 0}
+MOST = 1e6  # of each of these
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,10 @@ def _federation_value(key: str, value: Scalar) -> Scalar:
         value = float(value)
     if type(value) is not want:
         raise ConfigError(f"{key} must be {want.__name__}, got {value!r}")
-    if short == "num-supernodes" and int(value) < 1:
-        raise ConfigError(f"{key} must be at least 1, got {value!r}")
+    if short in LEAST and not LEAST[short] <= float(value) < MOST:
+        raise ConfigError(f"{key} must be at least {LEAST[short]} and below {MOST:g}, got {value!r}")
+    if short == "client-cpus" and value != int(value):
+        raise ConfigError(f"{key} must be a whole number, got {value!r}")
     return value
 
 

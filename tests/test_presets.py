@@ -56,3 +56,19 @@ def test_a_folder_of_own_files_is_simulated_with_a_client_for_each(tmp_path):
         ([f"data.path={tmp_path / 'a.jsonl'}", "data.source=jsonl"], 8),
     ):
         assert accord.request(words).federation["num-supernodes"] == clients
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "federation.num-supernodes=0",
+        "federation.client-cpus=0",
+        "federation.client-cpus=nan",
+        "federation.client-cpus=1.5",
+        "federation.client-gpus=-1",
+        "federation.client-gpus=inf",
+    ],
+)
+def test_a_federation_that_no_machine_has_is_refused(word):
+    with pytest.raises(ConfigError, match=word.split("=")[0]):
+        accord.request([word])

@@ -83,7 +83,7 @@ def test_an_override_arrives():
         ({"train.local-steps": 1.5}, "train.local-steps must be int, got 1.5 (float)"),
         ({"train.local-steps": True}, "train.local-steps must be int, got True (bool)"),
         ({"train.local-steps": 0}, "train.local-steps must be above 0, got 0"),
-        ({"train.learning-rate": float("nan")}, "train.learning-rate must be above 0, got nan"),
+        ({"train.learning-rate": float("nan")}, "train.learning-rate must be a finite number"),
         ({"train.max-grad-norm": -1.0}, "train.max-grad-norm must not be negative, got -1.0"),
         ({"strategy.fraction-train": 1.5}, "strategy.fraction-train must be in (0, 1], got 1.5"),
         ({"model.dtype": "fp8"}, "model.dtype must be one of float32 | bfloat16 | float16, got 'fp8'"),
@@ -133,7 +133,7 @@ def test_an_override_arrives():
             {"train.min-learning-rate": 1.0, "train.lr-schedule": "cosine"},
             "train.min-learning-rate = 1.0 is above train.learning-rate = 0.002",
         ),
-        ({"train.local-epochs": float("nan")}, "train.local-epochs must not be negative, got nan"),
+        ({"train.local-epochs": float("nan")}, "train.local-epochs must be a finite number"),
     ],
 )
 def test_bad_input_is_one_clear_line(flat, message):
@@ -145,3 +145,17 @@ def test_bad_input_is_one_clear_line(flat, message):
 
 def test_flatten_is_dotted():
     assert config.flatten({"a": {"b": 1, "c": {"d": "x"}}, "e": True}) == {"a.b": 1, "a.c.d": "x", "e": True}
+
+
+@pytest.mark.parametrize(
+    "key", ["train.learning-rate", "train.local-epochs", "fault.round-deadline-s", "task.beta"]
+)
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 10**400])
+def test_a_number_that_is_not_finite_is_refused(key, value):
+    with pytest.raises(ConfigError, match=f"{key} must be a finite number"):
+        parse({key: value})
+
+
+def test_a_number_that_flower_cannot_carry_is_refused():
+    with pytest.raises(ConfigError, match=r"run.seed must be a finite number, below"):
+        parse({"run.seed": 2**63})
