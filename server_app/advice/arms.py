@@ -1,6 +1,5 @@
 """What `accord advise` runs: the arms, their keys at equal steps, and how far each has come in its folder."""
 
-import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import tomli_w
 from core import store
 from core.config import defaults, parse, without_effect
 from core.errors import ConfigError
+from core.files import read_json
 from core.types import Scalar
 from server_app import console
 from server_app.advice.conflict import clustered, read_conflict
@@ -58,7 +58,8 @@ def open_folder(asked: Mapping[str, Scalar], parent: Path) -> Path:
     stem = datetime.now(UTC).strftime("advice-%Y%m%d-%H%M%S")
     names = [stem, *(f"{stem}-{attempt}" for attempt in range(2, 100))]
     folder = next(parent / name for name in names if not (parent / name).exists())
-    folder.mkdir(parents=True)
+    with store.writing(folder):
+        folder.mkdir(parents=True)
     store.write_text(folder / ASKED, tomli_w.dumps(dict(asked)))
     return folder
 
@@ -105,6 +106,9 @@ def check(asked: Mapping[str, Scalar]) -> None:
         raise ConfigError(
             f"run.num-server-rounds = {rounds}: `accord advise` needs 3, the clusters' warm-up among them"
         )
+    for key in ("train.local-steps", "strategy.warmup-rounds"):
+        if int(asked.get(key, defaults()[key])) < 1:
+            raise ConfigError(f"{key} must be above 0, got {asked[key]!r}")
     lost = [without_effect(arm.keys, asked) for arm in ARMS.values()]
     if nowhere := sorted(set.intersection(*lost)):
         raise ConfigError(
@@ -130,7 +134,7 @@ def run_of(folder: Path, arm: Arm) -> Path | None:
 
 def is_finished(run: Path) -> bool:
     manifest = run / "manifest.json"
-    return manifest.is_file() and json.loads(manifest.read_text())["status"] == "finished"
+    return read_json(manifest, {}).get("status") == "finished"
 
 
 def run_arms(folder: Path, asked: Mapping[str, Scalar], start: Callable[[Keys], int]) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from core import store
 from core.config import parse
-from core.errors import ConfigError
+from core.errors import CheckpointError, ConfigError
 from server_app.advice.arms import ARMS, ASKED, arm_keys, check, open_folder, run_arms, run_of
 from server_app.advice.recommend import CLUSTERS, FEDAVG, FEDPDPO, FINISH, ORDER
 
@@ -76,6 +76,8 @@ def test_more_clusters_than_rounds_to_warm_them_up_are_cut():
         ({"strategy.proximal-mu": 0.5}, "no effect"),
         ({"strategy.finish-steps": 120}, "leave no round"),
         ({"strategy.selectors": 12}, "warm-up"),
+        ({"train.local-steps": 0}, "train.local-steps must be above 0"),
+        ({"strategy.warmup-rounds": 0}, "strategy.warmup-rounds must be above 0"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(asked, told):
@@ -95,6 +97,12 @@ def leave(folder: Path, status: str) -> None:
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.toml").write_text("")
     (run / "manifest.json").write_text(json.dumps({"status": status}))
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot write"):
+        open_folder(ASK, tmp_path / "file")
 
 
 def test_what_is_finished_is_kept_and_what_is_not_is_resumed(tmp_path):
