@@ -219,6 +219,9 @@ def main() -> None:
     except AccordError as error:
         typer.echo(f"accord: {error}", err=True)
         raise SystemExit(2) from None
+    except OSError as error:  # a disk that is full or refuses, where nobody had a better word
+        typer.echo(f"accord: {error.filename or 'cannot write'}: {error.strerror or error}", err=True)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

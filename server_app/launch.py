@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 import psutil
 import tomli_w
@@ -45,10 +46,13 @@ QUIET = {
 
 
 def launch(asked: Request, *, verbose: bool) -> int:
-    """Run and wait; 0 when the run finished, 1 when it failed, 130 after Ctrl-C."""
+    """Run and wait; 0 when the run finished, 1 when it failed, 130 after Ctrl-C, 143 after SIGTERM."""
     run_dir = Path(str(asked.keys.get("run.dir", "runs"))).expanduser().resolve()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    known = set(run_dir.iterdir())
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        known = set(run_dir.iterdir())
+    except OSError as error:
+        raise ConfigError(f"run.dir = {str(run_dir)!r} cannot hold runs: {error.strerror}") from error
     scratch = Path(tempfile.mkdtemp(prefix="accord-"))
     config = scratch / "run.toml"
     config.write_text(tomli_w.dumps({**asked.keys, "run.dir": str(run_dir)}))
@@ -56,6 +60,7 @@ def launch(asked: Request, *, verbose: bool) -> int:
     env = {**os.environ, **QUIET, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **_commit()}
     try:
         with contextlib.ExitStack() as stack:
+            signal.signal(signal.SIGTERM, _end)  # whose default would leave the SuperLink and the run behind
             if not name:
                 env["FLWR_HOME"] = str(scratch / "flwr")
                 packing, told = pack(parse(asked.keys), asked.federation, this_machine())
@@ -67,14 +72,14 @@ def launch(asked: Request, *, verbose: bool) -> int:
             sources = str(stage(scratch / "app"))
             command = [str(BIN / "flwr"), "run", sources, name, "--stream", "--run-config", str(config)]
             code = _stream([*command, *simulation], env, name, scratch / "stream.log", verbose=verbose)
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as asked_to:
+        code = asked_to.args[0] if asked_to.args else 130
     folder = Path(str(asked.keys.get("run.resume") or "")) if asked.keys.get("run.resume") else None
     folder = folder or next(iter(sorted(set(run_dir.iterdir()) - known)), None)
     if code == 0:
         shutil.rmtree(scratch, ignore_errors=True)
         return 0
-    word = "stopped" if code == 130 else "the run failed"
+    word = "stopped" if code > 128 else "the run failed"
     typer.echo(f"accord: {word}; Flower's log: {scratch / 'stream.log'}", err=True)
     if folder and (folder / "checkpoints").is_dir():
         again = f" federation.superlink={name}" if asked.federation["superlink"] else ""
@@ -82,6 +87,11 @@ def launch(asked: Request, *, verbose: bool) -> int:
             f"accord: nothing committed is lost; continue with: accord resume {folder}{again}", err=True
         )
     return code
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(128 + number)
 
 
 def stage(folder: Path) -> Path:

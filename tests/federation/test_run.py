@@ -1,8 +1,10 @@
 """One run, by `flwr run` itself and by `accord run`, and what it leaves."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 
 import psutil
@@ -11,7 +13,7 @@ import torch
 
 from core.config import defaults, flatten
 from tests.faults.federation import files, whole
-from tests.federation.conftest import BIN, ROOT, SMALL, free_port, kill_tree, metrics_of
+from tests.federation.conftest import BIN, ROOT, SMALL, free_port, kill_tree, metrics_of, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -181,3 +183,14 @@ def test_a_preset_is_merged_with_overrides(place):
     assert config["train.learning-rate"] == 0.001
     assert config["train.local-steps"] == 1
     assert set(config) == set(defaults()), "config.toml holds every key that ran"
+
+
+def test_sigterm_stops_the_superlink_and_says_so(place):
+    process = place.start(sys.executable, str(ROOT / "accord.py"), "run", log="run.log")
+    wait_until(lambda: "memory" in (place.path / "run.log").read_text(), 60)
+    wait_until(lambda: len(place.alive()) > 1, 60)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert "accord: stopped" in (place.path / "run.log").read_text()
+    time.sleep(1)
+    assert not place.alive()
