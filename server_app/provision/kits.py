@@ -48,8 +48,8 @@ def provision(federation: Federation, out: Path, *, renew: bool = False) -> Iter
     if not (authority / "ca.crt").exists():
         if (authority / "ca.key").exists() or (server / KIT).exists():
             raise ConfigError(
-                f"{authority / 'ca.crt'} is gone; put it back from {server / 'ca.crt'} or a site's kit: another "
-                "authority would shut out every site"
+                f"{authority / 'ca.crt'} is gone; put it back from {server / 'ca.crt'} or a site's kit; "
+                f"another authority would shut every site out, unless there is none yet: then delete {authority}"
             )
         make_authority(authority, federation.name, federation.ca_days)
         yield f"authority  made, for {federation.ca_days} days; keep {authority / 'ca.key'} off the server's machine"
