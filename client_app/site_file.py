@@ -13,6 +13,8 @@ from core.errors import ConfigError
 from core.files import read_toml
 from core.types import Scalar
 
+MOST_MB = 2048  # a message's length is an int of 32 bits
+MOST_S = 1e9  # what a clock can wait for
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -71,16 +73,17 @@ class SiteFile:
             raise ConfigError(f"log-format must be 'text' or 'json', got {self.log_format!r}")
         if not 0 <= self.metrics_port < 65536:
             raise ConfigError(f"metrics-port must be a port, or 0 for none, got {self.metrics_port}")
-        if self.max_message_mb < 1 or not self.idle_s > 0:
+        if not 0 < self.max_message_mb < MOST_MB or not 0 < self.idle_s < MOST_S:
             raise ConfigError(
-                f"max-message-mb and idle-s must be above 0, got {self.max_message_mb} and {self.idle_s}"
+                f"max-message-mb and idle-s must be above 0, below {MOST_MB} and {MOST_S:g}, "
+                f"got {self.max_message_mb} and {self.idle_s}"
             )
         if self.socket:
             if len(os.fsencode(self.socket)) > 100:
                 raise ConfigError(f"address = {self.address!r}: a unix socket's path has at most 100 bytes")
             return
         host, _, port = self.address.rpartition(":")
-        if host not in LOOPBACK or not port.isdigit():
+        if host not in LOOPBACK or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(
                 f"address must be unix:///PATH.sock or 127.0.0.1:PORT, got {self.address!r}: a site's process is for "
                 "the SuperNode beside it and is never reached from another machine"
@@ -97,9 +100,11 @@ class SiteFile:
             return ""
         path = Path(self.token_file)
         try:
-            text, mode = path.read_text().strip(), path.stat().st_mode
+            text, mode = path.read_text("ascii").strip(), path.stat().st_mode
         except OSError as error:
             raise ConfigError(f"token-file = {self.token_file!r}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"token-file = {self.token_file!r} holds more than ASCII text") from error
         if len(text) < 16:
             raise ConfigError(f"token-file = {self.token_file!r} holds less than 16 characters")
         if mode & 0o007:
@@ -130,7 +135,7 @@ def _checked(found: Mapping[str, Any], where: str) -> dict[str, Any]:  # Any: th
         want = type(defaults[key])
         if want is float and type(value) is int:
             value = float(value)
-        if type(value) is not want:
+        if type(value) is not want or "\0" in str(value):
             raise ConfigError(f"{where}: {key} must be {want.__name__}, got {value!r}")
         out[key.replace("-", "_")] = value
     for key in ("address", "partition-id", "num-partitions"):

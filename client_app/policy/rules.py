@@ -1,6 +1,7 @@
 """A site's own policy: what a server may ask of it and what may leave it, read from the site's own file."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -65,14 +66,21 @@ class Policy:
     def read(path: Path) -> "Policy":
         """Raises ConfigError for a file that is not there or no TOML, an unknown key, a wrong type or value."""
         page = read_toml(path)
-        values = {key.replace("-", "_"): _checked(key, value) for key, value in page.items()}
-        return Policy(**({**OPEN, **values} if values.get("open") else values))
+        try:
+            values = {key.replace("-", "_"): _checked(key, value) for key, value in page.items()}
+            return Policy(**({**OPEN, **values} if values.get("open") else values))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def __post_init__(self) -> None:
         for name in ("max_runs", "max_rounds", "max_total_rounds", "max_steps", "max_epochs", "max_order_bytes",
                      "min_rows", "round_counts_to", "max_norm"):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{_key(name)} must be above 0, got {getattr(self, name)!r}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{_key(name)} must be above 0 and finite, got {getattr(self, name)!r}")
+        if not 0 <= self.noise_multiplier < math.inf:
+            raise ConfigError(
+                f"noise-multiplier must be a finite number from 0, got {self.noise_multiplier!r}"
+            )
         if self.round_counts_to > self.min_rows:
             raise ConfigError(
                 f"round-counts-to = {self.round_counts_to} would round min-rows = {self.min_rows} down to no rows; "

@@ -56,6 +56,11 @@ def test_words_win(tmp_path):
         (["data-path=nowhere.jsonl"], "no such file"),
         (["socket-mode=0666"], "socket-mode must be '0600' or '0660'"),
         (["idle-s=0"], "max-message-mb and idle-s must be above 0"),
+        (["idle-s=inf"], "max-message-mb and idle-s must be above 0"),
+        (["max-message-mb=4096"], "max-message-mb and idle-s must be above 0"),
+        (["address=127.0.0.1:99999"], "address must be unix:///PATH.sock or 127.0.0.1:PORT"),
+        (["address=127.0.0.1:0"], "address must be unix:///PATH.sock or 127.0.0.1:PORT"),
+        (['address="unix:a\\u0000"'], "address must be str"),
         (["policy"], "expected KEY=VALUE"),
     ],
 )
@@ -78,3 +83,11 @@ def test_a_token_that_guards_nothing_is_refused(tmp_path, text, mode, message):
     (tmp_path / "token").chmod(mode)
     with pytest.raises(ConfigError, match=message):
         read(tmp_path, LEAST, "address=127.0.0.1:7000", "token-file=token").token()
+
+
+def test_a_token_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "token").write_bytes(b"\xff" * 20)
+    (tmp_path / "token").chmod(0o600)
+    site = read(tmp_path, LEAST, "address=127.0.0.1:7000", "token-file=token")
+    with pytest.raises(ConfigError, match="holds more than ASCII text"):
+        site.token()

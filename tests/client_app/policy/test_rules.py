@@ -52,8 +52,8 @@ def test_what_the_file_says_goes_before_open(tmp_path):
         ("updates = 'plain'", r"updates must be clear \| clipped \| noised, got 'plain'"),
         ("max-rounds = 2.5", "max-rounds must be int, got 2.5"),
         ("max-rounds = true", "max-rounds must be int, got True"),
-        ("max-rounds = 0", "max-rounds must be above 0, got 0"),
-        ("max-norm = nan", "max-norm must be above 0, got nan"),
+        ("max-rounds = 0", "max-rounds must be above 0 and finite, got 0"),
+        ("max-norm = nan", "max-norm must be above 0 and finite, got nan"),
         ("updates = 'noised'", "noise needs updates = 'noised' and a multiplier above 0"),
         ("noise-multiplier = 1.0", "noise needs updates = 'noised' and a multiplier above 0"),
         ("min-rows = 5", "round-counts-to = 10 would round min-rows = 5 down to no rows"),
@@ -164,3 +164,10 @@ def test_the_documents_examples_are_policies(tmp_path):
     hospital, tries = (read(tmp_path, text) for text in examples[:2])
     assert not hospital.open
     assert tries.open
+
+
+@pytest.mark.parametrize("text", ["nope = 1", "max-norm = inf", "noise-multiplier = nan", "tasks = 'dpo'"])
+def test_what_is_wrong_with_a_policy_is_said_with_its_file(tmp_path, text):
+    (tmp_path / "policy.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"policy\.toml: (unknown key|.* must be )"):
+        Policy.read(tmp_path / "policy.toml")
