@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from core.errors import ConfigError
 from core.files import read_toml
 
+MOST_DAYS = 36500
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
@@ -104,7 +105,7 @@ def _check(federation: Federation, path: Path) -> None:
     for value in federation.hosts:
         if not (is_address(value) or HOST.fullmatch(value)):
             raise ConfigError(f"{path}: hosts holds {value!r}, which is neither a host name nor an address")
-    if not (is_address(host) or HOST.fullmatch(host)) or not port.isdigit():
+    if not (is_address(host) or HOST.fullmatch(host)) or not port.isdecimal():
         raise ConfigError(f'{path}: control must be "HOST:PORT", got {federation.control!r}')
     if not is_address(federation.listen):
         raise ConfigError(f"{path}: listen must be an address, such as 0.0.0.0, got {federation.listen!r}")
@@ -113,8 +114,10 @@ def _check(federation: Federation, path: Path) -> None:
         if not 0 < number < 65536:
             raise ConfigError(f"{path}: {key} must be a port, 1 to 65535, got {number}")
     for key, days in (("days", federation.days), ("ca-days", federation.ca_days)):
-        if days < 1:
-            raise ConfigError(f"{path}: {key} must be at least 1, got {days}")
+        if not 0 < days <= MOST_DAYS:
+            raise ConfigError(f"{path}: {key} must be 1 to {MOST_DAYS}, got {days}")
+    if int(port) == federation.fleet_port:
+        raise ConfigError(f"{path}: control and fleet-port are both {port} of one machine; change one")
 
 
 def split(address: str) -> tuple[str, str]:

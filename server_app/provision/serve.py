@@ -150,7 +150,7 @@ def sites(kit: Path) -> Iterator[tuple[str, str, str]]:
 
 def check_free(address: str) -> None:
     host, port = split(address)
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    if not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f'expected "HOST:PORT", got {address!r}: is {KIT} as `accord provision` made it?')
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:

@@ -167,8 +167,11 @@ def test_renew_makes_a_new_certificate_under_the_same_authority(tmp_path):
         (HEAD + '[sites."../x"]\n', "got '../x'"),
         (HEAD + "[sites.a]\nown-kye = true\n", "[sites.a]: unknown key 'own-kye'; did you mean 'own-key'?"),
         ('name = "a"\nhosts = ["http://b"]\n[sites.b]\n', "neither a host name nor an address"),
-        (HEAD + "days = 0\n" + SITES, "days must be at least 1"),
+        (HEAD + "days = 0\n" + SITES, "days must be 1 to 36500"),
         ("name = ", "is not TOML"),
+        (HEAD + "days = 99999999999\n[sites.a]\n", "days must be 1 to 36500"),
+        (HEAD + 'control = "127.0.0.1:9092"\n[sites.a]\n', "both 9092"),
+        (HEAD + 'control = "127.0.0.1:²"\n[sites.a]\n', "control must be"),
     ],
 )
 def test_a_wrong_federation_file_is_refused_in_one_line(tmp_path, text, message):
