@@ -71,7 +71,8 @@ def launch(asked: Request, *, verbose: bool) -> int:
                 name = stack.enter_context(_superlink(scratch, env))
             sources = str(stage(scratch / "app"))
             command = [str(BIN / "flwr"), "run", sources, name, "--stream", "--run-config", str(config)]
-            code = _stream([*command, *simulation], env, name, scratch / "stream.log", verbose=verbose)
+            raw, others = scratch / "stream.log", not simulation
+            code = _stream([*command, *simulation], env, name, raw, asked_of_others=others, verbose=verbose)
     except KeyboardInterrupt as asked_to:
         code = asked_to.args[0] if asked_to.args else 130
     folder = Path(str(asked.keys.get("run.resume") or "")) if asked.keys.get("run.resume") else None
@@ -174,8 +175,19 @@ def _stop(process: subprocess.Popen[bytes], patience_s: float) -> None:
     signal.signal(signal.SIGINT, before)
 
 
-def _stream(command: list[str], env: Mapping[str, str], connection: str, raw: Path, *, verbose: bool) -> int:
-    """Show the run's own lines as they come, keep all of them in `raw`, and ask how it ended."""
+def _stream(
+    command: list[str],
+    env: Mapping[str, str],
+    connection: str,
+    raw: Path,
+    *,
+    asked_of_others: bool,
+    verbose: bool,
+) -> int:
+    """Show the run's own lines as they come, keep all of them in `raw`, and ask how it ended.
+
+    asked_of_others: the SuperLink is not ours, and goes on with the run unless it is told to stop it.
+    """
     run_id, planned, told = "", False, False
     with raw.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
@@ -197,11 +209,29 @@ def _stream(command: list[str], env: Mapping[str, str], connection: str, raw: Pa
                 planned = planned or line.startswith("plan ")  # from here on, blank lines are ours
                 told = told or line.startswith("accord: ")  # after the reason, Flower prints a traceback
             process.wait()
+        except KeyboardInterrupt:
+            process.kill()
+            if run_id and asked_of_others:
+                _stop_run(run_id, connection, env)
+            raise
         finally:
             process.kill()
     if not run_id:
         return 1
     return 0 if _status(run_id, connection, env) == "finished:completed" else 1
+
+
+def _stop_run(run_id: str, connection: str, env: Mapping[str, str]) -> None:
+    """Tell the SuperLink, which would go on without whoever asked for the run. A second Ctrl-C must not stop this."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    command = [str(BIN / "flwr"), "stop", run_id, connection]
+    done = subprocess.run(command, env=dict(env), capture_output=True, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
+    if done.returncode:
+        typer.echo(
+            f"accord: the SuperLink could not be told to stop run {run_id}; try: flwr stop {run_id} {connection}",
+            err=True,
+        )
 
 
 def _status(run_id: str, connection: str, env: Mapping[str, str]) -> str:

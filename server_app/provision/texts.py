@@ -136,8 +136,8 @@ SITE = """\
     accord start .                    # the SuperNode beside it: asks the server for work
 
 `site.toml` is yours: the file of your rows (`data-path`), where caches and private memory go (`state-dir`), what the
-site allows (`policy`; without one, whatever a run asks for). Nothing that the server does changes it. This machine opens
-no port; it reaches {address}, and nothing else.
+site allows (`policy`; without one, whatever a run asks for). Nothing that the server does changes it. This machine
+opens no port; it reaches {address}, and nothing else.
 
 As a service: put this folder at {folder}, then
 
