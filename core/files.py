@@ -1,4 +1,7 @@
-"""Small files that people write by hand and crashes leave half: a value, or one line that says what is wrong."""
+"""Small files that people write by hand and crashes leave half: a value, or one line that says what is wrong.
+
+No torch here: a SuperNode's supervisor reads its kit by this.
+"""
 
 import json
 import tomllib
@@ -7,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError, DataError
-from core.types import Json
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
-def read_json(path: Path, missing: Json) -> Any:  # of the kind that `missing` is
+def read_json(path: Path, missing: Any) -> Any:  # of the kind that `missing` is
     """A JSON file, or `missing` where there is none; DataError unless it holds the kind of value that `missing` is."""
     if not path.exists():
         return missing
@@ -37,5 +39,5 @@ def read_json(path: Path, missing: Json) -> Any:  # of the kind that `missing` i
     return found
 
 
-def _kind(value: Json) -> str:
+def _kind(value: Any) -> str:
     return "an object" if isinstance(value, Mapping) else "a list" if isinstance(value, list) else "a value"

@@ -81,3 +81,8 @@ def test_a_supernode_is_gone_when_its_command_has_ended(ends, code):
     assert done.returncode == code
     assert done.stdout == "last\n"
     assert ("ZeroDivisionError" in done.stderr) == (code == 1)
+
+
+def test_what_lives_as_long_as_a_site_loads_no_torch():
+    ask = "import sys, client_app.supervise; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", ask], cwd=ROOT).returncode == 0
