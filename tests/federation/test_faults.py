@@ -7,6 +7,7 @@ import signal
 import psutil
 import pytest
 
+from core import store
 from tests.faults.federation import files, run_of, start, whole
 from tests.federation.conftest import kill_tree, metrics_of, wait_until
 from tests.federation.deployment import LONG_S, SITES, WORDS, Warm, words
@@ -75,10 +76,10 @@ def test_rounds_close_on_the_others_and_take_back_who_returns(place):
 
 
 def test_what_stops_a_run_loses_nothing(place):
-    """The ServerApp is killed, then the SuperLink, then a SuperNode that the quorum needs; then the run finishes."""
+    """Ctrl-C, then the ServerApp is killed, the SuperLink, a SuperNode that the quorum needs; then the run finishes."""
     (place.path / "runs").mkdir()
     deployment = Warm(place)
-    more = {"run.num-server-rounds": 4, "train.local-steps": 60, "fault.min-replies": SITES,
+    more = {"run.num-server-rounds": 5, "train.local-steps": 60, "fault.min-replies": SITES,
             "fault.round-deadline-s": 400.0}  # fmt: skip
     there = place.path / "whole"
     assert start({**WORDS, **more, "data.path": str(deployment.files)}, there).ended() == 0
@@ -86,6 +87,14 @@ def test_what_stops_a_run_loses_nothing(place):
     going = deployment.run(**{k.replace(".", "__").replace("-", "_"): v for k, v in more.items()})
     wait_until(lambda: list((place.path / "runs").glob("*/checkpoints/00001/facts.json")), LONG_S)
     run = run_of(place.path)
+    going.send_signal(signal.SIGINT)
+    assert going.wait(LONG_S) == 130
+    assert "accord: stopped; " in deployment.log()
+    wait_until(lambda: not below(deployment.link, "flwr-serverapp"))
+    assert store.rounds(run / "checkpoints")[-1] < 5
+
+    going = deployment.accord("resume", str(run))
+    deployment.wait_for_round(2)
     server = below(deployment.link, "flwr-serverapp")
     assert server
     server.kill()
@@ -93,19 +102,19 @@ def test_what_stops_a_run_loses_nothing(place):
     assert f"accord resume {run} federation.superlink=deployment" in deployment.log()
 
     going = deployment.accord("resume", str(run))
-    deployment.wait_for_round(2)
+    deployment.wait_for_round(3)
     kill_tree(deployment.link.pid)
     assert going.wait(LONG_S) == 1
     deployment.link = deployment.superlink()
 
     going = deployment.accord("resume", str(run))
-    deployment.wait_for_round(3)
+    deployment.wait_for_round(4)
     kill_tree(deployment.nodes[1].pid)
     assert going.wait(LONG_S) == 1
-    assert "accord: RoundFailed: round 4: 2 of 3 clients answered" in deployment.log()
+    assert "accord: RoundFailed: round 5: 2 of 3 clients answered" in deployment.log()
     assert "client 1: Flower: Error: Node Unavailable" in deployment.log()  # long before the deadline
     assert "Traceback" not in deployment.log()
-    assert json.loads((run / "manifest.json").read_text())["status"].startswith("failed: round 4")
+    assert json.loads((run / "manifest.json").read_text())["status"].startswith("failed: round 5")
 
     deployment.nodes[1] = deployment.supernode(1)
     assert deployment.accord("resume", str(run)).wait(LONG_S) == 0, deployment.log()
