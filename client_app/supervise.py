@@ -24,7 +24,7 @@ from typing import Any
 from core.errors import AccordError, ConfigError
 from core.files import read_toml
 from core.keys import check_private, fingerprint_of
-from core.processes import environment, read_kit
+from core.processes import check_port, environment, read_kit
 
 PAUSE_S = 5.0
 PATIENCE_S = 30.0  # for a SuperNode that was asked to stop
@@ -125,6 +125,7 @@ class Supervisor:
     def run(self) -> None:
         """Returns after SIGTERM or SIGINT; ConfigError for what does not mend itself."""
         check_files(self.kit)
+        check_free(self.kit)
         self.kit.state.mkdir(parents=True, exist_ok=True)
         while self._reach():
             said, worked = self._once()
@@ -224,6 +225,12 @@ def check_files(kit: NodeKit) -> None:
             "node.pub to the server"
         )
     check_private(kit.folder / "node.key")
+
+
+def check_free(kit: NodeKit) -> None:
+    """ConfigError unless its SuperNode can listen where its ClientApps will look for it."""
+    hint = f"is a SuperNode already there? `port` of [sites.{kit.name}] in federation.toml gives it another"
+    check_port("127.0.0.1", kit.runtime_port, hint)
 
 
 def check_server(kit: NodeKit) -> None:

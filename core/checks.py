@@ -52,7 +52,7 @@ def machine() -> Iterator[Check]:
         name = torch.cuda.get_device_name(n)
         yield Check("GPU", "ok", f"{n}: {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
     if not torch.cuda.device_count():
-        yield Check("GPU", "note", "torch sees none: models run on the CPU, and 8 or 4 bits are refused")
+        yield Check("GPU", "note", "torch sees none: models run on the CPU")
 
 
 def disk(what: str, folder: Path) -> Check:

@@ -1,6 +1,7 @@
 """How Flower's programs are started: which, with what environment, from which kit."""
 
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,17 @@ FLOWER = {
 def environment(**more: str) -> dict[str, str]:
     """This process's own, with Accord's programs first and Flower's own errands off."""
     return {**os.environ, **FLOWER, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **more}
+
+
+def check_port(host: str, port: int, hint: str) -> None:
+    """ConfigError where this machine cannot listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise ConfigError(f"cannot listen on {at}: {error.strerror}; {hint}") from error
 
 
 def read_kit(kit: Path, kind: str = "") -> Mapping[str, Any]:

@@ -3,6 +3,8 @@
 The folder is all there is to ask: it is written after every round, whoever runs the round.
 """
 
+import fcntl
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +25,20 @@ def silent_s(run: Run) -> float | None:
     return time.time() - path.stat().st_mtime if path.is_file() else None
 
 
+def standing(run: Run) -> str:
+    """Its status; "stopped" where it says that it runs and no process holds its folder."""
+    if run.status != "running":
+        return run.status
+    handle = os.open(run.dir, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held by the process that runs it, or on a file system without locks
+        return run.status
+    finally:
+        os.close(handle)
+    return "stopped"
+
+
 def last_seen(run: Run) -> dict[int, int]:
     """The last round that each client took part in; clients that never did are at 0."""
     seen = {int(client): 0 for client in run.manifest.get("clients", {})}
@@ -33,11 +49,13 @@ def last_seen(run: Run) -> dict[int, int]:
 
 def lines(run: Run) -> Iterator[str]:
     """The run in a line, its last round in another, then a line for each client that is missing or failed."""
-    ago = silent_s(run)
+    ago, how = silent_s(run), standing(run)
     yield (
-        f"run      {run.dir.name}: {run.status}, round {run.done} of {run.rounds}, "
+        f"run      {run.dir.name}: {how}, round {run.done} of {run.rounds}, "
         f"last written {duration(ago)} ago" + ("" if ago is not None else " (nothing yet)")
     )
+    if how == "stopped":
+        yield f"         to go on: accord resume {run.dir}"
     if not run.records:
         return
     last = run.records[-1]

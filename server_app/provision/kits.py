@@ -152,7 +152,10 @@ def _site(federation: Federation, site: SitePlan, numbers: dict[str, int], out: 
         "superlink": federation.address,
         "runtime-port": site.port,
     }
+    then = (folder / KIT).read_bytes() if (folder / KIT).is_file() else b""
     write(folder / KIT, tomli_w.dumps(about).encode())
+    if then and then != (folder / KIT).read_bytes():
+        yield f"{site.name}  {folder / KIT} is another now: send it to the site, and start its SuperNode again"
     if not (folder / "site.toml").is_file():
         write(folder / "site.toml", texts.site_toml(site, numbers[site.name], len(numbers)).encode())
     for name, text in texts.site(federation, site).items():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,12 +13,13 @@ from core.checks import Verdict
 from core.errors import ConfigError
 from core.files import read_toml
 from core.keys import fingerprint, write
-from core.processes import BIN, KIT, environment, read_kit
+from core.processes import BIN, KIT, check_port, environment, read_kit
 from server_app.provision.certificates import days_left, is_signed_by, names_of, read_certificate
 from server_app.provision.federation import split
 from server_app.provision.kits import SOON
 
 GONE = "unregistered"  # a status of flwr's
+NEVER = "N/A"  # its time of what has not been
 REGISTERED = "registered.toml"  # what the SuperLink was told: it does not tell a node's name or key itself
 
 
@@ -145,19 +145,12 @@ def sites(kit: Path) -> Iterator[tuple[str, str, str]]:
     for site in sorted({path.stem for path in (kit / "sites").glob("*.pub")} | set(known)):
         node = nodes.get(known[site]["node"], {}) if site in known else {}
         status = str(node.get("status", "not registered: `accord register`"))
-        yield site, status, str(node.get("online-at" if status == "online" else "offline-at") or "")
+        since = str(node.get("online-at" if status == "online" else "offline-at") or "")
+        yield site, status, "" if since == NEVER else since
 
 
 def check_free(address: str) -> None:
     host, port = split(address)
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f'expected "HOST:PORT", got {address!r}: is {KIT} as `accord provision` made it?')
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {address}: {error.strerror}; is a SuperLink already there?"
-            ) from error
+    check_port(host, int(port), "is a SuperLink already there?")

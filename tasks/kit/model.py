@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -26,6 +27,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.hub import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from core import factors
 from core.errors import ConfigError
@@ -275,6 +277,7 @@ def _load(
 ) -> PreTrainedModel:
     # Any: transformers' own union of placements
     options = {"quantization_config": quantization} if quantization else {}
+    disable_progress_bar()  # of the weights: a log has no place for it
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, model.dtype), device_map=placement, **options
@@ -298,7 +301,9 @@ def _attach(causal: PreTrainedModel, lora: LoraConfig) -> peft.PeftModel:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():  # peft draws its start from the global generator; ours is set later
+    # peft draws its start from the global generator; ours is set later
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, to peft
         try:
             adapted = peft.get_peft_model(causal, config)
         except ValueError as error:

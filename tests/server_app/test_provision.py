@@ -366,6 +366,23 @@ def test_a_site_is_not_a_server_and_has_a_key(tmp_path):
         check_files(NodeKit.read(north))
 
 
+def test_a_port_that_another_sites_supernode_has_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        make(tmp_path, HEAD + f"[sites.north]\nport = {port}\n")
+        with pytest.raises(
+            ConfigError, match=rf"cannot listen on 127.0.0.1:{port}.*`port` of \[sites.north\]"
+        ):
+            Supervisor(NodeKit.read(tmp_path / "kits" / "sites" / "north")).run()
+
+
+def test_a_kit_that_has_become_another_has_to_be_sent_again(tmp_path):
+    make(tmp_path, HEAD + "[sites.north]\n")
+    assert make(tmp_path, HEAD + "[sites.north]\n") == []
+    (line,) = make(tmp_path, HEAD + "[sites.north]\nport = 9095\n")
+    assert line.startswith(f"north  {tmp_path}/kits/sites/north/kit.toml is another now: send it to the site")
+
+
 def test_a_port_that_is_taken_is_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -1,6 +1,8 @@
 """What a run's folder says of the run: in lines, and to Prometheus."""
 
+import fcntl
 import json
+import os
 import urllib.request
 
 import pytest
@@ -30,7 +32,10 @@ def stopped(tmp_path):
 
 
 def test_a_run_is_told_by_its_last_round_and_who_is_missing_since_when(stopped):
+    handle = os.open(stopped, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as the process that runs it holds it
     told = list(lines(read_run(stopped)))
+    os.close(handle)
     assert "running, round 4 of 12, last written 0." in told[0]
     assert told[1].lstrip().startswith("6 of 8 clients answered, accuracy ")
     assert [line.split(":")[0] for line in told[2:]] == [
@@ -39,10 +44,16 @@ def test_a_run_is_told_by_its_last_round_and_who_is_missing_since_when(stopped):
     assert last_seen(read_run(stopped)) == {c: 3 if c in (5, 6) else 4 for c in range(8)}
 
 
+def test_a_run_that_nobody_runs_is_stopped(stopped):
+    first, then, *_ = lines(read_run(stopped))
+    assert ": stopped, round 4 of 12, " in first
+    assert then == f"         to go on: accord resume {stopped}"
+
+
 def test_a_run_without_a_round_says_so(tmp_path):
     run = sample.write_run(tmp_path, [], status="running")
     (run / "metrics.jsonl").unlink(missing_ok=True)
-    (told,) = lines(read_run(run))
+    told, _ = lines(read_run(run))
     assert told.endswith("round 0 of 12, last written - ago (nothing yet)")
     assert "accord_run_silent_seconds" not in exposition(run)
 
