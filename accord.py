@@ -19,11 +19,11 @@ from core.errors import AccordError, ConfigError  # noqa: E402
 from core.files import read_toml  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.processes import read_kit  # noqa: E402
-from server_app.advice.arms import ASKED, check, open_folder, run_arms  # noqa: E402
+from server_app.advice.arms import check, foretold, open_folder, run_arms  # noqa: E402
 from server_app.launch import QUIET, launch  # noqa: E402
 from server_app.provision import kits, serve  # noqa: E402
 from server_app.provision.federation import read_federation  # noqa: E402
-from server_app.reading import read_run  # noqa: E402
+from server_app.reading import ASKED, read_run  # noqa: E402
 from server_app.run_folder import RunFolder  # noqa: E402
 from server_app.words import Request, federated, given, recorded_federation, request, run_folder  # noqa: E402
 
@@ -67,6 +67,8 @@ def advise(
         )
     federation = federated(keys, federation)
     check(keys)
+    for line in foretold(federation):
+        typer.echo(line)
     parent = Path(str(keys.get("run.dir", "runs"))).expanduser().resolve()
     folder = again or open_folder({**keys, **{f"federation.{k}": v for k, v in federation.items()}}, parent)
     raise SystemExit(

@@ -13,7 +13,7 @@ from core.config import defaults
 from core.logs import JsonLines, json_line
 from core.plugins import knobs, plugin
 from core.types import Json, Scalar
-from server_app.reading import Record, Run, read_record, read_run
+from server_app.reading import Record, Run, of_advice, read_record, read_run
 from server_app.show import (
     ABSENT,
     alarms,
@@ -32,6 +32,7 @@ from server_app.show import (
     verdict,
 )
 from server_app.stats import ACCURACIES, TOKENS, headline, worst
+from server_app.words import federated
 
 WIDTH = 100
 WIDTHS = (7, 9, 10, 10, 16, 10, 10, 11, 14)
@@ -230,7 +231,10 @@ def _places(run: Run) -> list[str]:
 
 
 def _next_commands(run: Run) -> list[str]:
-    """Commands that continue or question this run; its own settings are repeated in them."""
+    """Commands that continue or question this run; its own settings are repeated in them. An advice runs its options
+    itself."""
+    if of_advice(run.dir):
+        return []
     folder = shlex.quote(str(run.dir))
     if run.status != "finished":
         return [f"next     accord resume {folder}"]
@@ -249,21 +253,27 @@ def _next_commands(run: Run) -> list[str]:
         (_command(own | {"run.seed": seed + 1}), "does another seed agree?"),
     ]
     wide = max(len(command) for command, _ in tries)
-    lines = [f"{command:<{wide}}  # {reason}" for command, reason in tries]
-    if (run.dir / "report.html").exists():
-        lines.append(f"open {shlex.quote(str(run.dir / 'report.html'))}")
-    return [f"{'next' if i == 0 else '':<9}{line}" for i, line in enumerate(lines)]
+    return [
+        f"{'' if i else 'next':<9}{command:<{wide}}  # {reason}" for i, (command, reason) in enumerate(tries)
+    ]
 
 
 def _own_words(run: Run) -> dict[str, Scalar]:
-    """What to say to `accord run` to get this run again, from the folder it was started in."""
+    """What to say to `accord run` to get this run again, from the folder it was started in.
+
+    Only the user knows the NAME of a deployment.
+    """
     own = changed(run.config)
     if Path(str(own.get("run.dir", ""))) == Path("runs").resolve():
         del own["run.dir"]
-    clients = len(run.manifest.get("clients") or {})
-    if clients and own.get("strategy.min-available-nodes") == clients:
-        del own["strategy.min-available-nodes"]
-        own["federation.num-supernodes"] = clients
+    if run.manifest.get("federation") == "deployment":
+        return {**own, "federation.superlink": "NAME"}
+    waits = int(run.config.get("strategy.min-available-nodes", 0))
+    nodes = max(waits, len(run.manifest.get("clients") or {}))  # some may not have answered
+    if nodes == waits:
+        own.pop("strategy.min-available-nodes", None)
+    if nodes and nodes != federated({**own}, {})["num-supernodes"]:
+        own["federation.num-supernodes"] = nodes
     return own
 
 

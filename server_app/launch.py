@@ -26,6 +26,7 @@ from core.errors import ConfigError
 from core.processes import BIN, FLOWER
 from core.types import Scalar
 from server_app.packing import Packing, pack, this_machine
+from server_app.reading import of_advice
 from server_app.words import ROOT, Request
 
 START_S = 30.0
@@ -82,7 +83,7 @@ def launch(asked: Request, *, verbose: bool) -> int:
         return 0
     word = "stopped" if code > 128 else "the run failed"
     typer.echo(f"accord: {word}; Flower's log: {scratch / 'stream.log'}", err=True)
-    if folder and (folder / "checkpoints").is_dir():
+    if folder and (folder / "checkpoints").is_dir() and not of_advice(folder):
         again = f" federation.superlink={name}" if asked.federation["superlink"] else ""
         typer.echo(
             f"accord: nothing committed is lost; continue with: accord resume {folder}{again}", err=True

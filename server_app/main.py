@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import HttpGrid
 
 from core import store
 from core.config import parse
@@ -80,6 +81,7 @@ class Run:
         self.folder.write_manifest(
             **(provenance(self.config) if not known else {"rounds": self.config.run.num_server_rounds}),
             base={"name": self.config.model.name, "fingerprint": self.base.fingerprint},
+            federation="deployment" if isinstance(grid, HttpGrid) else "simulation",
             status="running",
         )
         state = self.folder.load_state()

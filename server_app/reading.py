@@ -11,6 +11,7 @@ from core.errors import DataError
 from core.files import read_json, read_toml
 from core.types import Json, Metrics, Scalar
 
+ASKED = "advice.toml"  # in the folder of an advice: what was asked for, itself a preset
 # how `read_record` fails on a line that is none
 NO_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -103,6 +104,11 @@ class Run:
             *self.dir.glob("adapters/*/adapter_config.json"),
         ]
         return [config.parent for config in sorted(found)]
+
+
+def of_advice(run_dir: Path) -> bool:
+    """Whether the run is an option of `accord advise`, which lies in <advice>/<option>/<run>."""
+    return (run_dir.resolve().parent.parent / ASKED).is_file()
 
 
 def read_run(run_dir: Path | str) -> Run:

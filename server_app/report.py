@@ -19,6 +19,7 @@ from server_app.show import (
     number,
     percent,
     plain,
+    points,
     printable,
     ranges,
     scalar,
@@ -102,7 +103,7 @@ def clients(run: Run) -> Table:
             _count(shown[0].eval.clients[client]["examples"] if shown else None),
             percent(before.get(client)),
             percent(after.get(client)),
-            ABSENT if change is None else f"{100 * change:+.1f}",
+            ABSENT if change is None else points(change),
             str(joined[client]),
             str(lost[client]),
         ))  # fmt: skip

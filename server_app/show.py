@@ -54,20 +54,25 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def points(share: float, *, signed: bool = True) -> str:
+    """What rounds to zero has no sign."""
+    text = f"{100 * share:z.1f}"
+    return f"+{text}" if signed and float(text) > 0 else text
+
+
 def value(estimate: Estimate) -> str:
     if estimate.unit == "share":
         return percent(estimate.value)
     if estimate.unit == "points":
-        sign = "+" if estimate.key == "gain" else ""
-        return f"{100 * estimate.value:{sign}.1f} points"
+        return f"{points(estimate.value, signed=estimate.key == 'gain')} points"
     return number(estimate.value)
 
 
 def interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return ABSENT
-    sign = "+" if estimate.unit == "points" else ""
-    return f"{100 * estimate.low:{sign}.1f} to {100 * estimate.high:{sign}.1f}"
+    signed = estimate.unit == "points"
+    return f"{points(estimate.low, signed=signed)} to {points(estimate.high, signed=signed)}"
 
 
 def behind(estimate: Estimate) -> str:

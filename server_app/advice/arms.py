@@ -16,12 +16,12 @@ from core.files import read_json
 from core.types import Scalar
 from server_app import console
 from server_app.advice.conflict import clustered, read_conflict
-from server_app.advice.recommend import CLUSTERS, FEDAVG, FEDPDPO, FINISH, LOCAL, NAMES
+from server_app.advice.recommend import CLUSTERS, FEDAVG, FEDPDPO, FINISH, LOCAL, NAMES, too_few
 from server_app.advice.show import write_advice
-from server_app.reading import read_run
+from server_app.reading import ASKED, read_run
+from server_app.stats import MIN_CLUSTERS
 
 Keys = dict[str, Scalar]
-ASKED = "advice.toml"  # of an advice folder: what was asked for, itself a preset
 FINISH_ROUNDS = 2  # of finish's rounds, spent at the end and alone
 SOFT = 0.5  # strategy.soft-balance where the map's clusters are of unequal size
 
@@ -121,6 +121,14 @@ def check(asked: Mapping[str, Scalar]) -> None:
         )
     for arm in ARMS.values():
         parse(arm_keys(arm, asked))
+
+
+def foretold(federation: Mapping[str, Scalar]) -> list[str]:
+    """What is known before anything runs: a simulation of a few clients will show no difference."""
+    clients = int(federation["num-supernodes"])
+    if federation["superlink"] or clients >= MIN_CLUSTERS:
+        return []
+    return [f"advise   {too_few(clients)} The runs are measured all the same, without a recommendation."]
 
 
 def run_of(folder: Path, arm: Arm) -> Path | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from core.errors import DataError
 from server_app.reading import Run
-from server_app.show import counted, percent
+from server_app.show import counted, percent, points
 from server_app.stats import COMBINED, MIN_CLUSTERS, PREFERENCE, Estimate, cluster_interval, first_and_last
 
 LOCAL, FEDAVG, FINISH, CLUSTERS, FEDPDPO = "local", "fedavg", "finish", "clusters", "fedpdpo"
@@ -107,13 +107,19 @@ def choose(scores: Mapping[str, Scores], *, seed: int) -> str | None:
     return best
 
 
+def too_few(clients: int) -> str:
+    """Why fewer than MIN_CLUSTERS clients show no difference."""
+    are = "is" if clients == 1 else "are"
+    return f"{counted(clients, 'client')} {are} too few for an interval; at least {MIN_CLUSTERS} are needed."
+
+
 def advise(scores: Mapping[str, Scores], selectors: int, *, seed: int) -> Advice:
     """The recommendation in words. selectors: of the option clusters."""
     option = choose(scores, seed=seed)
     clients = len(set.intersection(*(set(s) for s in scores.values())))
     if option is None:
         if clients < MIN_CLUSTERS:
-            why = f"{counted(clients, 'client')} are too few for an interval; at least {MIN_CLUSTERS} are needed."
+            why = too_few(clients)
         else:
             why = (
                 "No option is better than each client alone by more than the variation between clients explains; "
@@ -151,10 +157,6 @@ def _by(scores: Mapping[str, Scores], option: str, other: str, seed: int) -> str
     sure = (
         ""
         if found.low is None or found.high is None
-        else f" (95 %: {_points(found.low)} to {_points(found.high)})"
+        else f" (95 %: {points(found.low)} to {points(found.high)})"
     )
-    return f"{_points(found.value)} points{sure}"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
+    return f"{points(found.value)} points{sure}"

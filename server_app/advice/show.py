@@ -86,6 +86,7 @@ def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
     return [
         "",
         *aligned(table),
+        "harmed: share of clients that score less than alone",
         "",
         f"advice   {advice.word}",
         *textwrap.wrap(advice.reason, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9),

@@ -7,9 +7,11 @@ import pytest
 
 from server_app.advice.arms import ARMS, is_finished, open_folder, run_arms, run_of
 from server_app.advice.recommend import FEDPDPO, ORDER
+from server_app.reading import ASKED
 from server_app.words import request
 from tests.faults.federation import start
 from tests.federation.conftest import SMALL, metrics_of
+from tests.server_app.sample import dpo_record, write_run
 
 pytestmark = pytest.mark.slow
 
@@ -39,5 +41,21 @@ def test_an_advice_scores_every_option_and_continues_to_the_same_numbers(place):
     before = {name: run.stat().st_mtime_ns for name, run in runs.items()}
     done = place.accord("advise", str(folder), timeout=300)
     assert "resuming" in done.stdout
+    assert "next  " not in done.stdout, "the options are the advice's to run"
+    assert done.stdout.startswith("advice   3 clients are too few"), "known before anything runs"
+    assert done.stdout.count("harmed: share of clients that score less than alone") == 1
     assert {name for name, run in runs.items() if run.stat().st_mtime_ns != before[name]} == {FEDPDPO}
     assert json.loads((folder / "advice.json").read_text()) == first
+
+
+@pytest.mark.parametrize("advice", [True, False])
+def test_an_option_that_stopped_is_continued_by_its_advice_alone(place, advice):
+    """Flower knows no connection `nowhere`, so that the run ends at once."""
+    run = write_run(place.path / "advice" / "fedavg", [dpo_record(0)], status="running")
+    (run / "checkpoints").mkdir()
+    if advice:
+        (place.path / "advice" / ASKED).write_text("")
+    done = place.accord("resume", str(run), "federation.superlink=nowhere", check=False)
+    assert done.returncode == 1
+    assert "accord: the run failed" in done.stderr
+    assert ("continue with: accord resume" in done.stderr) is not advice

@@ -61,7 +61,8 @@ def test_two_supernodes_give_the_simulations_adapter(place):
         '[superlink]\ndefault = "deployment"\n[superlink.deployment]\n'
         f'address = "127.0.0.1:{control}"\ninsecure = true\n'
     )
-    place.accord("run", *WORDS, "federation.superlink=deployment", "run.dir=deployed", timeout=290)
+    done = place.accord("run", *WORDS, "federation.superlink=deployment", "run.dir=deployed", timeout=290)
+    assert "federation.superlink=NAME" in done.stdout.partition("next ")[2]
     (deployed,) = (place.path / "deployed").iterdir()
 
     name = "adapter/adapter_model.safetensors"

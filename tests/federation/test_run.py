@@ -52,7 +52,8 @@ def test_what_a_run_leaves(place, finished):
         "answers.json", "checkpoints",
     }  # fmt: skip
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["status"] == "finished"
+    assert (manifest["status"], manifest["federation"]) == ("finished", "simulation")
+    assert "federation.num-supernodes=3" in done.stdout.partition("next ")[2]
     assert manifest["participation"] == {"1": [0, 1, 2], "2": [0, 1, 2], "3": [0, 1, 2]}
     assert manifest["base"]["fingerprint"][:8] in done.stdout
     assert manifest["bytes"]["up"] > 3 * 3 * 4 * 1000

@@ -6,7 +6,9 @@ import pytest
 
 from core.config import defaults
 from server_app import console
-from server_app.show import duration, number, ranges, size
+from server_app.reading import ASKED
+from server_app.show import duration, interval, number, points, ranges, size, value
+from server_app.stats import Estimate
 from tests.server_app.sample import EVIL, dpo_record, dpo_run, selector_record, sft_record, write_run
 
 
@@ -81,6 +83,7 @@ def test_the_summary_answers_counts_and_points_on(tmp_path):
     assert f"adapter  {folder}/adapter" in text
     assert "next     accord run strategy.name=local  # does" in text
     assert "accord run run.seed=43" in text
+    assert "\n         open " not in text, "a command of one system"
     assert "\x1b" not in text
     assert EVIL in text  # a terminal knows no markup
 
@@ -94,6 +97,34 @@ def test_the_next_command_repeats_what_the_run_was_about(tmp_path):
         in text
     )
     assert "the shared start" in text
+
+
+@pytest.mark.parametrize(
+    ("federation", "clients", "nodes", "said"),
+    [
+        ("simulation", 2, 2, "federation.num-supernodes=2 "),
+        ("simulation", 8, 8, ""),
+        ("simulation", 7, 8, ""),  # one of eight did not answer
+        ("simulation", 6, 4, "federation.num-supernodes=6 strategy.min-available-nodes=4 "),
+        ("deployment", 2, 2, "federation.superlink=NAME "),
+        ("deployment", 8, 3, "federation.superlink=NAME strategy.min-available-nodes=3 "),
+    ],
+)
+def test_the_next_command_has_the_clients_of_the_run(tmp_path, federation, clients, nodes, said):
+    """2 is also the default of strategy.min-available-nodes, which a simulation sets to all of its clients."""
+    known = {str(client): {"examples": 40} for client in range(clients)}
+    config = {"strategy.min-available-nodes": nodes}
+    folder = write_run(tmp_path, [], config=config, clients=known, federation=federation)
+    text = "\n".join(console.summary_lines(folder))
+    assert f"next     accord run {said}strategy.name=local  # does" in text
+
+
+@pytest.mark.parametrize("status", ["finished", "running"])
+def test_an_option_of_an_advice_has_no_next_command(tmp_path, status):
+    folder = write_run(tmp_path / "advice" / "fedavg", [dpo_record(0)], status=status)
+    assert "next " in "\n".join(console.summary_lines(folder))
+    (tmp_path / "advice" / ASKED).write_text("")
+    assert "next " not in "\n".join(console.summary_lines(folder))
 
 
 @pytest.mark.parametrize("status", ["running", "failed: RoundFailed"])
@@ -113,6 +144,12 @@ def test_units():
     assert [number(x) for x in (None, 0.0, 0.693147, -41.25, 2e-5, float("nan"))] == [
         "-", "0", "0.6931", "-41.25", "2.00e-05", "nan",
     ]  # fmt: skip
+
+
+def test_points_that_round_to_zero_have_no_sign():
+    assert [points(x) for x in (-0.0004, 0.0, 0.0004, 0.015, -0.015)] == ["0.0", "0.0", "0.0", "+1.5", "-1.5"]
+    gain = Estimate("gain", "", -0.0004, -0.0004, 0.021, unit="points")
+    assert (value(gain), interval(gain)) == ("0.0 points", "0.0 to +2.1")
 
 
 def test_as_json_a_round_is_an_object_and_what_it_lacks_is_absent(monkeypatch, capsys, tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from core import store
 from core.config import parse
 from core.errors import CheckpointError, ConfigError
-from server_app.advice.arms import ARMS, ASKED, arm_keys, check, open_folder, run_arms, run_of
+from server_app.advice.arms import ARMS, arm_keys, check, foretold, open_folder, run_arms, run_of
 from server_app.advice.recommend import CLUSTERS, FEDAVG, FEDPDPO, FINISH, ORDER
+from server_app.reading import ASKED
 
 ASK = {"run.num-server-rounds": 12, "train.local-steps": 10}
 
@@ -84,6 +85,17 @@ def test_what_cannot_be_compared_is_refused_in_one_line(asked, told):
     with pytest.raises(ConfigError, match=told):
         check({**ASK, **asked})
     check(ASK)
+
+
+@pytest.mark.parametrize(("clients", "told"), [(1, "1 client is"), (5, "5 clients are")])
+def test_too_few_clients_are_told_before_they_run(clients, told):
+    (line,) = foretold({"num-supernodes": clients, "superlink": ""})
+    assert f"{told} too few for an interval; at least 6" in line
+
+
+@pytest.mark.parametrize(("clients", "superlink"), [(6, ""), (5, "clinics")])
+def test_nothing_is_foretold_of_enough_clients_or_of_a_deployment_whose_clients_come(clients, superlink):
+    assert not foretold({"num-supernodes": clients, "superlink": superlink})
 
 
 def test_a_folder_remembers_what_was_asked_for(tmp_path):
