@@ -5,6 +5,7 @@ that is stopped again, quiet output, and an exit code that tells whether the run
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,13 +41,19 @@ def run(
         bool, typer.Option("--verbose", "-v", help="Show Flower's own log lines as well.")
     ] = False,
 ) -> None:
-    """Run a federation: a simulation on this machine, or federation.superlink=NAME."""
+    """Run a federation, here as a simulation or on a deployment.
+
+    federation.superlink=NAME is a deployment: a SuperLink in the config.toml of FLWR_HOME.
+    """
     raise SystemExit(launch(request(words or []), verbose=verbose))
 
 
 @app.command()
 def demo() -> None:
-    """Run the default: eight simulated clients align the embedded toy model with federated DPO."""
+    """Align the embedded toy model on eight simulated clients.
+
+    The default of every key: federated DPO.
+    """
     raise SystemExit(launch(request([]), verbose=False))
 
 
@@ -57,7 +64,10 @@ def advise(
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
 ) -> None:
-    """Compare training alone, together, in clusters and personalised on these clients; ADVICE: a folder to continue."""
+    """Compare training alone, together, clustered, personalised.
+
+    ADVICE: a folder to continue.
+    """
     first, rest = Path(words[0]) if words else None, (words or [])[1:]
     again = first if first and (first / ASKED).is_file() else None
     keys, federation = given([str(again / ASKED), *rest] if again else words or [])
@@ -97,7 +107,10 @@ def site(
     file: Annotated[Path, typer.Argument(metavar="SITE.toml")],
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
 ) -> None:
-    """Serve a site: the resident process that holds rows and base model; the SuperNode beside it names its address."""
+    """Serve a site: hold its rows and the base model between runs.
+
+    The SuperNode beside it names its address.
+    """
     from client_app.service import main as serve  # the model libraries, which no other command waits for
     from client_app.site_file import SiteFile
 
@@ -108,7 +121,10 @@ def site(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )
 def node(context: typer.Context) -> None:
-    """Run flower-supernode with these arguments, without most of its waiting between messages (docs/sites.md)."""
+    """Run flower-supernode with these arguments, waiting less.
+
+    Most of its waiting between messages is left out (docs/sites.md).
+    """
     program = str(ROOT / "client_app" / "node.py")
     os.execve(sys.executable, [sys.executable, program, *context.args], {**os.environ, **QUIET})
 
@@ -122,7 +138,7 @@ def provision(
         Path | None, typer.Option(metavar="KIT", help="At a site: make its own key in its kit.")
     ] = None,
 ) -> None:
-    """Make a federation's certificates and keys, a kit for its server and one for each site."""
+    """Make certificates, keys, and a kit for server and sites."""
     if (federation is None) == (site_key is None):
         raise ConfigError("expected FEDERATION.toml on the server's side, or --site-key KIT at a site")
     lines = kits.provision(read_federation(federation), out, renew=renew) if federation else []
@@ -135,7 +151,10 @@ def start(
     kit: Annotated[Path, typer.Argument(metavar="KIT")],
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
 ) -> None:
-    """Start what a kit is for: the SuperLink on the server, the SuperNode at a site; KEY=VALUE over its site.toml."""
+    """Start what a kit is for: the SuperLink, or a site's SuperNode.
+
+    KEY=VALUE goes over the site.toml of the kit.
+    """
     if read_kit(kit)["kind"] == "server":
         if words:
             raise ConfigError(f"{kit} is the kit of a server, which takes no words; got {words[0]!r}")
@@ -148,7 +167,7 @@ def start(
 
 @app.command()
 def register(kit: Annotated[Path, typer.Argument(metavar="KIT")]) -> None:
-    """On the server: let in the sites of its kit, and out those that are no longer in it."""
+    """On the server: let the sites of its kit in, former ones out."""
     for line in serve.register(kit):
         typer.echo(line)
 
@@ -157,7 +176,10 @@ def register(kit: Annotated[Path, typer.Argument(metavar="KIT")]) -> None:
 def doctor(
     place: Annotated[Path | None, typer.Argument(metavar="[KIT | SITE.toml]")] = None,
 ) -> None:
-    """Check this machine, and a kit or a site's file: what is wrong, what to do. Exits with 1 if a run would fail."""
+    """Check this machine, and a kit or a site's file.
+
+    Says what is wrong and what to do; exits with 1 if a run would fail.
+    """
     from client_app import doctor as site_doctor
     from core import checks
     from server_app.provision import doctor as server_doctor
@@ -182,7 +204,10 @@ def status(
     ] = None,
     port: Annotated[int, typer.Option(help="Serve Prometheus metrics of the run on this loopback port.")] = 0,
 ) -> None:
-    """Tell how a run is: its round, who is missing since when; with a kit, which sites are connected."""
+    """Tell how a run is; with a kit, which sites are connected.
+
+    Its round, and who is missing since when.
+    """
     from server_app import status as now
 
     for name, word, since in serve.sites(kit) if kit else ():
@@ -201,12 +226,13 @@ def status(
 
 @app.command("list")
 def list_plugins() -> None:
-    """Print every plugin with its keys and defaults, then the shared keys."""
+    """Print every plugin and every key with its default."""
     for package, section in SECTION_OF.items():
         typer.echo(f"{package.replace('.', '/')}/")
         for name in names(package):
             cls = plugin(package, name)
-            typer.echo(f"  {name:<14}{(sys.modules[cls.__module__].__doc__ or '').splitlines()[0]}")
+            about = " ".join((sys.modules[cls.__module__].__doc__ or "").split("\n\n")[0].split())
+            typer.echo(f"  {name:<14}{re.split(r'(?<=[.])[ ]', about)[0]}")
             for key, default in knobs(cls).items():
                 typer.echo(f"    {section}.{key} = {default!r}")
     typer.echo("keys")
