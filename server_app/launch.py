@@ -67,6 +67,9 @@ def launch(asked: Request, *, verbose: bool) -> int:
                 packing, told = pack(parse(asked.keys), asked.federation, this_machine())
                 simulation = ["--federation-config", _simulation(asked.federation, packing)]
                 typer.echo("\n".join(told))
+                typer.echo(
+                    "start    SuperLink, Ray, clients; the plan follows when all have said what they hold"
+                )
                 if not packing.share:  # else Ray must first say which GPU is whose
                     env["RAY_preload_python_modules"] = "client_app.site"  # now, not at the first message
                 name = stack.enter_context(_superlink(scratch, env))
