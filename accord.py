@@ -97,7 +97,7 @@ def resume(
     then = flatten(read_toml(path / "config.toml"))
     keys, federation = given(words or [])
     here = {"run.resume": str(path.resolve()), "run.dir": str(path.resolve().parent)}
-    asked = Request({**then, **keys, **here}, {**recorded_federation(path, then), **federation})
+    asked = Request({**then, **keys, **here}, recorded_federation(path, then, federation))
     RunFolder.reopen(parse(asked.keys))
     raise SystemExit(launch(asked, verbose=verbose))
 

@@ -237,7 +237,8 @@ def _next_commands(run: Run) -> list[str]:
         return []
     folder = shlex.quote(str(run.dir))
     if run.status != "finished":
-        return [f"next     accord resume {folder}"]
+        named = " federation.superlink=NAME" if run.manifest.get("federation") == "deployment" else ""
+        return [f"next     accord resume {folder}{named}"]
     own = _own_words(run)
     seed = int(run.config.get("run.seed", 0))
     federated = run.config.get("strategy.name") != "local"

@@ -137,10 +137,20 @@ def run_folder(folder: str) -> Path:
     raise ConfigError(f"{folder!r} is no run folder: expected a folder with a config.toml, here or in runs/")
 
 
-def recorded_federation(path: Path, then: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """A simulation with as many clients as the run had; a deployment is named again by the user."""
-    known = read_json(path / "manifest.json", {}).get("clients", {})
+def recorded_federation(
+    path: Path, then: Mapping[str, Scalar], named: Mapping[str, Scalar]
+) -> dict[str, Scalar]:
+    """A simulation with as many clients as the run had, and what is `named` now.
+
+    Raises ConfigError for the run of a deployment that is not named again: simulated clients are others.
+    """
+    manifest = read_json(path / "manifest.json", {})
+    if manifest.get("federation") == "deployment" and not named.get("superlink"):
+        raise ConfigError(
+            f"{path.name} is a run of a deployment: name it, `accord resume {path} federation.superlink=NAME`"
+        )
+    known = manifest.get("clients", {})
     if not isinstance(known, dict):
         raise DataError(f"{path / 'manifest.json'}: clients must be an object; was it edited by hand?")
     clients = len(known) or int(checked(MINIMUM, then.get(MINIMUM, defaults()[MINIMUM])))
-    return {**FEDERATION, "num-supernodes": clients}
+    return {**FEDERATION, "num-supernodes": clients, **named}

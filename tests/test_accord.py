@@ -5,6 +5,9 @@ import re
 from typer.testing import CliRunner
 
 from accord import app
+from core.errors import ConfigError
+from server_app import console
+from tests.server_app.sample import dpo_record, write_run
 
 
 def said(*words: str) -> str:
@@ -27,3 +30,11 @@ def test_the_help_says_what_every_command_does_on_one_line():
     commands = re.findall(r"^  ([a-z]+)  +(\S.*)$", text.partition("Commands:")[2], re.M)
     assert len(commands) == len(app.registered_commands) == 12
     assert not [command for command, what in commands if what.endswith("...")]
+
+
+def test_a_run_of_a_deployment_is_resumed_there_and_nowhere_else(tmp_path):
+    run = write_run(tmp_path, [dpo_record(0)], status="running", federation="deployment")
+    done = CliRunner().invoke(app, ["resume", str(run)])
+    assert isinstance(done.exception, ConfigError)
+    assert f"name it, `accord resume {run} federation.superlink=NAME`" in str(done.exception)
+    assert f"accord resume {run} federation.superlink=NAME" in console.summary_lines(run)[-1]
