@@ -214,7 +214,6 @@ def _stream(
                 told = told or line.startswith("accord: ")  # after the reason, Flower prints a traceback
             process.wait()
         except KeyboardInterrupt:
-            process.kill()
             if run_id and asked_of_others:
                 _stop_run(run_id, connection, env)
             raise

@@ -86,8 +86,15 @@ def test_a_run_laid_out_over_its_rounds_is_not_extended(tmp_path):
     RunFolder.reopen(parse({**constant, "run.resume": path, "run.num-server-rounds": 20}))
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json"])
-@pytest.mark.parametrize("content", [None, b"", b"\xff\x00", b"[]"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("tensors.safetensors", content) for content in (None, b"", b"\xff\x00", b"[]")),
+        *(
+            ("facts.json", content) for content in (b"", b"\xff\x00", b"[]")
+        ),  # without one it is no checkpoint
+    ],
+)
 def test_a_checkpoint_that_was_damaged_is_refused_with_a_way_on(folder, name, content):
     commit(folder, 0)
     commit(folder, 1)
@@ -95,8 +102,6 @@ def test_a_checkpoint_that_was_damaged_is_refused_with_a_way_on(folder, name, co
     damaged.unlink()
     if content is not None:
         damaged.write_bytes(content)
-    elif name == "facts.json":
-        return  # then it is no checkpoint
     with pytest.raises(CheckpointError, match=r"00001 is no whole checkpoint .*go on from round 0$"):
         folder.load_state()
     shutil.rmtree(damaged.parent)
