@@ -77,6 +77,7 @@ def say_round(lines: Sequence[Mapping[str, Json]], rounds: int) -> None:
         "rounds": rounds,
         "clients": len(record.participants),
         "failed": {str(client): why for client, why in record.failed.items()},
+        "remarks": list(record.remarks) or None,
         "loss": record.train.mean.get("loss"),
         **{name: record.eval.mean.get(name) for name in ACCURACIES},
         "bytes_up": record.bytes_up,
@@ -142,7 +143,8 @@ def round_lines(lines: Sequence[Mapping[str, Json]], rounds: int) -> list[str]:
         duration(record.total_s),
         duration(time_left([read_record(line) for line in lines[-PACE:]], rounds)),
     ))  # fmt: skip
-    return [row, _failures(record)] if record.failed else [row]
+    remarks = [f"{'':<9}{remark}" for remark in record.remarks]
+    return [row, *([_failures(record)] if record.failed else []), *remarks]
 
 
 def time_left(records: Sequence[Record], rounds: int) -> float | None:

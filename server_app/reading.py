@@ -42,6 +42,7 @@ class Record:
     bytes_down: int | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage, and "total"
     route: Mapping[int, str] = field(default_factory=dict)  # client -> the adapter of its group
+    remarks: tuple[str, ...] = ()  # what the strategy says of the round, a sentence each
 
     @property
     def total_s(self) -> float | None:
@@ -141,6 +142,7 @@ def read_record(line: Mapping[str, Json]) -> Record:
         bytes_up=line.get("bytes_up"),
         bytes_down=line.get("bytes_down"),
         seconds=_numbers(line.get("seconds")),
+        remarks=tuple(str(remark) for remark in line.get("remarks") or ()),
         route={int(c): str(name) for c, name in (line.get("route") or {}).items()},
     )
 

@@ -72,6 +72,7 @@ def sections(run: Run) -> dict[str, Table]:
     return {
         "Clients": clients(run),
         "Failures": failures(run),
+        "Remarks": remarks(run),
         "Policies": epochs(run),
         "Labels of the policies": labels(run),
         "Rounds": rounds(run),
@@ -116,6 +117,12 @@ def failures(run: Run) -> Table:
     """Who was asked and did not answer in time, with the reason given."""
     found = [(str(r.round), str(c), plain(why)) for r in run.records for c, why in sorted(r.failed.items())]
     return Table(("round", "client", "reason"), tuple(found), numbers=(0, 1))
+
+
+def remarks(run: Run) -> Table:
+    """What the strategy had to say of a round, e.g. that too few clients answered for a robust mean."""
+    rows = [(str(record.round), remark) for record in run.records for remark in record.remarks]
+    return Table(("round", "remark"), tuple(rows), numbers=(0,))
 
 
 def rounds(run: Run) -> Table:
