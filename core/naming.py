@@ -1,0 +1,18 @@
+"""How a client is called: by its number, and by its name where it has one."""
+
+from collections.abc import Mapping
+
+LONGEST = 40  # characters of a name
+
+
+def shown_name(name: object, longest: int = LONGEST) -> str:
+    """A name of unknown origin on one line, without control and formatting characters; "" where there is none."""
+    text = "".join(c if c.isprintable() else " " for c in name) if isinstance(name, str) else ""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[: longest - 3].rstrip() + "..."
+
+
+def client_label(client: int, names: Mapping[int, str], longest: int = LONGEST) -> str:
+    """ "north (0)", or "0" for a client without a name or with one that only repeats its number."""
+    name = shown_name(names.get(client, ""), longest)
+    return str(client) if name in ("", str(client), f"client-{client}") else f"{name} ({client})"
