@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 LONGEST = 40  # characters of a name
+SHORT = 14  # where a table has little room
 
 
 def shown_name(name: object, longest: int = LONGEST) -> str:
@@ -14,5 +15,16 @@ def shown_name(name: object, longest: int = LONGEST) -> str:
 
 def client_label(client: int, names: Mapping[int, str], longest: int = LONGEST) -> str:
     """ "north (0)", or "0" for a client without a name or with one that only repeats its number."""
+    name = _name(client, names, longest)
+    return f"{name} ({client})" if name else str(client)
+
+
+def client_mark(client: int, names: Mapping[int, str], longest: int = SHORT) -> str:
+    """ "north, 0", or "0": for parentheses."""
+    name = _name(client, names, longest)
+    return f"{name}, {client}" if name else str(client)
+
+
+def _name(client: int, names: Mapping[int, str], longest: int) -> str:
     name = shown_name(names.get(client, ""), longest)
-    return str(client) if name in ("", str(client), f"client-{client}") else f"{name} ({client})"
+    return "" if name in (str(client), f"client-{client}") else name

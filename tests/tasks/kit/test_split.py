@@ -57,7 +57,11 @@ def test_prompts_are_compared_by_what_they_ask():
     """Case, spacing and Unicode form are no difference, and a lone user's message is its text; a role is one."""
     same = ["Where is it?", "  where is\nit? ", "Where is it\uff1f", messages("Where is it?")]
     assert len({prompt_key(prompt) for prompt in same}) == 1
-    others = ["Where is he?", [{"role": "system", "content": "Where is it?"}], [*messages("x"), *messages("y")]]
+    others = [
+        "Where is he?",
+        [{"role": "system", "content": "Where is it?"}],
+        [*messages("x"), *messages("y")],
+    ]
     assert len({prompt_key(prompt) for prompt in [same[0], *others]}) == 4
 
 
