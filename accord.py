@@ -15,16 +15,15 @@ import typer
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # the console script starts elsewhere, and Flower wants no installed packages
 
-from core.config import defaults, flatten, parse  # noqa: E402 - needs the line above
+from core.config import defaults, parse  # noqa: E402 - needs the line above
 from core.errors import AccordError, ConfigError  # noqa: E402
-from core.files import read_toml  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.processes import read_kit  # noqa: E402
 from server_app.advice.arms import check, foretold, open_folder, run_arms  # noqa: E402
 from server_app.launch import QUIET, launch  # noqa: E402
 from server_app.provision import kits, serve  # noqa: E402
 from server_app.provision.federation import read_federation  # noqa: E402
-from server_app.reading import ASKED, read_run  # noqa: E402
+from server_app.reading import ASKED, read_config, read_run  # noqa: E402
 from server_app.run_folder import RunFolder  # noqa: E402
 from server_app.words import Request, federated, given, recorded_federation, request, run_folder  # noqa: E402
 
@@ -45,7 +44,10 @@ def run(
 
     federation.superlink=NAME is a deployment: a SuperLink in the config.toml of FLWR_HOME.
     """
-    raise SystemExit(launch(request(words or []), verbose=verbose))
+    asked = request(words or [])
+    for line in asked.notes:
+        typer.echo(line)
+    raise SystemExit(launch(asked, verbose=verbose))
 
 
 @app.command()
@@ -94,7 +96,7 @@ def resume(
 ) -> None:
     """Continue a run from its last committed round."""
     path = run_folder(folder)
-    then = flatten(read_toml(path / "config.toml"))
+    then, _ = read_config(path)
     keys, federation = given(words or [])
     here = {"run.resume": str(path.resolve()), "run.dir": str(path.resolve().parent)}
     asked = Request({**then, **keys, **here}, recorded_federation(path, then, federation))

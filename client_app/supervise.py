@@ -98,6 +98,7 @@ class NodeKit:
         else:
             facts = {key: self.site[key] for key in ("partition-id", "num-partitions")}
             facts["state-dir"] = str(self.state)
+            facts["site-name"] = self.name
             if path := self.site.get("data-path"):
                 facts["data-path"] = str(self.place(path))
         return " ".join(f"{key}={value!r}" for key, value in facts.items())

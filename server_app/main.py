@@ -19,6 +19,8 @@ from core.types import Json, ServerState
 from core.waits import shorten_tries
 from server_app import console
 from server_app.card import write_card
+from server_app.clients import facts_of, partitions_of
+from server_app.reading import names_of
 from server_app.report import write_report
 from server_app.rlft.align import Rlft, Selectors
 from server_app.rlft.judging import Judge
@@ -77,14 +79,17 @@ class Run:
         return Run(config, folder, base, config.build_strategy(), config.task_choice.build())
 
     def go(self, grid: Grid) -> None:
-        known = self.folder.manifest()
+        known, simulation = self.folder.manifest(), not isinstance(grid, HttpGrid)
         self.folder.write_manifest(
             **(provenance(self.config) if not known else {"rounds": self.config.run.num_server_rounds}),
             base={"name": self.config.model.name, "fingerprint": self.base.fingerprint},
-            federation="deployment" if isinstance(grid, HttpGrid) else "simulation",
+            federation="simulation" if simulation else "deployment",
             status="running",
         )
         state = self.folder.load_state()
+        if self.config.run.resume:
+            self.folder.write_manifest(asked=self.folder.resumed(self.config, state.round if state else 0))
+            self.folder.write_config(self.config)
         self.records = self.folder.metrics()
         if state is None:
             first = initial_adapter(self.base, self.config.run.seed)
@@ -94,7 +99,7 @@ class Run:
         rounds = self.config.run.num_server_rounds
         try:
             if state.round < rounds or not self.records:
-                state = self.strategy.run(grid, self._live(), state, rounds)
+                state = self.strategy.run(grid, self._live(simulation=simulation), state, rounds)
             self._finish(state)
         except BaseException as error:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
@@ -102,10 +107,11 @@ class Run:
                 self._leave(f"failed: {reason}")
             raise
 
-    def _live(self) -> Live:
+    def _live(self, *, simulation: bool) -> Live:
         c = self.config
+        knobs = {"run": self.folder.name, "base": self.base.fingerprint}
         return Live(
-            knobs={"run": self.folder.name, "base": self.base.fingerprint},
+            knobs={**knobs, **({"simulation": True} if simulation else {})},
             min_available_nodes=c.strategy.min_available_nodes,
             fraction_train=c.strategy.fraction_train,
             sampling=c.strategy.sampling,
@@ -122,22 +128,18 @@ class Run:
 
     def _on_hello(self, said: Mapping[int, Json]) -> None:
         """Before the first round: write down who takes part and say what will happen."""
-        self.folder.write_manifest(
-            clients={
-                str(c): {"examples": s["examples"], "skipped": s["skipped"], "loads": _whole(s.get("loads"))}
-                for c, s in sorted(said.items())
-            },
-            data={str(c): s["data"] for c, s in sorted(said.items())},
-            truth={str(c): s["truth"] for c, s in sorted(said.items()) if s["truth"] is not None},
-        )
-        for line in console.plan_lines(dict(self.config.flat), self.folder.manifest(), self.folder.path):
+        self.folder.write_manifest(**facts_of(said))
+        manifest = self.folder.manifest()
+        self.folder.write_config(self.config, clients=partitions_of(said))
+        for line in console.plan_lines(dict(self.config.flat), manifest, self.folder.path):
             console.say(line)
-        console.say_head(console.header())
+        console.say_head(console.header(names_of(manifest)))
 
     def _on_round(self, state: ServerState, record: Json) -> None:
         self.folder.commit(state, record)
         self.records.append(record)
-        console.say_round(self.records, self.config.run.num_server_rounds)
+        names = names_of(self.folder.manifest())
+        console.say_round(self.records, self.config.run.num_server_rounds, names)
 
     def _finish(self, state: ServerState) -> None:
         left = self.strategy.final(state)
@@ -210,11 +212,6 @@ class Run:
             return [line for line in lines if line.strip()]
         source = self.config.source_choice.build()
         return source.prompts()
-
-
-def _whole(count: object) -> int:
-    """A count that a client tells, if it is one."""
-    return count if type(count) is int and count > 0 else 0
 
 
 def check_files(config: Config) -> None:

@@ -17,12 +17,11 @@ import tomli_w
 from safetensors import SafetensorError
 
 from core import __version__, store
-from core.config import flatten
 from core.errors import CheckpointError
-from core.files import read_json, read_toml
+from core.files import read_json
 from core.sections import Config
 from core.types import Json, ServerState
-from server_app.reading import NO_RECORD, read_record
+from server_app.reading import CONFIG, NO_RECORD, asked_for, read_config, read_record
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +85,18 @@ class RunFolder:
                 raise CheckpointError(
                     f"run.dir = {config.run.dir!r}: cannot write to {parent}: {error}"
                 ) from error
-            store.write_text(path / "config.toml", tomli_w.dumps(_nested(dict(config.flat))))
-            return RunFolder(path)
+            folder = RunFolder(path)
+            folder.write_config(config)
+            return folder
         raise CheckpointError(f"{parent} already holds 99 runs called {stem}")
 
     @staticmethod
     def reopen(config: Config) -> "RunFolder":
         """The folder named by run.resume; refuses another configuration, naming the keys."""
         path = Path(config.run.resume).expanduser().resolve()
-        if not (path / "config.toml").is_file():
+        if not (path / CONFIG).is_file():
             raise CheckpointError(f"run.resume = {config.run.resume!r}: {path} holds no config.toml of a run")
-        then = flatten(read_toml(path / "config.toml"))
+        then, _ = read_config(path)
         now = dict(config.flat)
         changed = [k for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
         if refused := [k for k in changed if not k.startswith(MAY_CHANGE)]:
@@ -109,7 +109,44 @@ class RunFolder:
                 f"{planned[0]} = {now[planned[0]]!r} and cannot be extended to {now['run.num-server-rounds']}: "
                 "its past rounds would have been others; start a new run"
             )
-        return RunFolder(path)
+        folder = RunFolder(path)
+        done = max(store.rounds(folder.checkpoints), default=0)
+        if (rounds := config.run.num_server_rounds) < done:
+            raise CheckpointError(
+                f"{path.name} has done {done} rounds, and run.num-server-rounds = {rounds} asks for fewer: name {done} "
+                "or more, or start a new run"
+            )
+        return folder
+
+    # --- configuration -------------------------------------------------------------
+
+    def resumed(self, config: Config, done: int) -> list[Json]:
+        """What was asked for when, for the manifest: the first plan, then each resumption that changed a key."""
+        then, _ = read_config(self.path)
+        changed = {
+            key: value
+            for key, value in config.flat
+            if then.get(key) != value and key not in ("run.resume", "run.dir")
+        }
+        asked: list[Json] = self.manifest().get("asked") or [
+            {"after": 0, "rounds": then.get("run.num-server-rounds")}
+        ]
+        more = {"after": done, "rounds": config.run.num_server_rounds, "changed": changed}
+        return [*asked, more] if changed and asked[-1] != more else asked
+
+    def write_config(self, config: Config, *, clients: int = 0) -> None:
+        """config.toml: every key as it runs and the number of clients, so that it is a preset that repeats the run.
+
+        clients: of the federation; 0: as the file has it.
+        """
+        keys = {**dict(config.flat), "run.resume": ""}
+        if not clients and (self.path / CONFIG).exists():
+            clients = int(read_config(self.path)[1].get("num-supernodes", 0))
+        if clients:
+            keys["federation.num-supernodes"] = clients
+        said = asked_for(self.manifest())
+        comment = f"# {said}\n" if said else ""
+        store.write_text(self.path / CONFIG, comment + tomli_w.dumps(_nested(keys)))
 
     def hold(self) -> int:
         """Keep other processes out for as long as this one lives; CheckpointError when one is already in.

@@ -67,7 +67,7 @@ def lines(run: Run) -> Iterator[str]:
     )
     for client, rnd in last_seen(run).items():
         if why := last.failed.get(client):
-            yield f"missing  client {client}, last seen in round {rnd or ABSENT}: {why}"
+            yield f"missing  client {run.label(client)}, last seen in round {rnd or ABSENT}: {why}"
 
 
 @dataclass(frozen=True)

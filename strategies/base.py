@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from core import wire
 from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.factors import is_private
+from core.naming import client_label
 from core.sections import LoraConfig, StrategyConfig
 from core.tree import Tree, norm, same_layout
 from core.types import Client, Json, Metrics, Order, ServerState, Update
@@ -219,7 +220,8 @@ class Strategy(FlowerStrategy):
         fold = self.fold(s.state, server_round)
         s.receive(replies, fold.add, self._check_update)
         if len(s.updates) < (quorum := s.live.quorum(len(s.orders))):
-            reasons = "; ".join(f"client {c}: {reason}" for c, reason in s.failed.items())
+            names = s.roster.names
+            reasons = "; ".join(f"client {client_label(int(c), names)}: {why}" for c, why in s.failed.items())
             raise RoundFailed(
                 f"round {server_round}: {len(s.updates)} of {len(s.orders)} clients answered, {quorum} are needed "
                 f"by fault.min-replies = {s.live.fault.min_replies} and "
