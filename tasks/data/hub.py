@@ -8,7 +8,7 @@ from datasets.exceptions import DatasetsError
 
 from core.errors import ConfigError
 from core.types import Json
-from tasks.data.base import Found
+from tasks.data.base import BadRow, Found, owner_of
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class Hub:
     client_column: str = "client_id"
 
     def find(self, seed: int, clients: int) -> Iterator[Found]:
+        name = f"{self.dataset} split {self.split}"
+        empty = True
         for number, raw in enumerate(self._load()):
+            empty = False
             assert isinstance(raw, dict), type(raw)
-            owner = raw.get(self.client_column)
-            yield Found(
-                f"{self.dataset} split {self.split} row {number}", raw, "" if owner is None else str(owner)
-            )
+            yield self._found(name, f"{name} row {number}", raw)
+        if empty:
+            yield Found(name, fault="holds no row", file=name)
 
     def stamp(self) -> Json:
         return ()  # datasets keeps its own, checked copy; what changes on the hub is met by the next process
@@ -33,6 +35,14 @@ class Hub:
 
     def truth(self, client: int) -> int | None:
         return None
+
+    def _found(self, name: str, where: str, raw: Json) -> Found:
+        try:
+            return Found(
+                where, raw, owner_of(raw, self.client_column), file=name, client_column=self.client_column
+            )
+        except BadRow as bad:
+            return Found(where, fault=bad.reason, detail=bad.detail, file=name)
 
     def _load(self) -> datasets.Dataset:
         if not self.dataset:
