@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -128,12 +129,24 @@ class Site:
         """Who this client is and what it holds, in counts and fingerprints; never a row."""
         self._rule()  # refuses before the first round what the engine cannot do
         base, rows = self.base(str(knobs.get("base", ""))), self.rows()
-        examples = engine.examples(base, self.task, self.parts()[0], self.config, self.cache)
+        train, aside = self.parts()
+        examples = engine.examples(base, self.task, train, self.config, self.cache)
+        others = [
+            engine.usable(base, self.task, aside, self.config, self.cache),
+            engine.usable_heldout(base, self.task, self._heldout(), self.config, self.cache),
+        ]
+        skipped = Counter(rows.skipped)
+        for part in (examples, *others):
+            skipped.update(part.skipped)
+        own_file = bool(self.node.data_path)  # whose columns and neighbours may be somebody's words
+        columns = rows.columns.outside() if own_file else rows.columns
         return {
             "client": self.node.client,
             "clients": self.node.clients,
             "examples": len(examples.kept),
-            "skipped": {**rows.skipped, **examples.skipped},
+            "skipped": dict(skipped),
+            "columns": {"used": list(columns.used), "ignored": list(columns.ignored)},
+            "unread": [] if own_file else list(rows.unread),
             "census": self.task.census(examples.kept),
             "data": rows.fingerprint,
             "base": base.fingerprint,

@@ -19,6 +19,7 @@ from core.types import Json, ServerState
 from core.waits import shorten_tries
 from server_app import console
 from server_app.card import write_card
+from server_app.columns import column_lines
 from server_app.report import write_report
 from server_app.rlft.align import Rlft, Selectors
 from server_app.rlft.judging import Judge
@@ -130,7 +131,10 @@ class Run:
             data={str(c): s["data"] for c, s in sorted(said.items())},
             truth={str(c): s["truth"] for c, s in sorted(said.items()) if s["truth"] is not None},
         )
-        for line in console.plan_lines(dict(self.config.flat), self.folder.manifest(), self.folder.path):
+        lines = console.plan_lines(dict(self.config.flat), self.folder.manifest(), self.folder.path)
+        if self.config.source_choice.name != "toy":
+            lines += column_lines(said.values())
+        for line in lines:
             console.say(line)
         console.say_head(console.header())
 

@@ -9,7 +9,7 @@ from core.config import checked, defaults, flatten, parse, without_effect
 from core.errors import ConfigError, DataError
 from core.files import read_json, read_toml
 from core.types import Scalar
-from tasks.data.jsonl import ENDINGS
+from tasks.data.jsonl import client_files
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMUM = "strategy.min-available-nodes"
@@ -47,12 +47,15 @@ def federated(keys: dict[str, Scalar], chosen: Mapping[str, Scalar]) -> dict[str
 
 
 def _files(keys: Mapping[str, Scalar]) -> int:
-    """How many files with rows data.path names, if it is a folder of them and each is a client's."""
+    """How many files with rows data.path names, if it is a folder of them and each is a client's.
+
+    Raises ConfigError for a folder that holds none, or whose files cannot be told apart.
+    """
     known = {**defaults(), **keys}
     folder = Path(str(known["data.path"])).expanduser()
     if known["data.source"] != "jsonl" or known["data.partitioner"] != "natural" or not folder.is_dir():
         return 0
-    return sum(file.name.endswith(ENDINGS) for file in folder.iterdir())
+    return len(client_files(folder))
 
 
 def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:

@@ -1,10 +1,12 @@
 """Rows from the Hugging Face hub, or from a local folder or file that `datasets` can load."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import datasets
-from datasets.exceptions import DatasetsError
+import pyarrow
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from core.errors import ConfigError
 from core.types import Json
@@ -54,12 +56,27 @@ class Hub:
             ValueError,
             DatasetsError,
         ) as error:  # not found, not reachable, no such split, no such format
-            reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"data.dataset = {self.dataset!r}, data.split = {self.split!r}: {reason}"
-            ) from error
+                f"data.dataset = {self.dataset!r}, data.split = {self.split!r}: {_reason(error)}"
+            ) from None  # what it came from may quote a row
         assert isinstance(loaded, datasets.Dataset), type(loaded)
         return loaded
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without a value of the data: pyarrow and the parsers of `datasets` quote them."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(
+            cause, DatasetGenerationError | pyarrow.ArrowException | UnicodeError | json.JSONDecodeError
+        ):
+            origin = error.__cause__ or error
+            return (
+                f"its files cannot be read as one table ({type(origin).__name__}): is each of them whole, and do all "
+                "rows have the same columns with values of the same type?"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0]
 
 
 PLUGIN = Hub

@@ -7,10 +7,10 @@ from pathlib import Path
 from core.errors import ConfigError
 from core.types import Json
 from tasks.data.base import BadRow, Found, owner_of
-from tasks.data.kit.folders import ENDINGS, client_files, one_file, stem, unread
+from tasks.data.kit.folders import ENDINGS, WANTED, client_files, one_file, stem, unread
 from tasks.data.kit.lines import numbered_lines, parse
 
-__all__ = ["ENDINGS", "PLUGIN", "Jsonl", "client_files"]
+__all__ = ["ENDINGS", "PLUGIN", "WANTED", "Jsonl", "client_files"]
 
 
 @dataclass(frozen=True)

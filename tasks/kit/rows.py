@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from core.errors import ConfigError, DataError
@@ -11,7 +11,20 @@ from core.sections import Choice, Config
 from core.seeds import seed_for
 from core.types import Json
 from tasks.base import Row, Task
-from tasks.data.base import PAIR, THUMB, Entry, Source, Table, flipped, kind_of, ktor, read, thumbs, view
+from tasks.data.base import (
+    PAIR,
+    THUMB,
+    ColumnUse,
+    Entry,
+    Source,
+    Table,
+    flipped,
+    kind_of,
+    ktor,
+    load,
+    thumbs,
+    view,
+)
 from tasks.data.jsonl import Jsonl
 from tasks.kit import partition
 
@@ -25,6 +38,8 @@ class ClientRows:
     skipped: dict[str, int]  # bad rows by reason; those of a source that all share are told by client 0 alone
     fingerprint: str  # of its own rows before any view, keyed by the run's seed
     truth: int | None  # planted preference type
+    columns: ColumnUse = field(default_factory=ColumnUse)  # of the whole source
+    unread: tuple[str, ...] = ()  # files beside those of the source
 
 
 def client_rows(
@@ -40,7 +55,7 @@ def client_rows(
     if path:
         _refuse_what_needs_all_rows(config, client, everyone)
         source: Source = Jsonl(path)
-        table = read(source.find(config.run.seed, 1), config.data.on_bad_row)
+        table = load(source, config.run.seed, 1, config.data.on_bad_row)
         held = [_split(config, client, table.entries)]
     else:
         source = config.source_choice.build()
@@ -53,7 +68,7 @@ def client_rows(
     ]
     own, heldout = held[0 if path else client]
     if not own:
-        raise DataError(_empty(config, client, clients, path))
+        raise DataError(_empty(config, client, clients, path), names=[path])
     if everyone:
         train = view([row for share, _ in held for row in share], task.columns)
     elif config.data.allocation == "ktor":
@@ -71,6 +86,8 @@ def client_rows(
         dict(table.skipped) if path or client == 0 else {},
         _fingerprint(config.run.seed, [own, heldout]),
         _truth(source.truth(client) if natural else None, client in turned, config),
+        table.columns,
+        table.unread,
     )
 
 
@@ -82,8 +99,7 @@ def stamp(config: Config, path: str) -> Json:
 
 @lru_cache(maxsize=2)  # one process of a simulation serves many clients; `stamp` changes when the rows do
 def _table(choice: Choice, stamp: Json, seed: int, clients: int, on_bad_row: str) -> Table:
-    source: Source = choice.build()
-    return read(source.find(seed, clients), on_bad_row)
+    return load(choice.build(), seed, clients, on_bad_row)
 
 
 def forget_tables() -> None:

@@ -117,7 +117,9 @@ def convert(given: Mapping[str, Any], client_column: str = "") -> Converted:  # 
         kept[EXTRA], sources[EXTRA] = raw[EXTRA], (EXTRA,)
     taken = {name for columns in sources.values() for name in columns}
     for name in raw:
-        if name not in taken and name != client_column and not is_blank(raw[name]):
+        if name in taken or name == client_column or is_fact(name, raw[name]):
+            continue
+        if not is_blank(raw[name]):
             _check_unused(name, raw[name], kept, sources)
     return Converted(kept, sources, tuple(name for name in given if name not in taken))
 
@@ -217,8 +219,6 @@ def _is_transcript(text: Any) -> bool:
 def _check_unused(name: str, value: Any, kept: Row, sources: Mapping[str, tuple[str, ...]]) -> None:
     """Raises BadRow for a column that may hold a part of the prompt, another answer or a judgement of the answer."""
     label = shown(name)
-    if is_fact(name, value):
-        return
     if has_word(name, MEDIA):
         raise BadRow(f"has a column {label}, which a model of text does not see: drop the column, or the row")
     if (has_word(name, CONTEXT) or _is_conversation(value)) and not _holds(kept, value):

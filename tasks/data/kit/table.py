@@ -78,7 +78,7 @@ def tabulate(made: Sequence[tuple[Found, Converted | BadRow]], on_bad_row: str) 
         raise DataError(message, names=[one.file])
     columns = Columns()
     for one, row in good:
-        columns.count(row, one.client_column)
+        columns.count(row, one.client_column if one.owner else "")
     first: dict[str, str] = {}
     for one, reason in bad:
         first.setdefault(reason.reason, one.where)
