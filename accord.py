@@ -7,6 +7,7 @@ that is stopped again, quiet output, and an exit code that tells whether the run
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,13 @@ from server_app.run_folder import RunFolder  # noqa: E402
 from server_app.words import Request, federated, given, recorded_federation, request, run_folder  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=HELP, rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help=HELP,
+    rich_markup_mode=None,
+    pretty_exceptions_show_locals=False,  # a local variable may be a row
+)
 
 SECTION_OF = {"tasks": "task", "strategies": "strategy", "tasks.data": "data", "evals": "eval"}
 
@@ -251,6 +258,12 @@ def main() -> None:
         raise SystemExit(2) from None
     except OSError as error:  # a disk that is full or refuses, where nobody had a better word
         typer.echo(f"accord: {error.filename or 'cannot write'}: {error.strerror or error}", err=True)
+        raise SystemExit(1) from None
+    except Exception as error:  # a fault of Accord's; its text, unlike the way to it, may quote a row
+        way = "".join(traceback.format_tb(error.__traceback__))
+        typer.echo(
+            f"accord: unexpected {type(error).__name__}; please report it with these lines:\n{way}", err=True
+        )
         raise SystemExit(1) from None
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -136,12 +137,23 @@ class Site:
         train, aside = self.parts()
         examples = engine.examples(base, self.task, train, self.config, self.cache)
         shared = share_in(aside, {prompt_key(row["prompt"]) for row in train})
+        others = [
+            engine.usable(base, self.task, aside, self.config, self.cache),
+            engine.usable_heldout(base, self.task, self._heldout(), self.config, self.cache),
+        ]
+        skipped = Counter(rows.skipped)
+        for part in (examples, *others):
+            skipped.update(part.skipped)
+        own_file = bool(self.node.data_path)  # whose columns and neighbours may be somebody's words
+        columns = rows.columns.outside() if own_file else rows.columns
         return {
             "client": self.node.client,
             "clients": self.node.clients,
             **self._names(rows, knobs),
             "examples": len(examples.kept),
-            "skipped": {**rows.skipped, **examples.skipped},
+            "skipped": dict(skipped),
+            "columns": {"used": list(columns.used), "ignored": list(columns.ignored)},
+            "unread": [] if own_file else list(rows.unread),
             "census": self.task.census(examples.kept),
             "data": rows.fingerprint,
             "base": base.fingerprint,

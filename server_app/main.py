@@ -20,6 +20,7 @@ from core.waits import shorten_tries
 from server_app import console
 from server_app.card import write_card
 from server_app.clients import facts_of, partitions_of
+from server_app.columns import column_lines
 from server_app.reading import names_of
 from server_app.report import write_report
 from server_app.rlft.align import Rlft, Selectors
@@ -131,7 +132,10 @@ class Run:
         self.folder.write_manifest(**facts_of(said))
         manifest = self.folder.manifest()
         self.folder.write_config(self.config, clients=partitions_of(said))
-        for line in console.plan_lines(dict(self.config.flat), manifest, self.folder.path):
+        lines = console.plan_lines(dict(self.config.flat), manifest, self.folder.path)
+        if self.config.source_choice.name != "toy":
+            lines += column_lines(said.values())
+        for line in lines:
             console.say(line)
         console.say_head(console.header(names_of(manifest)))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError
 from core.types import Metrics
 from tasks.base import Batch, Example, Row
 from tasks.kit.encode import Encoder, Text
@@ -127,7 +127,9 @@ class Asker:
         if _longest(ids) <= limit:
             return ids
         if self.encode.on_long_row == "error":
-            raise DataError(f"row {row}: {_longest(ids)} tokens exceed train.max-length = {limit}")
+            return self.encode.refuse(
+                row, "too long", f"{_longest(ids)} tokens exceed train.max-length = {limit}"
+            )
         least = _longest(self.encode.ids(render("")))
         if self.encode.on_long_row == "skip" or least > limit:
             self.encode.skipped["too long"] += 1

@@ -10,6 +10,7 @@ import jinja2
 
 from core.errors import ConfigError, DataError
 from tasks.base import Example
+from tasks.data.kit.places import Place
 from tasks.kit.formats import Message, Unsuited, render
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Encoder:
     prompt alone (as TRL does: tokens may merge across the border). BOS stands once at the front where the
     tokenizer adds one, EOS at the end of every completion that was not cut.
     A longer row is, by `on_long_row`: truncated (the start of the prompt goes first, BOS stays; then the end of
-    a completion), skipped and counted in `skipped`, or a DataError. Rows are named by number, never by content.
+    a completion), skipped and counted in `skipped`, or a bad row. A bad row is by `on_bad_row` a DataError, or
+    skipped and counted. Rows are named by their `places`, or by number where there are none; never by content.
     """
 
     def __init__(
@@ -34,6 +36,9 @@ class Encoder:
         prompt_format: str,
         max_length: int,
         on_long_row: str = "truncate",
+        *,
+        on_bad_row: str = "error",
+        places: Sequence[Place] = (),
     ) -> None:
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise ConfigError(
@@ -47,6 +52,8 @@ class Encoder:
         self.prompt_format = prompt_format
         self.max_length = max_length
         self.on_long_row = on_long_row
+        self.on_bad_row = on_bad_row
+        self.places = places
         self.skipped: Counter[str] = Counter()
         plain = tokenizer("a").input_ids
         self._bos = [tokenizer.bos_token_id] if plain[:1] == [tokenizer.bos_token_id] else []
@@ -54,16 +61,20 @@ class Encoder:
     def example(
         self, prompt: Text, completions: Sequence[Text], label: bool | None = None, *, row: int = 0
     ) -> Example | None:
-        """None for a row that is too long where such rows are skipped. Raises DataError."""
+        """None for a row that is skipped. Raises DataError."""
         try:
             texts = self._texts(prompt, completions)
         except (Unsuited, jinja2.TemplateError) as error:
-            raise DataError(f"row {row}: {_reason(error)}") from None
+            return self.refuse(row, _reason(error))
         ids = self.ids(texts)
         stem = min(_common(ids[0], other) for other in ids[1:])
+        if self.places and any(
+            len(other) == stem for other in ids[1:]
+        ):  # an answer that was sampled may be empty
+            return self.refuse(row, "an answer has no tokens")
         head, tails = ids[0][:stem], [self._closed(other[stem:]) for other in ids[1:]]
         if not head:
-            raise DataError(f"row {row}: the prompt is empty and the tokenizer has no BOS to start from")
+            return self.refuse(row, "the prompt is empty and the tokenizer has no BOS to start from")
         return self._fitted(head, tails, label, row)
 
     def prompt(self, prompt: Text) -> tuple[int, ...]:
@@ -73,6 +84,14 @@ class Encoder:
         except (Unsuited, jinja2.TemplateError) as error:
             raise DataError(f"a prompt to answer: {_reason(error)}") from None
         return tuple(_cut(ids, self.max_length, len(self._bos)))
+
+    def refuse(self, row: int, reason: str, message: str = "") -> None:
+        """Skip a row and count it by reason, or raise DataError with its place and the message, or else the reason."""
+        if self.on_bad_row == "skip":
+            self.skipped[reason] += 1
+            return
+        place = self.places[row] if self.places else Place(f"row {row}")
+        raise DataError(f"{place.where}: {message or reason}", names=[place.file])
 
     def _texts(self, prompt: Text, completions: Sequence[Text]) -> list[str]:
         """The prompt alone, then with each completion."""
@@ -106,10 +125,8 @@ class Encoder:
                 self.skipped["too long"] += 1
                 return None
             if self.on_long_row == "error":
-                raise DataError(
-                    f"row {row}: {len(head)} prompt + {longest} completion tokens exceed "
-                    f"train.max-length = {self.max_length}"
-                )
+                tokens = f"{len(head)} prompt + {longest} completion tokens"
+                return self.refuse(row, "too long", f"{tokens} exceed train.max-length = {self.max_length}")
             head = _cut(head, max(1, self.max_length - longest), len(self._bos))
             tails = [tail[: self.max_length - len(head)] for tail in tails]
         return Example(tuple(head), tuple(map(tuple, tails)), label)

@@ -9,7 +9,7 @@ from core.sections import Config
 from core.seeds import seed_for
 from core.types import Json
 from tasks.base import Row, Task
-from tasks.data.base import PAIR, THUMB, Source, kind_of, ktor, read, thumbs, view
+from tasks.data.base import PAIR, THUMB, ColumnUse, Source, kind_of, ktor, load, thumbs, view
 from tasks.data.jsonl import Jsonl
 from tasks.kit import partition
 from tasks.kit.shares import pool, share_of_one, turned
@@ -25,6 +25,8 @@ class ClientRows:
     skipped: dict[str, int]  # bad rows by reason; those of a source that all share are told by client 0 alone
     fingerprint: str  # of its own rows before any view, keyed by the run's seed
     truth: int | None  # planted preference type
+    columns: ColumnUse = field(default_factory=ColumnUse)  # of the whole source
+    unread: tuple[str, ...] = ()  # files beside those of the source
     split: HeldOut = field(default_factory=HeldOut)
     # its natural client in a shared source; "" for a private file and for other partitions
     owner: str = field(default="", compare=False)
@@ -46,7 +48,7 @@ def client_rows(
     if path:
         _refuse_what_needs_all_rows(config, client, everyone)
         source: Source = Jsonl(path)
-        table = read(source.find(config.run.seed, 1), config.data.on_bad_row)
+        table = load(source, config.run.seed, 1, config.data.on_bad_row)
         own, shares, trained_on, left_out = share_of_one(config, table.entries), (), None, {}
         own = turned(own) if flips else own
     else:
@@ -55,7 +57,7 @@ def client_rows(
         table, shares, trained_on = whole.table, whole.shares, whole.prompts
         own, left_out = shares[client], whole.left_out
     if not own.train:
-        raise DataError(_empty(config, client, clients, path))
+        raise DataError(_empty(config, client, clients, path), names=[path])
     if everyone:
         train = view([row for share in shares for row in share.train], task.columns)
     elif config.data.allocation == "ktor":
@@ -76,6 +78,8 @@ def client_rows(
         dict(table.skipped) if path or client == 0 else {},
         _fingerprint(config.run.seed, [own.train, own.heldout]),
         _truth(source.truth(client) if natural else None, flips, config),
+        table.columns,
+        table.unread,
         HeldOut(len(own.heldout), own.unit, shared, anywhere),
         own.owner,
         left_out if client == 0 else {},

@@ -9,7 +9,7 @@ from core.sections import Config
 from core.seeds import seed_for
 from core.types import Json
 from tasks.base import Row, Task
-from tasks.data.base import Entry, Source, Table, flipped, read, view
+from tasks.data.base import Entry, Source, Table, flipped, load, view
 from tasks.kit import partition
 from tasks.kit.split import Split, Unit, prompt_key, split_rows
 
@@ -44,7 +44,7 @@ class Pool:
 def pool(config: Config, columns: tuple[str, ...], stamp: Json, clients: int) -> Pool:
     """The configured source for a federation of `clients`; columns: of the task. A function of the arguments."""
     source: Source = config.source_choice.build()
-    table = read(source.find(config.run.seed, clients), config.data.on_bad_row)
+    table = load(source, config.run.seed, clients, config.data.on_bad_row)
     left_out: Json = {}
     if config.data.partitioner == "natural":
         shares, left_out = _natural(config, table, columns, clients)
@@ -62,7 +62,7 @@ def owners_of(config: Config, task: Task) -> dict[str, int]:
     Raises DataError for a bad row, for rows that do not say whose they are, and where no owner can train.
     """
     source: Source = config.source_choice.build()
-    table = read(source.find(config.run.seed, 1), config.data.on_bad_row)
+    table = load(source, config.run.seed, 1, config.data.on_bad_row)
     owned, _ = _owned(config, table, task.columns)
     if not owned:
         raise DataError(
