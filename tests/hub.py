@@ -1,13 +1,14 @@
 """A Hugging Face Hub on the loopback, at its protocol: what the real clients ask, with faults to switch on.
 
 Files marked as large (LFS) are redirected to another host name, as the Hub redirects to its CDN. Requests are
-counted by method and path; `bodies` counts the bytes of each file that went out.
+counted by method and path; `bodies` counts the bytes of each file that went out, by "NAMESPACE/NAME/FILE".
 """
 
 import hashlib
 import json
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,7 +60,8 @@ class Hub:
         self.datasets: dict[str, Repository] = {}
         self.faults: list[Fault] = []
         self.requests: Counter[str] = Counter()  # "GET /path"
-        self.bodies: Counter[str] = Counter()  # bytes, by file name
+        self.bodies: Counter[str] = Counter()  # bytes
+        self.pause_s = 0.0  # before the body of a large file, so that several clients ask for it at once
         self.lock = threading.Lock()
         hub = self
 
@@ -82,14 +84,16 @@ class Hub:
         return self.datasets.setdefault(name, Repository()).commit(_files(files), *refs)
 
     def fetched(self, name: str) -> float:
-        """How many times the whole body of a file went out."""
-        size = max(
-            len(files[name])
-            for repository in (*self.models.values(), *self.datasets.values())
-            for files in repository.commits.values()
-            if name in files
-        )
-        return self.bodies[name] / size
+        """How many times the body of a file ("NAMESPACE/NAME/FILE") went out."""
+        repository, _, path = name.rpartition("/")
+        commits = (self.models.get(repository) or self.datasets[repository]).commits.values()
+        return self.bodies[name] / max(len(files[path]) for files in commits if path in files)
+
+    def weights_sent(self, name: str) -> list[float]:
+        """How many times the body of each safetensors file of a model's main branch went out."""
+        repository = self.models[name]
+        files = repository.commits[repository.refs["main"]]
+        return [self.fetched(f"{name}/{file}") for file in files if file.endswith(".safetensors")]
 
     def forget(self) -> None:
         self.requests.clear()
@@ -200,14 +204,15 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{digest}"'}
             self._send(302, b"", {**headers, "Location": f"{self.hub.cdn}/{digest}"})
         else:
-            self._content(path, content, {**headers, "ETag": f'"{_oid(content)}"'})
+            self._content(f"{name}/{path}", content, {**headers, "ETag": f'"{_oid(content)}"'})
 
     def _cdn(self, digest: str) -> None:
-        for repository in (*self.hub.models.values(), *self.hub.datasets.values()):
+        time.sleep(self.hub.pause_s)
+        for name, repository in (*self.hub.models.items(), *self.hub.datasets.items()):
             for files in repository.commits.values():
                 for path, content in files.items():
                     if hashlib.sha256(content).hexdigest() == digest:
-                        self._content(path, content, {"ETag": f'"{digest}"'})
+                        self._content(f"{name}/{path}", content, {"ETag": f'"{digest}"'})
                         return
         self._error(404, "", "no such object")
 
@@ -258,6 +263,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def etag(path: str, content: bytes) -> str:
+    """What a cache calls the blob of a file."""
+    return hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else _oid(content)
 
 
 def _oid(content: bytes) -> str:

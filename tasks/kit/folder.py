@@ -23,7 +23,7 @@ def place_of(name: str) -> Path | None:
     except OSError as error:
         raise ConfigError(f"model.name = {name!r} cannot be read: {error.strerror}") from error
     if not exists:
-        if not name.strip() or "\0" in name or _is_path(name):
+        if not name.strip() or "\0" in name or is_path(name):
             raise ConfigError(f"model.name = {name!r}: there is no such folder in {Path.cwd()}; {EXPECTED}")
         return None
     if not path.is_dir():
@@ -67,17 +67,17 @@ def base_of(adapter_config: Path) -> str:
     return str(page.get("base_model_name_or_path") or "")[:200] if isinstance(page, dict) else ""
 
 
+def is_path(name: str) -> bool:
+    """Whether a name that does not exist was meant as a path: an id of the Hub is NAME or NAMESPACE/NAME."""
+    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
+
+
 def _file(path: Path) -> str:
     if path.suffix.lower() == ".gguf":
         return "a GGUF file cannot be trained: name the model that it was made from"
     if (path.parent / CONFIG).is_file():
         return f"name the folder that holds it, {str(path.parent)!r}"
     return EXPECTED
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name that does not exist was meant as a path: an id of the Hub is NAME or NAMESPACE/NAME."""
-    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
 
 
 def _models_below(folder: Path) -> list[str]:

@@ -80,11 +80,11 @@ def explain(error: BaseException, wanted: Wanted) -> str:
 
 def offline(wanted: Wanted, missing: str = "") -> str:
     """The refusal where the Hub cannot be asked. missing: a file; "": nothing is there."""
-    lacks = f"lacks {missing}" if missing else "does not have it"
+    lacks = f"lacks {missing}" if missing else "does not hold it"
     where = f"the cache in {constants.HF_HUB_CACHE} {lacks}"
     if constants.is_offline_mode():
         return f"{wanted}: HF_HUB_OFFLINE is set and {where}; unset it to download, or name a local folder"
-    return f"{wanted}: {constants.ENDPOINT} cannot be reached and {where}; check the network, or name a local folder"
+    return f"{wanted}: {constants.ENDPOINT} cannot be asked and {where}; check the network, or name a local folder"
 
 
 OFFLINE = (OfflineModeIsEnabled, LocalEntryNotFoundError, RevisionResolutionError)

@@ -97,6 +97,7 @@ def forget() -> None:
     _forgotten = loads()
     load_base.cache_clear()
     resolve.cache_clear()
+    is_pickled.cache_clear()
     gc.collect()  # modules and hooks are cycles
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -108,6 +109,7 @@ def resolve(model: ModelConfig) -> Path:
     return fetch(model)
 
 
+@cache
 def is_pickled(model: ModelConfig) -> bool:
     """Whether a model comes as pickled files (pytorch_model.bin), which are converted before they are loaded."""
     return check_folder(resolve(model)).pickled

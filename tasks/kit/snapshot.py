@@ -170,7 +170,8 @@ class _Repository:
         say(f"model    {what}: downloading {len(missing)} files, {_size(sum(missing.values()))}")
         began = time.monotonic()
         for name in missing:  # of another length than the Hub's: cut short by whoever was here before
-            if (self.folder / name).is_file():
+            if (place := self.folder / name).is_file():
+                place.unlink()
                 hf_hub_download(
                     self.wanted.name, name, revision=self.commit, force_download=True, tqdm_class=_NoBar
                 )
