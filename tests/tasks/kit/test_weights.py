@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig
 from tasks.kit.convert import weights_of
 from tasks.kit.fingerprint import fingerprint
+from tasks.kit.generate import greedy
 from tasks.kit.loading import check_length, learned_positions, load_tokenizer
 from tasks.kit.model import is_pickled, load_base
 from tasks.kit.snapshot import fetch
@@ -210,8 +211,6 @@ def test_rows_longer_than_the_learned_positions_are_refused(architecture: str, m
         "opt": {"ffn_dim": 8, "num_hidden_layers": 1, "word_embed_proj_dim": 8},
         "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 2},
     }
-    from transformers import AutoConfig
-
     config = (
         AutoConfig.for_model(architecture, **small, **more[architecture])
         if architecture in more
@@ -223,6 +222,13 @@ def test_rows_longer_than_the_learned_positions_are_refused(architecture: str, m
     if most:
         with pytest.raises(ConfigError, match=f"at most {most}"):
             check_length(causal, most + 1, "m")
+
+
+def test_an_answer_ends_where_the_positions_end(tmp_path: Path) -> None:
+    """A prompt of 512 tokens leaves room for one more, which is not read again."""
+    base = load_base(ModelConfig(name=str(tiny.folder(tmp_path / "gpt2", "gpt2"))), LoraConfig())
+    for length in (500, 512):
+        assert len(greedy(base, [5] * length)) <= 513 - length
 
 
 def test_code_beside_the_weights_is_never_run(model: Path, tmp_path: Path) -> None:
