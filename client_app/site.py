@@ -23,6 +23,7 @@ from tasks.base import Example, Row, Task
 from tasks.kit import engine, parallel, partition, schedule
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
+from tasks.kit.loading import check_length
 from tasks.kit.loop import TrainReport
 from tasks.kit.model import get_adapter, get_private, initial_adapter, load_base, set_adapter
 from tasks.kit.rows import ClientRows, client_rows, forget_tables, stamp
@@ -88,6 +89,7 @@ class Site:
     def base(self, named: str = "") -> Base:
         """The base model, loaded once per process; BaseMismatch if the server's is another."""
         base = load_base(self.config.model, self.config.lora, self.task.adds)
+        check_length(base.causal, self.config.train.max_length, self.config.model.name)
         if named and base.fingerprint != named:
             raise BaseMismatch(
                 f"client {self.node.client} holds another base model than the server: "

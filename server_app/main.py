@@ -33,6 +33,7 @@ from tasks.base import Task
 from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Talker
+from tasks.kit.loading import check_length
 from tasks.kit.model import initial_adapter, is_untouched, load_base, save_adapter, set_adapter
 
 app = ServerApp()
@@ -72,6 +73,7 @@ class Run:
         folder = RunFolder.reopen(config) if config.run.resume else RunFolder.create(config)
         folder.hold()
         base = load_base(config.model, config.lora)
+        check_length(base.causal, config.train.max_length, config.model.name)
         then = folder.manifest().get("base", {}).get("fingerprint", base.fingerprint)
         if then != base.fingerprint:
             raise ConfigError(

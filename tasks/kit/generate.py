@@ -10,6 +10,7 @@ import torch
 from core.seeds import seed_for
 from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
+from tasks.kit.loading import learned_positions
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.model import reference
 
@@ -81,6 +82,9 @@ def _continued(base: Base, ids: Sequence[int], count: int, **how: Any) -> list[s
     # Any: transformers' own settings
     """The texts after the prompt, cut off by number of tokens, without special tokens and the space around them."""
     base.model.eval()
+    most = learned_positions(base.causal)
+    if most is not None:  # the last token of an answer is not read, and needs no position
+        how["max_new_tokens"] = min(how["max_new_tokens"], max(1, most + 1 - len(ids)))
     prompt = torch.tensor([list(ids)], device=base.device)
     if count > 1 and len(ids) > 1:
         cache = base.causal(input_ids=prompt[:, :-1], use_cache=True).past_key_values
