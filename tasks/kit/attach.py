@@ -3,15 +3,17 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as AUTO_TARGETS
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from core.errors import ConfigError
 from core.sections import LoraConfig
@@ -37,8 +39,11 @@ def attach(causal: PreTrainedModel, lora: LoraConfig) -> PeftModel:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_spelling(causal, words, targets, plain),
+        target_modules=_spelling(causal, words, targets, plain)
+        if plain or targets.experts
+        else DUMMY_TARGET_MODULES,
         target_parameters=list(targets.experts) or None,
+        fan_in_fan_out=bool(plain) and all(isinstance(causal.get_submodule(name), Conv1D) for name in plain),
         task_type="CAUSAL_LM",
     )
     # peft draws its start from the global generator; Accord's is set later
@@ -62,30 +67,32 @@ def adapted_layers(adapted: PeftModel) -> dict[str, LoraLayer]:
     return {name: module for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
 
 
-def config_to_load(
-    adapted: PeftModel, modules: Iterable[str], rank: int, alpha: int, base: str
-) -> PeftConfig:
-    """What PeftModel.from_pretrained needs to put tensors of these modules where they belong.
+def unnamed_layers(adapted: PeftModel) -> list[str]:
+    """Adapted linear layers that peft's own configuration cannot name: it takes their names for those of experts."""
+    words = adapted.peft_config["default"].to_dict()["target_modules"]
+    layers = [
+        n.removeprefix(PREFIX) for n, m in adapted_layers(adapted).items() if not isinstance(m, ParamWrapper)
+    ]
+    return [name for name in layers if not any(matching([name], word) for word in words)]
 
-    modules: names in a tree, up to `.lora_A`. peft reads a linear layer that it would take for an expert of old from
-    target_parameters, by the name of its weight; there it allows no dropout, which has no part in loading anyway.
+
+def config_to_load(adapted: PeftModel, rank: int, alpha: int, base: str) -> PeftConfig:
+    """What PeftModel.from_pretrained needs to put the adapter's tensors where they belong.
+
+    It reads an unnamed layer from target_parameters, by the name of its weight; there it allows no dropout, which has
+    no part in loading anyway.
     """
     config = adapted.peft_config["default"].to_dict()
-    chosen = config["target_modules"]
-    parameters = list(config["target_parameters"] or [])
-    for module in modules:
-        name = module.removeprefix(PREFIX)
-        is_stack = isinstance(adapted.get_submodule(module), ParamWrapper)
-        if not is_stack and not any(matching([name], word) for word in chosen):
-            parameters.append(f"{name}.weight")
+    parameters = [*(config["target_parameters"] or ()), *(f"{n}.weight" for n in unnamed_layers(adapted))]
     config |= {"r": rank, "lora_alpha": alpha, "base_model_name_or_path": base, "inference_mode": True}
     if parameters:
         config |= {"target_parameters": sorted(parameters), "lora_dropout": 0.0}
-    # a set is written in another order by every process
-    return PeftConfig(**{**config, "target_modules": sorted(chosen)})
+    saved = PeftConfig(**config)
+    saved.target_modules = sorted(config["target_modules"])  # a set has another order in every process
+    return saved
 
 
-def targets_of(config: dict[str, object]) -> str:
+def targets_of(config: Mapping[str, object]) -> str:
     """lora.target-modules for an adapter_config.json written from `config_to_load`."""
     modules, parameters = config["target_modules"], config.get("target_parameters") or []
     assert isinstance(modules, list), modules
@@ -96,7 +103,10 @@ def targets_of(config: dict[str, object]) -> str:
 def _words(causal: PreTrainedModel, value: str) -> list[str]:
     """lora.target-modules as single words, with peft's choice for the architecture in the place of auto."""
     if value != "auto":
-        return [word.strip() for word in value.split(",")]
+        words = [word.strip() for word in value.split(",")]
+        if not all(words):
+            raise ConfigError(f"{KEY} = {value!r} has an empty name; give names by comma, {ALL!r} or 'auto'")
+        return words
     names = [name for name, _ in causal.named_modules()]
     for kind in (causal.config.model_type, causal.config.get_text_config().model_type):
         choice: str | list[str] = AUTO_TARGETS.get(kind, [])
@@ -114,7 +124,7 @@ def _spelling(
 ) -> str | list[str]:
     """The shortest way to tell peft of the `plain` modules."""
     whole = set(plain)
-    if list(words) == [ALL] and whole == linear_layers(causal):
+    if list(words) == [ALL] and whole == linear_layers(causal) and not _renames(causal, ALL):
         return ALL
     names = [name for name, _ in causal.named_modules()]
     ends = dict.fromkeys(words if ALL not in words else (name.rsplit(".", 1)[-1] for name in plain))
@@ -129,12 +139,13 @@ def _renamed_by_peft(causal: PreTrainedModel, names: Sequence[str]) -> list[str]
 
 
 def _renames(causal: PreTrainedModel, name: str) -> bool:
-    config = PeftConfig(target_modules=[name])
+    config = PeftConfig(target_modules=name if name == ALL else [name])
     try:
         convert_peft_config_for_transformers(config, causal, None)
     except ValueError:  # one of several that it would fuse
         return True
-    return name not in (config.target_modules or ())
+    targets = config.target_modules or ()
+    return name != targets and name not in targets
 
 
 def _attach_by_name(adapted: PeftModel, names: Sequence[str]) -> None:
@@ -142,6 +153,8 @@ def _attach_by_name(adapted: PeftModel, names: Sequence[str]) -> None:
     config = adapted.peft_config["default"]
     assert isinstance(config, PeftConfig), config
     parameters, config.target_parameters = config.target_parameters, None  # peft allows one or the other
+    if config.target_modules == DUMMY_TARGET_MODULES:  # nothing but these
+        config.target_modules = []
     state = dict.fromkeys((f"{name}.lora_A.weight" for name in names), torch.empty(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that the configuration does not name them
@@ -183,6 +196,6 @@ def _say(adapted: PeftModel, targets: Targets, rank: int) -> None:
     if low:
         name = next(iter(low))
         log.warning(
-            "%s: lora.r = %d is above the rank of %d adapted layers, as of %s (%d): right, but wasteful",
-            kind, rank, len(low), name.removeprefix(PREFIX), low[name],
+            "%s: lora.r = %d is above the full rank of %s (%d) and of %d adapted layers in all: right, but wasteful",
+            kind, rank, name.removeprefix(PREFIX), low[name], len(low),
         )  # fmt: skip

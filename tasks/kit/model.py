@@ -234,8 +234,7 @@ def save_adapter(
     if merged:
         tree = _joined(tree, merged, alpha / rank)
         rank = alpha = factors.rank_of(tree)
-    modules = [name.split(".lora_A.")[0] for name in tree if factors.is_a(name)]
-    config_to_load(base.model, modules, rank, alpha, public_name(base_name)).save_pretrained(str(folder))
+    config_to_load(base.model, rank, alpha, public_name(base_name)).save_pretrained(str(folder))
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tree.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 

@@ -179,7 +179,7 @@ def _routes(modules: Mapping[str, nn.Module], name: str, block: str) -> bool:
     first = name.removeprefix(f"{block}.").split(".")[0]
     return (
         first == "gate"
-        or first.endswith("_gate")
+        or ("expert" in first and first.endswith("_gate"))
         or "router" in first.lower()
         or "Router" in type(modules[name]).__name__
     )
@@ -187,17 +187,22 @@ def _routes(modules: Mapping[str, nn.Module], name: str, block: str) -> bool:
 
 def _text_modules(causal: PreTrainedModel, modules: Mapping[str, nn.Module]) -> Iterator[str]:
     """The modules of the language model: all, or without what is for other media or for an encoder's output."""
-    media = any(word in name for name in causal.config.sub_configs for word in OTHER_MEDIA)
+    config = causal.config
+    media = config.get_text_config() is not config or any(
+        w in n for n in config.sub_configs for w in OTHER_MEDIA
+    )
     head = causal.get_output_embeddings()
     decoder = causal.get_decoder() if media else causal
     prefix = next(name for name, module in modules.items() if module is decoder)
-    avoided = (*FROM_ENCODERS, *OTHER_MEDIA) if media else FROM_ENCODERS
     foreign = [f"{name}." for name in _foreign(causal, modules, prefix)] if media else []
     for name, module in modules.items():
         inside = not prefix or name == prefix or name.startswith(f"{prefix}.")
         if module is not head and (not inside or any(f"{name}.".startswith(f) for f in foreign)):
             continue
-        if not any(word in part for part in name.split(".") for word in avoided):
+        path = name.split(".")
+        if media and any(word in part for part in path for word in OTHER_MEDIA):
+            continue
+        if not any(part in FROM_ENCODERS for part in path):
             yield name
 
 
