@@ -15,6 +15,7 @@ from core.factors import is_private
 from core.sections import Config, LoraConfig, ModelConfig
 from core.tree import Tree
 from tasks.base import Parts
+from tasks.kit.attach import targets_of
 from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Talker
@@ -78,7 +79,7 @@ def load(model: ModelConfig, place: Path) -> Own:
     """
     trees, facts = store.load(place / PRIVATE)
     peft = json.loads((place / ADAPTER / "adapter_config.json").read_text())
-    lora = LoraConfig(r=peft["r"], alpha=peft["lora_alpha"], target_modules=",".join(peft["target_modules"]))
+    lora = LoraConfig(r=peft["r"], alpha=peft["lora_alpha"], target_modules=targets_of(peft))
     base = load_base(model, lora, Parts(**facts["parts"]))
     if base.fingerprint != facts["base"]:
         raise BaseMismatch(

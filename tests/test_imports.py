@@ -26,7 +26,12 @@ ONLY_IN = {
         "client_app/node.py",
         "server_app/main.py",
     },
-    "peft": {"tasks/kit/base_model.py", "tasks/kit/model.py", "tasks/kit/quantized.py"},
+    "peft": {
+        "tasks/kit/attach.py",
+        "tasks/kit/base_model.py",
+        "tasks/kit/model.py",
+        "tasks/kit/quantized.py",
+    },
 }
 FILES = [p for package in MAY for p in sorted((ROOT / package).rglob("*.py"))]
 

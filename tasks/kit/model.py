@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -13,19 +12,18 @@ import torch
 from tasks.kit import quantized  # first: it decides whether peft finds bitsandbytes
 
 # isort: split
-import peft
 from peft.tuners.lora import LoraLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as AUTO_TARGETS
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from core import factors
-from core.errors import ConfigError
+from core.errors import ConfigError, TreeMismatch
 from core.sections import LoraConfig, ModelConfig
 from core.tree import Tree, same_layout
 from tasks.base import NO_PARTS, Parts, everything
+from tasks.kit.attach import attach, config_to_load
 from tasks.kit.base_model import Base
 from tasks.kit.beside import Beside
 from tasks.kit.fingerprint import fingerprint
@@ -63,7 +61,7 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
         causal = quantized.prepared(causal)
     if model.gradient_checkpointing:
         causal.gradient_checkpointing_enable({"use_reentrant": False})
-    adapted = _attach(causal, lora)
+    adapted = attach(causal, lora)
     weights = {_name(n): p for n, p in adapted.named_parameters() if p.requires_grad}
     personal = _personal(causal, parts)
     flat = Flat({**weights, **personal.tensors})
@@ -122,7 +120,7 @@ def initial_adapter(base: Base, seed: int, adapter: str = "global") -> Tree:
 
 def get_adapter(base: Base) -> Tree:
     """A float32 copy on the CPU at the rank in use, under peft's state-dict names."""
-    return _copied(factors.cut(base.adapter, base.rank))
+    return _copied(_places(base, base.rank))
 
 
 def get_private(base: Base) -> Tree:
@@ -139,8 +137,8 @@ def set_adapter(base: Base, tree: Mapping[str, Tensor], merged: Mapping[str, Ten
     """
     private = {n: t for n, t in tree.items() if factors.is_private(n)}
     tree = {n: t for n, t in tree.items() if n not in private}
-    rank = min(factors.rank_of(tree), factors.rank_of(base.adapter))
-    places = factors.cut(base.adapter, rank)
+    rank = _rank(base, tree)
+    places = _places(base, rank)
     same_layout(places, tree, where="adapter")
     base.beside.put(merged or {})
     base.personal.put(private)
@@ -151,7 +149,7 @@ def set_adapter(base: Base, tree: Mapping[str, Tensor], merged: Mapping[str, Ten
         for name, place in places.items():
             place.copy_(tree[name])
     if rank != base.rank:
-        alpha = base.model.peft_config["default"].to_dict()["lora_alpha"]
+        alpha = _peft(base)["lora_alpha"]
         for layer in base.beside.layers.values():
             layer.scaling["default"] = alpha / rank  # type: ignore[index]  # a dict of peft's
         base.rank = rank
@@ -208,20 +206,44 @@ def save_adapter(
 
     With `merged` it is one LoRA of rank r + R and scale 1: A over the merged A, s B beside the merged B.
     """
-    rank = factors.rank_of(tree)
-    same_layout(factors.cut(base.adapter, rank), tree, where="adapter")
+    rank = _rank(base, tree)
+    same_layout(_places(base, rank), tree, where="adapter")
     folder.mkdir(parents=True, exist_ok=True)
-    config = base.model.peft_config["default"].to_dict() | {"r": rank}
+    alpha = _peft(base)["lora_alpha"]
     if merged:
-        tree = _joined(tree, merged, config["lora_alpha"] / rank)
-        config |= {"r": factors.rank_of(tree), "lora_alpha": factors.rank_of(tree)}
-    kept = {**config, "base_model_name_or_path": base_name, "inference_mode": True}
-    saved = peft.LoraConfig(**kept)
-    if isinstance(saved.target_modules, set):  # a set is written in another order by every process
-        saved.target_modules = sorted(saved.target_modules)
-    saved.save_pretrained(str(folder))
+        tree = _joined(tree, merged, alpha / rank)
+        rank = alpha = factors.rank_of(tree)
+    config_to_load(base.model, rank, alpha, public_name(base_name)).save_pretrained(str(folder))
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tree.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def public_name(model: str) -> str:
+    """A model's name for others to read: of a local folder its own name, without the path to it."""
+    path = Path(model).expanduser()
+    return path.name if path.is_absolute() or path.is_dir() else model
+
+
+def _peft(base: Base) -> dict[str, Any]:
+    """peft's configuration of the adapter. Any: it has fields of every kind."""
+    return base.model.peft_config["default"].to_dict()
+
+
+def _rank(base: Base, tree: Mapping[str, Tensor]) -> int:
+    """The rank of a tree, at most the base's. The A of fused experts has as many rows for each of them."""
+    most, adapter = _peft(base)["r"], base.adapter
+    ranks = [len(a) * most // len(adapter[n]) for n, a in tree.items() if factors.is_a(n) and n in adapter]
+    return min(max(ranks, default=most), most)
+
+
+def _places(base: Base, rank: int) -> Mapping[str, Tensor]:
+    """The adapter's weights up to a rank. TreeMismatch for a smaller one of fused experts, whose rows are by expert."""
+    adapter, most = base.adapter, _peft(base)["r"]
+    if rank == most:
+        return adapter
+    if stacks := [name for name, t in adapter.items() if factors.is_a(name) and len(t) != most]:
+        raise TreeMismatch(f"adapter: rank {rank} of {most} is not for fused experts, as in {stacks[0]!r}")
+    return factors.cut(adapter, rank)
 
 
 def _joined(tree: Mapping[str, Tensor], merged: Mapping[str, Tensor], scale: float) -> Tree:
@@ -249,38 +271,6 @@ def _placement(model: ModelConfig) -> str | dict[str, str]:
     if model.device != "cpu" and not wants_cuda:
         raise ConfigError(f"model.device must be auto | cpu | cuda | cuda:N | balanced, got {model.device!r}")
     return {"": model.device}
-
-
-def _attach(causal: PreTrainedModel, lora: LoraConfig) -> peft.PeftModel:
-    targets: str | list[str] | None = lora.target_modules
-    if targets == "auto":
-        targets = None if causal.config.model_type in AUTO_TARGETS else "all-linear"
-    elif targets != "all-linear":
-        targets = [name.strip() for name in lora.target_modules.split(",")]
-    config = peft.LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    # peft draws its start from the global generator; ours is set later
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers, to peft
-        try:
-            adapted = peft.get_peft_model(causal, config)
-        except ValueError as error:
-            raise ConfigError(f"lora.target-modules = {lora.target_modules!r}: {error}") from error
-    for name, parameter in adapted.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-            if ".lora_A." not in name and ".lora_B." not in name:
-                raise ConfigError(
-                    f"lora.target-modules: {name!r} is not a linear layer; name linear layers only"
-                )
-    assert isinstance(adapted, peft.PeftModel)
-    adapted.eval()
-    return adapted
 
 
 def _name(parameter: str) -> str:

@@ -34,6 +34,7 @@ from core.sections import TrainConfig
 from core.types import Metrics, Scalar
 from tasks.base import Example, Task
 from tasks.dpo import DPO
+from tasks.kit.attach import unnamed_layers
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
 from tasks.kit.encode import key_of
@@ -74,6 +75,11 @@ def train(
     steps = steps or cfg.local_steps
     size = min(cfg.per_device_batch_size, len(examples))
     _refuse(task, size)
+    if layers := unnamed_layers(base.model):
+        raise ConfigError(
+            f"train.engine = 'trl': its second adapter would leave out {layers[0]!r}, whose name peft takes for an "
+            "expert's; use train.engine = 'accord', or lora.target-modules without it"
+        )
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
     batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=int((knobs or {}).get("rnd", 1)))
     rows = [examples[row] for micro in batches for batch in micro for row in batch]
