@@ -3,8 +3,7 @@
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from tasks.kit import quantized  # first: it decides whether peft finds bitsandb
 
 # isort: split
 import peft
-from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as AUTO_TARGETS
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,7 +23,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
@@ -33,14 +30,17 @@ from core import factors
 from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig
 from core.tree import Tree, same_layout
-from tasks.base import NO_PARTS, Parts, everything
+from tasks.base import NO_PARTS, Parts
 from tasks.kit import toy_base
 from tasks.kit.base_model import Base
 from tasks.kit.beside import Beside
+from tasks.kit.causal import refuse_encoders
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.flat import Flat
 from tasks.kit.head import Head
 from tasks.kit.linear import use_onednn
+from tasks.kit.modes import reference as reference  # for those who have a base from here
+from tasks.kit.modes import training as training
 from tasks.kit.path import choose_path
 from tasks.kit.personal import Personal
 
@@ -64,6 +64,7 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
     placement = _placement(model)
     quantization = quantized.settings(model)
     tokenizer = load_tokenizer(folder)
+    refuse_encoders(folder)
     causal = _load(folder, model, placement, quantization)
     if quantization is not None:
         causal = quantized.prepared(causal)
@@ -183,38 +184,6 @@ def is_untouched(base: Base) -> bool:
     one function."""
     b = (p for name, p in base.adapter.items() if factors.is_b(name))
     return not base.beside.factors and not base.personal.moves_policy() and not any(p.any() for p in b)
-
-
-@contextmanager
-def reference(base: Base) -> Iterator[None]:
-    """Inside, the model is the frozen base: adapters and private parts off, no gradient."""
-    with torch.no_grad(), base.model.disable_adapter(), base.personal.off():
-        yield
-
-
-@contextmanager
-def training(
-    base: Base, *, dropout: bool, seed: int, trains: Callable[[str], bool] = everything
-) -> Iterator[None]:
-    """Inside, the base is set up for local steps: LoRA dropout if asked for, checkpointing if configured,
-    no gradient for the tensors that do not train.
-
-    The global generators, from which dropout draws, are seeded inside and restored after.
-    """
-    base.model.eval()
-    base.flat.bind(trains)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for module in base.model.modules():
-            if isinstance(module, LoraLayer) and dropout:
-                module.lora_dropout.train()  # type: ignore[operator]  # a ModuleDict
-            elif isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # its own flag only: the layers inside stay without dropout
-        try:
-            yield
-        finally:
-            base.model.eval()
-            base.flat.bind()
 
 
 def save_adapter(
