@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from core.errors import ConfigError
 from tasks.kit import attention, rope
@@ -135,14 +135,14 @@ def _obstacle(causal: PreTrainedModel, settings: Mapping[str, Any]) -> str:
     head = causal.get_output_embeddings()
     if type(head) is not nn.Linear or any(p.requires_grad for p in head.parameters()):
         return "its head is not a plain frozen linear layer"
-    if causal.base_model is causal or not causal._can_set_attn_implementation():
-        return "its attention is its own, not one that transformers exchanges"
     if chunk := settings.get("attention_chunk_size"):
         return f"it attends in chunks of {chunk}"
     if others := sorted(set(settings.get("layer_types") or ()) - ATTENDING):
         return f"it has layers of {', '.join(others)}"
     if any(isinstance(module, nn.Conv1d | nn.RNNBase) for module in causal.get_decoder().modules()):
         return "it has layers that carry a state from token to token"
+    if causal.base_model is causal or not causal._can_set_attn_implementation():
+        return "its attention is its own, not one that transformers exchanges"
     return ""
 
 
@@ -157,22 +157,22 @@ def _packed_trial(trial: Trial, noise: float) -> str:
     row = pack(probe.forks)
     row.layout.calls = calls = []
     features = head_features(base, hidden_states(base, row), row.rows)
-    if reason := _attends_elsewhere(calls, trial.settings):
+    if reason := _attends_elsewhere(calls, causal.config.get_text_config()):
         return reason
     packed, changed = tokens_of_rows(base, features, row.targets, row.counts), token_logps(base, probe.changed)
     leak = largest(rows_of(packed, probe.still), rows_of(changed, probe.still))
     if not leak <= LEAK * noise:  # so that nan fails
         return f"a branch moves the rows beside it by {leak:.0e} nats, {leak / noise:.0e} times the noise"
     measure, own = (middle, trial.median) if trial.by_content else (typical, trial.typical)
-    error, limit = measure(rows_of(packed, probe.lone), trial.single), max(CORRECT * own, trial.grain)
+    error, limit = measure(rows_of(packed, probe.lone), trial.single), max(CORRECT * own, trial.grain, FLOOR)
     if not error <= limit:
         return f"packed rows are off by {error:.0e} nats a token, where {limit:.0e} is the noise"
     return _check_rest(trial, packed)
 
 
-def _attends_elsewhere(calls: Sequence[tuple[nn.Module, int | None]], settings: Mapping[str, Any]) -> str:
+def _attends_elsewhere(calls: Sequence[tuple[nn.Module, int | None]], config: PreTrainedConfig) -> str:
     """Why not all that attends is packed attention, called once a layer with the window of the layer; or ""."""
-    layers, modules = settings["num_hidden_layers"], {module for module, _ in calls}
+    settings, layers, modules = config.to_dict(), config.num_hidden_layers, {module for module, _ in calls}
     if not len(calls) == len(modules) == layers:
         through = f"{len(calls)} calls of {len(modules)} modules"
         return f"of its {layers} layers, {through} went through the attention that transformers exchanges"
@@ -200,7 +200,7 @@ def _check_rest(trial: Trial, evaluated: list[Tensor]) -> str:
     with reference(base):
         frozen = [logps for fork in probe.forks[:2] for logps in token_logps(base, [fork])]
     rest = typical(first[: len(frozen)], frozen)
-    if rest <= max(REST * trial.typical, trial.grain):
+    if rest <= max(REST * trial.typical, trial.grain, FLOOR):
         return ""
     if base.packed:
         return f"in training it is off the reference by {rest:.0e} nats a token"

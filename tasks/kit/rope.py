@@ -28,7 +28,7 @@ def alone_above(causal: PreTrainedModel, settings: Mapping[str, Any]) -> int | N
         for module in causal.modules():
             if "max_seq_len_cached" in vars(module):
                 module.register_forward_pre_hook(_forget_length)
-    lengths = (settings.get("original_max_position_embeddings"), settings["max_position_embeddings"])
+    lengths = (settings.get("original_max_position_embeddings"), causal.config.get_text_config().max_position_embeddings)
     own = [p.get("original_max_position_embeddings") for p in stretched]
     return min(length for length in (*own, *lengths) if length)
 
