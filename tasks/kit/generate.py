@@ -6,15 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from core.seeds import seed_for
 from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
 from tasks.kit.loading import learned_positions
 from tasks.kit.logprobs import completion_logps
-from tasks.kit.model import reference
+from tasks.kit.modes import reference
 
 NEW_TOKENS = 64
+REPEATED = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)  # of a cache: keys and values alone, which repeat for each answer
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,7 @@ def _continued(base: Base, ids: Sequence[int], count: int, **how: Any) -> list[s
     if most is not None:  # the last token of an answer is not read, and needs no position
         how["max_new_tokens"] = min(how["max_new_tokens"], max(1, most + 1 - len(ids)))
     prompt = torch.tensor([list(ids)], device=base.device)
-    if count > 1 and len(ids) > 1:
-        cache = base.causal(input_ids=prompt[:, :-1], use_cache=True).past_key_values
+    if count > 1 and len(ids) > 1 and (cache := _prompt_cache(base, prompt)):
         cache.batch_repeat_interleave(count)
         how["past_key_values"] = cache
     prompt = prompt.repeat(count, 1)
@@ -99,3 +105,14 @@ def _continued(base: Base, ids: Sequence[int], count: int, **how: Any) -> list[s
     )
     texts = base.tokenizer.batch_decode(made[:, prompt.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
+
+
+def _prompt_cache(base: Base, prompt: Tensor) -> DynamicCache | None:
+    """Keys and values of all of the prompt but its last token; None where a model keeps more than those, or where a
+    token's depend on the length of the sequence: then every answer reads the prompt by itself."""
+    if base.alone_above is not None and prompt.shape[1] > base.alone_above:
+        return None
+    cache = base.causal(input_ids=prompt[:, :-1], use_cache=True).get("past_key_values")
+    if not isinstance(cache, DynamicCache) or not all(type(layer) in REPEATED for layer in cache.layers):
+        return None
+    return cache

@@ -2,35 +2,36 @@
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tasks.kit import quantized  # first: it decides whether peft finds bitsandbytes
 
 # isort: split
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from core import factors
 from core.errors import ConfigError, TreeMismatch
 from core.sections import LoraConfig, ModelConfig
 from core.tree import Tree, same_layout
-from tasks.base import NO_PARTS, Parts, everything
+from tasks.base import NO_PARTS, Parts
 from tasks.kit.attach import attach, config_to_load
 from tasks.kit.base_model import Base
 from tasks.kit.beside import Beside
+from tasks.kit.causal import refuse_encoders
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.flat import Flat
 from tasks.kit.head import Head
 from tasks.kit.linear import use_onednn
 from tasks.kit.loading import check_vocabulary, load_causal, load_tokenizer
+from tasks.kit.modes import reference as reference  # for those who have a base from here
+from tasks.kit.modes import training as training
 from tasks.kit.path import choose_path
 from tasks.kit.personal import Personal
 from tasks.kit.snapshot import check_folder, fetch
@@ -54,6 +55,7 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
     folder = resolve(model)
     placement = _placement(model)
     quantization = quantized.settings(model)
+    refuse_encoders(folder)  # first: an encoder's tokenizer may have no end of text, which is not what is wrong
     tokenizer = load_tokenizer(folder)
     causal = load_causal(folder, model, placement, quantization)
     check_vocabulary(tokenizer, causal, folder)
@@ -160,38 +162,6 @@ def is_untouched(base: Base) -> bool:
     one function."""
     b = (p for name, p in base.adapter.items() if factors.is_b(name))
     return not base.beside.factors and not base.personal.moves_policy() and not any(p.any() for p in b)
-
-
-@contextmanager
-def reference(base: Base) -> Iterator[None]:
-    """Inside, the model is the frozen base: adapters and private parts off, no gradient."""
-    with torch.no_grad(), base.model.disable_adapter(), base.personal.off():
-        yield
-
-
-@contextmanager
-def training(
-    base: Base, *, dropout: bool, seed: int, trains: Callable[[str], bool] = everything
-) -> Iterator[None]:
-    """Inside, the base is set up for local steps: LoRA dropout if asked for, checkpointing if configured,
-    no gradient for the tensors that do not train.
-
-    The global generators, from which dropout draws, are seeded inside and restored after.
-    """
-    base.model.eval()
-    base.flat.bind(trains)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for module in base.model.modules():
-            if isinstance(module, LoraLayer) and dropout:
-                module.lora_dropout.train()  # type: ignore[operator]  # a ModuleDict
-            elif isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # its own flag only: the layers inside stay without dropout
-        try:
-            yield
-        finally:
-            base.model.eval()
-            base.flat.bind()
 
 
 def save_adapter(
