@@ -134,6 +134,7 @@ class Site:
             "clients": self.node.clients,
             "examples": len(examples.kept),
             "skipped": {**rows.skipped, **examples.skipped},
+            "remarks": dict(examples.remarks),
             "census": self.task.census(examples.kept),
             "data": rows.fingerprint,
             "base": base.fingerprint,

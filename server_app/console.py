@@ -6,7 +6,7 @@ The lines travel through log streams, so there is no cursor control, no colour a
 import logging
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from core.config import defaults
@@ -33,6 +33,7 @@ from server_app.show import (
 )
 from server_app.stats import ACCURACIES, TOKENS, headline, worst
 from server_app.words import federated
+from tasks.kit.encode import REMARKS
 
 WIDTH = 100
 WIDTHS = (7, 9, 10, 10, 16, 10, 10, 11, 14)
@@ -115,6 +116,17 @@ def plan_lines(config: Mapping[str, Scalar], manifest: Mapping[str, Json], run_d
         f"per client and round; frozen base {base} is {role} client",
         f"         results go to {run_dir}",
     ]
+
+
+def notes(of_template: Sequence[str], said: Iterable[Mapping[str, Json]]) -> list[str]:
+    """What a plan adds, once each: notes of the chat template, and counts of rows by REMARKS from the clients."""
+    counts = dict.fromkeys(REMARKS, 0)
+    for facts in said:
+        remarks = facts.get("remarks")
+        for why in REMARKS if isinstance(remarks, dict) else ():
+            counts[why] += remarks[why] if type(remarks.get(why)) is int else 0
+    of_rows = [f"{counted(count, 'row')}: {why}" for why, count in counts.items() if count > 0]
+    return [f"note     {text}" for text in (*of_template, *of_rows)]
 
 
 def header() -> str:

@@ -132,6 +132,9 @@ class Run:
         )
         for line in console.plan_lines(dict(self.config.flat), self.folder.manifest(), self.folder.path):
             console.say(line)
+        of_template = self._encoder(self.base).notes if self.task.reads == "logps" else []
+        for line in console.notes(of_template, said.values()):
+            console.say(line)
         console.say_head(console.header())
 
     def _on_round(self, state: ServerState, record: Json) -> None:
@@ -182,9 +185,11 @@ class Run:
             write_report(self.folder.path)
             write_card(self.folder.path)
 
+    def _encoder(self, base: Base) -> Encoder:
+        return Encoder(base.tokenizer, self.config.data.prompt_format, self.config.train.max_length)
+
     def _talkers(self, base: Base) -> dict[str, Talker]:
-        data, train = self.config.data, self.config.train
-        encoder = Encoder(base.tokenizer, data.prompt_format, train.max_length)
+        encoder = self._encoder(base)
         return {"before": Talker(base, encoder, frozen=True), "after": Talker(base, encoder)}
 
     def _answers(self, base: Base) -> list[Json]:

@@ -9,6 +9,7 @@ reads the clock sees TODAY, on every machine and on every day, so that equal row
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,7 @@ class ChatTemplate:
         self.reads_clock = CLOCK in self._source
         if self.reads_clock:
             self._source = _clock() + self._source
+        self.writes_calls = "tool_calls" in self._source
         plain, parts = self._probe(PROBE), self._probe([{"type": "text", "text": PROBE}])
         takes_parts = PROBE in parts and not re.search(f"[\"']text[\"']: ?[\"']{PROBE}", parts)
         self._joins = PROBE in plain and not takes_parts
@@ -95,18 +97,29 @@ class ChatTemplate:
         except COMPUTING as error:
             raise Unsuited(f"the chat template cannot render its turns ({type(error).__name__})") from None
 
-    def prompt(self, turns: Sequence[Message]) -> str:
-        """What stands before an answer, in training and in generation alike.
-
-        Where a template renders a prompt alone in another way than before an answer, it is what both share.
-        """
+    def prompt(self, turns: Sequence[Message]) -> list[str]:
+        """A prompt to answer: alone, and with an answer where the template takes one after these turns."""
         alone = self.render(turns, generation=True)
         try:
-            answered = self.render([*turns, _assistant(ANSWER)])
+            return [alone, self.render([*turns, _assistant(ANSWER)])]
         except Unsuited:
-            return alone
-        return alone[: common(alone, answered)]
+            return [alone]
 
+    def notes(self) -> list[str]:
+        """What a reader of the plan may not expect of this template."""
+        notes = []
+        if self.unshared:
+            notes.append(
+                f"the chat template ends a prompt with {self.unshared!r} only where no answer follows: "
+                "training and answers leave it out"
+            )
+        if self.reads_clock:
+            notes.append(f"the chat template writes today's date: it is {TODAY:%d %b %Y} in every run")
+        if self.end_of_turn is None:
+            notes.append("the chat template writes no end token after an answer: the model learns none")
+        return notes
+
+    @cached_property
     def end_of_turn(self) -> int | None:
         """The token that the template writes after an answer, where it is one of the tokenizer's added tokens."""
         try:
@@ -120,11 +133,10 @@ class ChatTemplate:
     def _unshared(self) -> str:
         """The end of a prompt alone that is not there before an answer; "" for most templates."""
         try:
-            alone = self.render([_user(PROBE)], generation=True)
-            answered = self.render([_user(PROBE), _assistant(ANSWER)])
+            alone, *answered = self.prompt([_user(PROBE)])
         except Unsuited:
             return ""
-        return alone[common(alone, answered) :]
+        return alone[common(alone, answered[0]) :] if answered else ""
 
     def _probe(self, content: object) -> str:
         try:

@@ -10,13 +10,16 @@ import jinja2
 
 from core.errors import ConfigError, DataError
 from tasks.base import Example
-from tasks.kit.chat import TODAY, ChatTemplate, common
+from tasks.kit.chat import ChatTemplate, common
 from tasks.kit.formats import Message, Unsuited, plain_text_of, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase  # half a second that the command line need not wait for
 
 Text = str | Sequence[Message]  # plain, or a conversation
+DIFFERS = "a prompt has other tokens alone than before its answer: these are left out"
+NO_CALLS = "the chat template does not write the tool calls"
+REMARKS = (DIFFERS, NO_CALLS)
 
 
 class Encoder:
@@ -27,7 +30,7 @@ class Encoder:
     does not end in it; a text that begins with BOS has two of them then, and a tokenizer that adds EOS by itself
     doubles it. A prompt and each completion are tokenised together, and the prompt is what they have in common with
     the prompt alone: tokens may merge across the border, and a template may render a prompt alone in another way.
-    Rows where that happens are counted in `mismatched_prompts`.
+    Rows where that happens are counted in `remarks`, as are those whose tool calls the template does not write.
     A longer row is, by `on_long_row`: truncated (the start of the prompt goes first, BOS stays; then the end of
     a completion), skipped and counted in `skipped`, or a DataError. Rows are named by number, never by content.
     Raises ConfigError for a chat template that cannot be used (tasks/kit/chat.py).
@@ -53,7 +56,7 @@ class Encoder:
         self.max_length = max_length
         self.on_long_row = on_long_row
         self.skipped: Counter[str] = Counter()
-        self.mismatched_prompts = 0
+        self.remarks: Counter[str] = Counter()  # of rows that are used, by REMARKS
         self._chat = ChatTemplate(tokenizer) if prompt_format == "chat" else None
         self._prefix, self._suffix = _added(tokenizer)
 
@@ -72,42 +75,42 @@ class Encoder:
             raise DataError(f"row {row}: the prompt is empty and the tokenizer has no BOS to start from")
         if not all(tails):
             raise DataError(f"row {row}: nothing of a completion is left behind the prompt")
-        self.mismatched_prompts += stem < len(self._opened(ids[0]))
+        if stem < len(self._opened(ids[0])):
+            self.remarks[DIFFERS] += 1
         return self._fitted(head, tails, label, row)
 
     def prompt(self, prompt: Text) -> tuple[int, ...]:
-        """The ids to generate from, as in training; the start of a long prompt goes. Raises DataError."""
+        """The ids to generate from: what training has before a plain answer. The start of a long prompt goes.
+
+        Raises DataError.
+        """
         try:
-            texts = [self._chat.prompt(_turns(prompt, "user"))] if self._chat else self._texts(prompt, [])
+            texts = self._chat.prompt(_turns(prompt, "user")) if self._chat else self._texts(prompt, [])
         except (Unsuited, jinja2.TemplateError) as error:
             raise DataError(f"a prompt to answer: {_reason(error)}") from None
-        ids = self._opened(self._tokens(texts)[0])
+        alone, *answered = self._tokens(texts)
+        ids = alone[: common(alone, answered[0])] if answered else self._opened(alone)
         return tuple(_cut(ids, self.max_length, self._fixed(ids)))
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """The tokens that end an answer: EOS, and what the chat template writes after one."""
-        turn = self._chat.end_of_turn() if self._chat else None
-        return (end_token(self.tokenizer), *([] if turn is None else [turn]))
+        turn = self._chat.end_of_turn if self._chat else None
+        return tuple(dict.fromkeys([end_token(self.tokenizer), *([] if turn is None else [turn])]))
 
     @property
     def notes(self) -> list[str]:
         """What a plan has to say of the chat template."""
-        notes = []
-        if self._chat and self._chat.unshared:
-            notes.append(
-                f"the chat template ends a prompt with {self._chat.unshared!r} only where no answer follows: "
-                "training and answers leave it out"
-            )
-        if self._chat and self._chat.reads_clock:
-            notes.append(f"the chat template writes today's date: it is {TODAY:%d %b %Y} in every run")
-        return notes
+        return self._chat.notes() if self._chat else []
 
     def _texts(self, prompt: Text, completions: Sequence[Text]) -> list[str]:
         """The prompt alone, then with each completion."""
         if self._chat:
             turns = _turns(prompt, "user")
-            whole = [self._chat.render(turns + _turns(c, "assistant")) for c in completions]
+            answers = [_turns(completion, "assistant") for completion in completions]
+            if not self._chat.writes_calls and any(t.get("tool_calls") for t in sum(answers, turns)):
+                self.remarks[NO_CALLS] += 1
+            whole = [self._chat.render(turns + answer) for answer in answers]
             return [self._chat.render(turns, generation=True), *whole]
         eos = str(self.tokenizer.eos_token)
         start, gap = render(prompt, self.prompt_format, eos)

@@ -11,7 +11,7 @@ from tasks.base import Example, Row, Task
 from tasks.kit import loop, parallel
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache, rows_key
-from tasks.kit.encode import Encoder
+from tasks.kit.encode import REMARKS, Encoder
 from tasks.kit.evaluate import evaluate as score
 from tasks.kit.evaluate import heldout_examples
 from tasks.kit.loop import TrainReport
@@ -22,6 +22,7 @@ from tasks.kit.stepper import Bend
 class Examples:
     kept: list[Example]
     skipped: Mapping[str, int]  # by reason
+    remarks: Mapping[str, int]  # of rows that are used, by REMARKS of tasks.kit.encode
 
 
 def examples(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> Examples:
@@ -40,9 +41,11 @@ def usable(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: C
 
     def make() -> tuple[list[Example], Counter[str]]:
         encoder = Encoder(base.tokenizer, *_lengths(config))
-        return task.examples(rows, encoder), encoder.skipped
+        return task.examples(rows, encoder), encoder.skipped + encoder.remarks
 
-    return Examples(*cache.examples(key, make))
+    kept, counts = cache.examples(key, make)
+    skipped = {why: count for why, count in counts.items() if why not in REMARKS}
+    return Examples(kept, skipped, {why: counts[why] for why in REMARKS if why in counts})
 
 
 def train(

@@ -1,6 +1,6 @@
 """Chat templates of the shapes that model families use, in words of our own, and tokenizers to go with them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -28,8 +28,7 @@ class Family:
     prefix: tuple[str, ...] = ()  # added by the tokenizer
     suffix: tuple[str, ...] = ()
     end: str = ""  # what ends an answer, where that is not EOS
-    unshared: str = ""  # the end of a prompt that no answer follows
-    merged: tuple[str, ...] = field(default=())  # strings of one token each
+    merged: tuple[str, ...] = ()  # strings of one token each
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         special = ["<unk>", *dict.fromkeys(t for t in (self.bos, self.eos, *self.prefix, *self.tokens) if t)]
@@ -127,7 +126,6 @@ FAMILIES = {
         "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}",
         tokens=("<|User|>", "<|Assistant|>", "<think>", "</think>"),
         prefix=("<s>",),
-        unshared="<think>\n",
     ),
     "qwen3": Family(
         "{%- set ns = namespace(last=-1) %}{%- for message in messages %}{%- if message.role == 'user' %}"
@@ -180,8 +178,8 @@ FAMILIES = {
         end="<|eot|>",
     ),
     "chatglm": Family(
-        "[gMASK]<sop>{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
+        "[gMASK]<sop>{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
         tokens=("<|user|>", "<|assistant|>", "<|system|>", "[gMASK]", "<sop>"),
         bos=None,
         eos="<|endoftext|>",
