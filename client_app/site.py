@@ -156,6 +156,7 @@ class Site:
             "skipped": dict(skipped),
             "columns": {"used": list(columns.used), "ignored": list(columns.ignored)},
             "unread": [] if own_file else list(rows.unread),
+            "remarks": dict(examples.remarks),
             "census": self.task.census(examples.kept),
             "data": rows.fingerprint,
             "base": base.fingerprint,

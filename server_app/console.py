@@ -36,6 +36,7 @@ from server_app.show import (
 )
 from server_app.stats import ACCURACIES, TOKENS, headline, worst
 from server_app.words import FEDERATION, has_owners
+from tasks.kit.encode import REMARKS
 from tasks.kit.toy_base import FILES
 
 WIDTH = 100
@@ -134,6 +135,17 @@ def toy_warning(config: Mapping[str, Scalar]) -> str:
         f"warning: model.name = '{config['model.name']}' knows only a small synthetic language and learns nothing from "
         f"rows of data.source = '{config['data.source']}'; name a model, e.g. model.name=Qwen/Qwen2.5-0.5B-Instruct"
     )
+
+
+def template_notes(of_template: Sequence[str], said: Iterable[Mapping[str, Json]]) -> list[str]:
+    """What a plan adds, once each: notes of the chat template, and counts of rows by REMARKS from the clients."""
+    counts = dict.fromkeys(REMARKS, 0)
+    for facts in said:
+        remarks = facts.get("remarks")
+        for why in REMARKS if isinstance(remarks, dict) else ():
+            counts[why] += remarks[why] if type(remarks.get(why)) is int else 0
+    of_rows = [f"{counted(count, 'row')}: {why}" for why, count in counts.items() if count > 0]
+    return [f"note     {text}" for text in (*of_template, *of_rows)]
 
 
 def header(names: Mapping[int, str] = NOBODY) -> str:

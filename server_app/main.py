@@ -139,6 +139,9 @@ class Run:
             lines += column_lines(said.values())
         for line in lines:
             console.say(line)
+        of_template = self._encoder(self.base).notes if self.task.reads == "logps" else []
+        for line in console.template_notes(of_template, said.values()):
+            console.say(line)
         console.say_head(console.header(names_of(manifest)))
 
     def _on_round(self, state: ServerState, record: Json) -> None:
@@ -190,9 +193,11 @@ class Run:
             write_report(self.folder.path)
             write_card(self.folder.path)
 
+    def _encoder(self, base: Base) -> Encoder:
+        return Encoder(base.tokenizer, self.config.data.prompt_format, self.config.train.max_length)
+
     def _talkers(self, base: Base) -> dict[str, Talker]:
-        data, train = self.config.data, self.config.train
-        encoder = Encoder(base.tokenizer, data.prompt_format, train.max_length)
+        encoder = self._encoder(base)
         return {"before": Talker(base, encoder, frozen=True), "after": Talker(base, encoder)}
 
     def _answers(self, base: Base) -> list[Json]:

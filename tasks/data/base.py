@@ -34,6 +34,8 @@ __all__ = [
     "split_prompt",
 ]  # fmt: skip
 
+MESSAGE_BODY = {"content", "tool_calls"}  # of a message: its text, and the tools that it calls
+
 DEEPEST = 100  # levels of a value; a parser takes more, and what writes the rows again may take less
 
 
@@ -239,7 +241,21 @@ def _check_messages(column: str, messages: list[Any]) -> None:  # Any: not check
     if not messages:
         raise BadRow(f"{column} is empty")
     for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        if not isinstance(message, Mapping) or "role" not in message or not message.keys() & MESSAGE_BODY:
             raise BadRow(f"{column} holds a message without role and content")
-        if not all(isinstance(message[key], str) and message[key].strip() for key in ("role", "content")):
+        role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
+        if calls is not None and not (isinstance(calls, list) and all(isinstance(c, Mapping) for c in calls)):
+            raise BadRow(f"{column} holds a message whose tool_calls are not a list of objects")
+        if isinstance(content, list):
+            content = _joined(column, content)
+        said = isinstance(content, str) and content.strip()
+        silent = content in (None, "") and calls  # only calls tools
+        if not (isinstance(role, str) and role.strip()) or not (said or silent):
             raise BadRow(f"{column} holds a message whose role or content is empty or no string")
+
+
+def _joined(column: str, parts: list[Any]) -> str:  # Any: not checked yet
+    texts = [p.get("text") for p in parts if isinstance(p, Mapping) and p.get("type") == "text"]
+    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
+        raise BadRow(f"{column} holds a message with a content part that is no text; only text can be used")
+    return "".join(texts)

@@ -12,7 +12,7 @@ from tasks.data.kit.places import place_of
 from tasks.kit import loop, parallel
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache, rows_key
-from tasks.kit.encode import Encoder
+from tasks.kit.encode import REMARKS, Encoder
 from tasks.kit.evaluate import evaluate as score
 from tasks.kit.evaluate import heldout_examples
 from tasks.kit.loop import TrainReport
@@ -23,6 +23,7 @@ from tasks.kit.stepper import Bend
 class Examples:
     kept: list[Example]
     skipped: Mapping[str, int]  # by reason
+    remarks: Mapping[str, int]  # of rows that are used, by REMARKS of tasks.kit.encode
 
 
 def examples(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> Examples:
@@ -41,9 +42,9 @@ def usable(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: C
 
     def make() -> tuple[list[Example], Counter[str]]:
         encoder = _encoder(base, rows, config)
-        return task.examples(rows, encoder), encoder.skipped
+        return task.examples(rows, encoder), encoder.skipped + encoder.remarks
 
-    return Examples(*cache.examples(key, make))
+    return _examples(*cache.examples(key, make))
 
 
 def train(
@@ -91,9 +92,15 @@ def usable_heldout(base: Base, task: Task, heldout: Sequence[Row], config: Confi
 
     def make() -> tuple[list[Example], Counter[str]]:
         encoder = _encoder(base, heldout, config)
-        return heldout_examples(heldout, encoder, task), encoder.skipped
+        return heldout_examples(heldout, encoder, task), encoder.skipped + encoder.remarks
 
-    return Examples(*cache.examples(key, make))
+    return _examples(*cache.examples(key, make))
+
+
+def _examples(usable: list[Example], counts: Mapping[str, int]) -> Examples:
+    """Examples with the counts of an encoder, which the cache holds in one."""
+    skipped = {why: count for why, count in counts.items() if why not in REMARKS}
+    return Examples(usable, skipped, {why: counts[why] for why in REMARKS if why in counts})
 
 
 def _encoder(base: Base, rows: Sequence[Row], config: Config) -> Encoder:

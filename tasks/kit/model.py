@@ -55,7 +55,9 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
     folder = resolve(model)
     placement = _placement(model)
     quantization = quantized.settings(model)
-    refuse_encoders(folder)  # first: an encoder's tokenizer may have no end of text, which is not what is wrong
+    refuse_encoders(
+        folder
+    )  # first: an encoder's tokenizer may have no end of text, which is not what is wrong
     tokenizer = load_tokenizer(folder)
     causal = load_causal(folder, model, placement, quantization)
     check_vocabulary(tokenizer, causal, folder)
