@@ -49,6 +49,25 @@ def run(
 
 
 @app.command()
+def check(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[PRESET.toml ...] [KEY=VALUE ...]")] = None,
+    show_rows: Annotated[
+        int, typer.Option(min=0, help="Print so many rows as the model will see them: private text.")
+    ] = 0,
+    brief: Annotated[bool, typer.Option("--brief", hidden=True)] = False,
+) -> None:
+    """Check a run before it starts: rows, lengths, model, memory.
+
+    Takes the words of `accord run`; exits with 2 and one line for what would stop it.
+    """
+    from client_app import survey  # the model libraries, which no other command waits for
+    from server_app.rehearsal import rehearse
+
+    for line in rehearse(request(words or []), survey, show_rows=show_rows, brief=brief):
+        typer.echo(line)
+
+
+@app.command()
 def demo() -> None:
     """Align the embedded toy model on eight simulated clients.
 
