@@ -4,6 +4,7 @@
 that is stopped again, quiet output, and an exit code that tells whether the run succeeded.
 """
 
+import io
 import os
 import re
 import sys
@@ -19,7 +20,8 @@ from core.config import defaults, flatten, parse  # noqa: E402 - needs the line 
 from core.errors import AccordError, ConfigError  # noqa: E402
 from core.files import read_toml  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
-from core.processes import read_kit  # noqa: E402
+from core.processes import environment, read_kit  # noqa: E402
+from core.surroundings import bypass, open_standard_streams, raise_file_limit  # noqa: E402
 from server_app.advice.arms import check, foretold, open_folder, run_arms  # noqa: E402
 from server_app.launch import QUIET, launch  # noqa: E402
 from server_app.provision import kits, serve  # noqa: E402
@@ -145,7 +147,7 @@ def node(context: typer.Context) -> None:
     Most of its waiting between messages is left out (docs/sites.md).
     """
     program = str(ROOT / "client_app" / "node.py")
-    os.execve(sys.executable, [sys.executable, program, *context.args], {**os.environ, **QUIET})
+    os.execve(sys.executable, [sys.executable, program, *context.args], {**environment(), **QUIET})
 
 
 @app.command()
@@ -261,6 +263,14 @@ def list_plugins() -> None:
 
 def main() -> None:
     """Entry of the console script; a user's mistake is one line and exit code 2."""
+    if sys.getfilesystemencoding() != "utf-8":  # names of files and their contents would be misread
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    open_standard_streams()
+    raise_file_limit()
+    os.environ.update(bypass(os.environ))  # Accord's own questions to the loopback, and its children's
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no run
     try:
         app()
     except AccordError as error:

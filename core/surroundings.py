@@ -38,7 +38,9 @@ def cleaned(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     kept, shadowing = _split_path(environ.get("PYTHONPATH", ""))
     if shadowing:
         env["PYTHONPATH"] = os.pathsep.join(kept)
-        notes += [f"PYTHONPATH: {folder} is ignored: its {name} would hide Accord's" for folder, name in shadowing]
+        notes += [
+            f"PYTHONPATH: {folder} is ignored: its {name} would hide Accord's" for folder, name in shadowing
+        ]
     return env, notes
 
 
@@ -139,7 +141,9 @@ def short_folder(prefix: str, room: float = 0.0, taken: int = 0) -> Path:
             return folder
         folder.rmdir()
         reasons.append(f"{place}: less than {room / 1e6:.0f} MB free")
-    raise OSError(f"no place for temporary files ({'; '.join(reasons)}); set TMPDIR to a folder with a short path")
+    raise OSError(
+        f"no place for temporary files ({'; '.join(reasons)}); set TMPDIR to a folder with a short path"
+    )
 
 
 def _temporary() -> str:

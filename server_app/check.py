@@ -130,7 +130,9 @@ def _lengths(plan: Plan) -> Iterator[str]:
     if not long:
         yield f"none is above train.max-length = {limit}"
         return
-    fate = {"truncate": "is cut", "skip": "is left out", "error": "stops the run"}[plan.config.train.on_long_row]
+    fate = {"truncate": "is cut", "skip": "is left out", "error": "stops the run"}[
+        plan.config.train.on_long_row
+    ]
     yield (
         f"{percent(long / len(lengths))} above train.max-length = {limit}: each {fate}; "
         f"train.max-length={_fitting(p95)} holds 95 %, {_fitting(most)} all"

@@ -49,7 +49,9 @@ def connection(name: str, environ: Mapping[str, str]) -> Connection:
         )
     certificates = about.get("root-certificates")
     if isinstance(certificates, str) and certificates.startswith("/") and not Path(certificates).is_file():
-        raise ConfigError(f"root-certificates = {certificates!r} of [superlink.{name}] in {file}: no such file")
+        raise ConfigError(
+            f"root-certificates = {certificates!r} of [superlink.{name}] in {file}: no such file"
+        )
     return Connection(name, "" if about.get("address") == MANAGED else str(about.get("address") or ""))
 
 

@@ -42,7 +42,9 @@ def rehearse(asked: Request, clients: Clients, *, show_rows: int = 0, brief: boo
         plan = _simulation(config, asked, clients, lengths=not brief)
     yield from check.warnings(plan) if brief else check.lines(plan)
     if show_rows:
-        yield from check.row_lines(clients.first_rows(config, int(asked.federation["num-supernodes"]), show_rows))
+        yield from check.row_lines(
+            clients.first_rows(config, int(asked.federation["num-supernodes"]), show_rows)
+        )
 
 
 def _simulation(config: Config, asked: Request, clients: Clients, *, lengths: bool) -> check.Plan:

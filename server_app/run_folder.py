@@ -156,9 +156,7 @@ class RunFolder:
         """ConfigError unless the run began with this base model, or has not begun."""
         then = self.manifest().get("base", {}).get("fingerprint", fingerprint)
         if then != fingerprint:
-            raise ConfigError(
-                f"{self.name} ran with base model {then[:12]}; {name!r} is {fingerprint[:12]}"
-            )
+            raise ConfigError(f"{self.name} ran with base model {then[:12]}; {name!r} is {fingerprint[:12]}")
 
     # --- state -------------------------------------------------------------------
 
