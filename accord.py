@@ -22,7 +22,7 @@ from core.files import read_toml  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.processes import environment, read_kit  # noqa: E402
 from core.surroundings import bypass, open_standard_streams, raise_file_limit  # noqa: E402
-from server_app.advice.arms import check, foretold, open_folder, run_arms  # noqa: E402
+from server_app.advice import arms  # noqa: E402
 from server_app.launch import QUIET, launch  # noqa: E402
 from server_app.provision import kits, serve  # noqa: E402
 from server_app.provision.federation import read_federation  # noqa: E402
@@ -97,13 +97,15 @@ def advise(
             f"{again.name} continues as it was asked for; only federation.* can be named, got {rest}"
         )
     federation = federated(keys, federation)
-    check(keys)
-    for line in foretold(federation):
+    arms.check(keys)
+    for line in arms.foretold(federation):
         typer.echo(line)
     parent = Path(str(keys.get("run.dir", "runs"))).expanduser().resolve()
-    folder = again or open_folder({**keys, **{f"federation.{k}": v for k, v in federation.items()}}, parent)
+    folder = again or arms.open_folder(
+        {**keys, **{f"federation.{k}": v for k, v in federation.items()}}, parent
+    )
     raise SystemExit(
-        run_arms(folder.resolve(), keys, lambda arm: launch(Request(arm, federation), verbose=verbose))
+        arms.run_arms(folder.resolve(), keys, lambda arm: launch(Request(arm, federation), verbose=verbose))
     )
 
 

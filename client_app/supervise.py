@@ -5,8 +5,10 @@ that nobody registered as of one whose SuperNode died a minute ago. So the serve
 each start, and how a SuperNode ended is put into words. No torch here: this process lives as long as the site.
 """
 
+import base64
 import contextlib
-import ctypes
+import http.client
+import os
 import signal
 import socket
 import ssl
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from core.errors import AccordError, ConfigError
 from core.files import read_toml
 from core.keys import check_private, fingerprint_of
 from core.processes import check_port, environment, read_kit
+from core.surroundings import cleaned, die_with_parent, proxy_for
 
 PAUSE_S = 5.0
 PATIENCE_S = 30.0  # for a SuperNode that was asked to stop
@@ -127,6 +131,8 @@ class Supervisor:
         check_files(self.kit)
         check_free(self.kit)
         self.kit.state.mkdir(parents=True, exist_ok=True)
+        for note in cleaned(os.environ)[1]:
+            say(f"{self.kit.name}: {note}")
         while self._reach():
             said, worked = self._once()
             if self.stopping:
@@ -160,11 +166,12 @@ class Supervisor:
         process = subprocess.Popen(
             self.kit.command,
             env=environment(FLWR_HOME=str(self.kit.state / "flwr"), ACCORD_HOME=str(self.kit.state)),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         last: deque[str] = deque(maxlen=LINES)
         reader = threading.Thread(target=_pass_on, args=(process, last), daemon=True)
@@ -241,7 +248,7 @@ def check_server(kit: NodeKit) -> None:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{kit.folder / 'ca.crt'} cannot be read as a certificate: {error}") from error
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection((kit.host, int(kit.port)), timeout=PROBE_S) as raw:
+    with _reached(kit) as raw:
         try:
             context.wrap_socket(raw, server_hostname=kit.host).close()
         except ssl.SSLCertVerificationError as error:
@@ -255,6 +262,37 @@ def check_server(kit: NodeKit) -> None:
             ) from error
 
 
+def proxy_of(kit: NodeKit) -> str:
+    """The variable whose proxy the SuperNode takes to its server; "" for a direct connection, as to the loopback."""
+    return proxy_for(environment(), kit.host)
+
+
+def _reached(kit: NodeKit) -> socket.socket:
+    """A connection to the server, by the way that gRPC will take. OSError when nobody answers."""
+    variable = proxy_of(kit)
+    if not variable:
+        return socket.create_connection((kit.host, int(kit.port)), timeout=PROBE_S)
+    proxy = urllib.parse.urlsplit(os.environ[variable])
+    if proxy.scheme != "http" or not proxy.hostname:
+        raise ConfigError(
+            f"{variable} must be http://HOST:PORT, since gRPC takes no other proxy; add {kit.host} to no_proxy for a "
+            "direct connection"
+        )
+    tunnel = http.client.HTTPConnection(proxy.hostname, proxy.port or 80, timeout=PROBE_S)
+    headers = {}
+    if proxy.username:
+        user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
+        headers = {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+    tunnel.set_tunnel(kit.host, int(kit.port), headers)
+    try:
+        tunnel.connect()
+    except OSError as error:
+        raise ConnectionError(
+            f"by the proxy of {variable}: {error}; add {kit.host} to no_proxy for a direct connection"
+        ) from error
+    return tunnel.sock
+
+
 def say(line: str) -> None:
     print(f"accord: {line}", flush=True)
 
@@ -264,12 +302,6 @@ def _pass_on(process: subprocess.Popen[str], last: deque[str]) -> None:
     for line in process.stdout:
         last.append(line)
         print(line, end="", flush=True)
-
-
-def _die_with_parent() -> None:
-    """In the child: SIGTERM when this process is gone, however it went (Linux; elsewhere it would be left behind)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def main(folder: str, *words: str) -> None:

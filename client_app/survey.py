@@ -4,7 +4,7 @@ Each is asked what the server asks first in a run (`Site.hello`), so whatever wo
 raised here. The tokens go to the caches on disk where the clients of the run will look for them.
 """
 
-import os
+import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -59,9 +59,12 @@ def _examples(config: Config, clients: int) -> Iterator[Example]:
 
 def _check_writable(folder: Path) -> None:
     """ConfigError where caches and private memory cannot be written."""
-    place = next(p for p in (folder, *folder.parents) if p.exists())
-    hint = "name another with client.state-dir=FOLDER or ACCORD_HOME"
-    if not place.is_dir():
-        raise ConfigError(f"the clients' caches belong in {folder}, but {place} is a file; {hint}")
-    if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
-        raise ConfigError(f"the clients' caches belong in {folder}, and {place} cannot be written; {hint}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"the clients keep caches and private memory in {folder}, which cannot be written: {error.strerror}; "
+            "name another folder with client.state-dir or ACCORD_HOME"
+        ) from error

@@ -26,7 +26,7 @@ FLOWER = {
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's own without what would break a child, with Accord's programs first and Flower's own errands off."""
+    """This process's own, cleaned for a child, with Accord's programs first and Flower's own errands off."""
     path = os.environ.get("PATH", os.defpath)
     return {**cleaned(os.environ)[0], **FLOWER, "PATH": f"{BIN}{os.pathsep}{path}", **more}
 

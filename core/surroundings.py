@@ -50,7 +50,9 @@ def private_ray(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     RAY_ADDRESS and the other variables in capitals describe or choose a cluster; Ray's settings are in lower case
     after RAY_ and stay.
     """
-    gone = sorted(name for name in environ if name.startswith("RAY_") and name[4:5].isupper())
+    gone = sorted(
+        n for n in environ if n.startswith("RAY_") and n[4:5].isupper() and n != "RAY_USAGE_STATS_ENABLED"
+    )
     env = {name: value for name, value in environ.items() if name not in gone}
     notes = [f"{', '.join(gone)}: ignored, since a simulation starts a Ray of its own"] if gone else []
     return env, notes

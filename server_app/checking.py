@@ -1,4 +1,4 @@
-"""`accord check --brief` as a child of `accord run`: it checks while the SuperLink starts, and leaves no model behind."""
+"""`accord check --brief` as a child of `accord run`, at work while the SuperLink starts; its model ends with it."""
 
 import contextlib
 import subprocess

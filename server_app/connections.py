@@ -12,8 +12,11 @@ from core.errors import ConfigError
 from core.files import read_toml
 from core.surroundings import proxy_for
 
-FLOWERS_OWN = ("local", "supergrid")  # what Flower writes into a config.toml that is not there
 MANAGED = ":local:"  # an address: a SuperLink that Flower starts itself
+FLOWERS_OWN = {
+    "local": {"address": MANAGED},
+    "supergrid": {},
+}  # what Flower writes into a config.toml that is missing
 ANSWER_S = 5.0
 
 
@@ -38,7 +41,7 @@ def connection(name: str, environ: Mapping[str, str]) -> Connection:
     except RuntimeError as error:
         raise ConfigError("this user has no home folder for Flower's config.toml; set FLWR_HOME") from error
     file = home / "config.toml"
-    known = read_toml(file).get("superlink", {}) if file.exists() else dict.fromkeys(FLOWERS_OWN, {})
+    known = read_toml(file).get("superlink", {}) if file.exists() else FLOWERS_OWN
     about = known.get(name) if isinstance(known, dict) else None
     if not isinstance(about, dict):
         names = sorted(n for n, value in known.items() if isinstance(value, dict)) if file.exists() else []
@@ -80,7 +83,7 @@ def folder_here(link: Connection) -> Path | None:
     except psutil.AccessDenied:
         return None
     for found in listening:
-        if found.status != psutil.CONN_LISTEN or not found.pid or found.laddr.port != link.place[1]:
+        if found.status != psutil.CONN_LISTEN or not found.pid or tuple(found.laddr)[1] != link.place[1]:
             continue
         try:
             process = psutil.Process(found.pid)

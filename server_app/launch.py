@@ -27,9 +27,9 @@ from core.types import Scalar
 from server_app.checking import checking
 from server_app.own_superlink import superlink
 from server_app.packing import Packing, base_bytes, pack, this_machine
-from server_app.ray_failure import RAY_FAILS, ray_failure
+from server_app.ray_failure import BEGINS, simulation_failure
 from server_app.reading import of_advice
-from server_app.run_folder import RunFolder
+from server_app.run_folder import RunFolder, is_held
 from server_app.words import ROOT, Request
 
 REFUSED = 2  # exit code of a check
@@ -39,7 +39,7 @@ FOLDER = re.compile(r"results go to ([^\"\n]+)")  # of the plan, as text or as J
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 NOISE = re.compile(
     r"\s*(INFO|DEBUG|WARNING)\s*:|\((ClientAppActor|raylet|pid=)|Using SuperLink|Loading project"
-    r"|Successfully (started|installed) "
+    r"|Successfully (started|installed) |\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|WARNING) "  # Ray's
 )
 QUIET = {
     "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning",
@@ -55,7 +55,7 @@ OWN_RAY = {
 
 
 def launch(asked: Request, *, verbose: bool) -> int:
-    """Check, run and wait; 0 when the run finished, 1 when it failed, 2 when it cannot start, 128 + N after signal N."""
+    """Check, run and wait. The exit code: 0 finished, 1 failed, 2 refused before it began, 128 + N after signal N."""
     run_dir = _place_for_runs(asked)
     known = set(run_dir.iterdir())
     scratch = _scratch()
@@ -160,14 +160,14 @@ def _clear_away(folders: Iterable[Path]) -> None:
     for folder in folders:
         run = RunFolder(folder)
         begun = not (folder / "config.toml").is_file() or not run.is_unbegun()
-        if not begun and time.time() - folder.stat().st_ctime > FRESH_S and not run.is_held():
+        if not begun and time.time() - folder.stat().st_ctime > FRESH_S and not is_held(folder):
             run.discard_unbegun()
 
 
 def _tell_how_it_ended(asked: Request, code: int, stream: "Stream") -> None:
     word = "stopped" if code > 128 else "the run failed"
-    if code == 1 and (reason := ray_failure(stream.log)):
-        word = f"Ray, which runs the simulated clients, did not start: {reason}"
+    if code == 1 and not stream.told:
+        word = simulation_failure(stream.log) or word
     typer.echo(f"accord: {word}; Flower's log: {stream.log}", err=True)
     folder = Path(str(asked.keys.get("run.resume") or stream.folder or ""))
     if folder.name and (folder / "checkpoints").is_dir() and not of_advice(folder):
@@ -214,6 +214,7 @@ class Stream:
     verbose: bool
     run_id: str = ""
     folder: str = ""  # of the run, once it has said so
+    told: bool = False  # whether the run itself said why it ended
 
     def follow(
         self, command: Sequence[str], env: Mapping[str, str], connection: str, checked: Callable[[], int]
@@ -248,7 +249,7 @@ class Stream:
         return 0 if _status(self.run_id, connection, env) == "finished:completed" else 1
 
     def _show(self, lines: Iterable[str], log: IO[str]) -> None:
-        planned = told = failing = False
+        planned = failing = False
         for line in lines:
             log.write(line)
             log.flush()
@@ -256,12 +257,13 @@ class Stream:
                 self.run_id = found[1]
             if found := FOLDER.search(line):
                 self.folder = found[1]
-            failing = failing or bool(RAY_FAILS.search(line))  # the traceback that follows is put into a line
-            noise = NOISE.match(ANSI.sub("", line)) or not (planned or line.strip())
-            if self.verbose or not (told or failing or noise):
+            failing = failing or bool(BEGINS.search(line))  # the traceback that follows is put into a line
+            ours = line.startswith("accord: ")
+            noise = NOISE.match(ANSI.sub("", line)) or not (planned or line.strip()) or (failing and not ours)
+            if self.verbose or not (self.told or noise):
                 typer.echo(line, nl=False)
             planned = planned or line.startswith("plan ")  # from here on, blank lines are ours
-            told = told or line.startswith("accord: ")  # after the reason, Flower prints a traceback
+            self.told = self.told or ours  # after the reason, Flower prints a traceback
 
 
 def _stop_run(run_id: str, connection: str, env: Mapping[str, str]) -> None:

@@ -141,17 +141,6 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         return True
 
-    def is_held(self) -> bool:
-        """Whether a process is at work in it."""
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # held, or on a file system that cannot tell
-            return True
-        finally:
-            os.close(handle)
-        return False
-
     def check_base(self, name: str, fingerprint: str) -> None:
         """ConfigError unless the run began with this base model, or has not begun."""
         then = self.manifest().get("base", {}).get("fingerprint", fingerprint)
@@ -238,6 +227,18 @@ class RunFolder:
         }
         text = json.dumps({**told, **folded}, indent=2, sort_keys=True)
         store.write_text(self.path / "manifest.json", text + "\n")
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process runs this run; True as well on a file system without locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def provenance(config: Config) -> Json:

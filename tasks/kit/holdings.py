@@ -38,15 +38,18 @@ def uncut_lengths(base: Base, task: Task, rows: Sequence[Row], config: Config) -
 
 def rendered(base: Base, examples: Sequence[Example]) -> list[list[tuple[str, str]]]:
     """Rows as the model will see them: for each its parts by name, decoded from the token ids."""
-    decode = base.tokenizer.decode
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(base.tokenizer.decode(list(ids)))
+
     out = []
     for example in examples:
-        parts = [("prompt", str(decode(example.prompt)))]
+        parts = [("prompt", decode(example.prompt))]
         if example.twin:
-            parts.append(("twin", str(decode(example.twin))))
+            parts.append(("twin", decode(example.twin)))
         names = ("chosen", "rejected") if len(example.completions) == 2 and not example.twin else ()
         for number, completion in enumerate(example.completions):
-            parts.append((names[number] if names else "completion", str(decode(completion))))
+            parts.append((names[number] if names else "completion", decode(completion)))
         if example.label is not None:
             parts.append(("label", "desirable" if example.label else "undesirable"))
         if example.confidence != 1.0:
