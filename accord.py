@@ -4,7 +4,6 @@
 that is stopped again, quiet output, and an exit code that tells whether the run succeeded.
 """
 
-import io
 import os
 import re
 import sys
@@ -21,7 +20,7 @@ from core.errors import AccordError, ConfigError  # noqa: E402
 from core.files import read_toml  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.processes import environment, read_kit  # noqa: E402
-from core.surroundings import bypass, open_standard_streams, raise_file_limit  # noqa: E402
+from core.surroundings import prepare_process  # noqa: E402
 from server_app.advice import arms  # noqa: E402
 from server_app.launch import QUIET, launch  # noqa: E402
 from server_app.provision import kits, serve  # noqa: E402
@@ -265,14 +264,7 @@ def list_plugins() -> None:
 
 def main() -> None:
     """Entry of the console script; a user's mistake is one line and exit code 2."""
-    if sys.getfilesystemencoding() != "utf-8":  # names of files and their contents would be misread
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-    open_standard_streams()
-    raise_file_limit()
-    os.environ.update(bypass(os.environ))  # Accord's own questions to the loopback, and its children's
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no run
+    prepare_process()
     try:
         app()
     except AccordError as error:

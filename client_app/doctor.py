@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from client_app.policy.rules import Policy
+from client_app.reach import proxy_of
 from client_app.site_file import SiteFile
-from client_app.supervise import NodeKit, check_files, check_server, proxy_of
+from client_app.supervise import NodeKit, check_files, check_server
 from core.checks import Check, disk
 from core.errors import AccordError
 from core.processes import KIT
@@ -98,7 +99,7 @@ def _clock() -> Check:
 
 
 def _server(kit: NodeKit) -> Iterator[Check]:
-    if variable := proxy_of(kit):
+    if variable := proxy_of(kit.host):
         reached = f"{kit.superlink} is reached by the proxy of {variable}; no_proxy={kit.host} goes past it"
         yield Check("proxy", "note", reached)
     try:

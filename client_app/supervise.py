@@ -5,18 +5,14 @@ that nobody registered as of one whose SuperNode died a minute ago. So the serve
 each start, and how a SuperNode ended is put into words. No torch here: this process lives as long as the site.
 """
 
-import base64
 import contextlib
-import http.client
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
-import urllib.parse
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from client_app.reach import reach
 from core.errors import AccordError, ConfigError
 from core.files import read_toml
 from core.keys import check_private, fingerprint_of
 from core.processes import check_port, environment, read_kit
-from core.surroundings import cleaned, die_with_parent, proxy_for
+from core.surroundings import cleaned, die_with_parent
 
 PAUSE_S = 5.0
 PATIENCE_S = 30.0  # for a SuperNode that was asked to stop
@@ -248,7 +245,7 @@ def check_server(kit: NodeKit) -> None:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{kit.folder / 'ca.crt'} cannot be read as a certificate: {error}") from error
     context.set_alpn_protocols(["h2"])
-    with _reached(kit) as raw:
+    with reach(kit.host, int(kit.port), PROBE_S) as raw:
         try:
             context.wrap_socket(raw, server_hostname=kit.host).close()
         except ssl.SSLCertVerificationError as error:
@@ -260,37 +257,6 @@ def check_server(kit: NodeKit) -> None:
             raise ConfigError(
                 f"{kit.superlink} does not speak TLS ({error.reason}): is that the SuperLink?"
             ) from error
-
-
-def proxy_of(kit: NodeKit) -> str:
-    """The variable whose proxy the SuperNode takes to its server; "" for a direct connection, as to the loopback."""
-    return proxy_for(environment(), kit.host)
-
-
-def _reached(kit: NodeKit) -> socket.socket:
-    """A connection to the server, by the way that gRPC will take. OSError when nobody answers."""
-    variable = proxy_of(kit)
-    if not variable:
-        return socket.create_connection((kit.host, int(kit.port)), timeout=PROBE_S)
-    proxy = urllib.parse.urlsplit(os.environ[variable])
-    if proxy.scheme != "http" or not proxy.hostname:
-        raise ConfigError(
-            f"{variable} must be http://HOST:PORT, since gRPC takes no other proxy; add {kit.host} to no_proxy for a "
-            "direct connection"
-        )
-    tunnel = http.client.HTTPConnection(proxy.hostname, proxy.port or 80, timeout=PROBE_S)
-    headers = {}
-    if proxy.username:
-        user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
-        headers = {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
-    tunnel.set_tunnel(kit.host, int(kit.port), headers)
-    try:
-        tunnel.connect()
-    except OSError as error:
-        raise ConnectionError(
-            f"by the proxy of {variable}: {error}; add {kit.host} to no_proxy for a direct connection"
-        ) from error
-    return tunnel.sock
 
 
 def say(line: str) -> None:

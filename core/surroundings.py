@@ -4,6 +4,7 @@ Functions of an environment, so that they can be tested without one. No torch an
 reads this module without its package (client_app/node.py).
 """
 
+import io
 import os
 import shutil
 import sys
@@ -153,6 +154,18 @@ def _temporary() -> str:
         return tempfile.gettempdir()
     except OSError:
         return ""
+
+
+def prepare_process() -> None:
+    """Of a command line: what its own process needs, and what its children inherit."""
+    if sys.getfilesystemencoding() != "utf-8":  # names of files and their contents would be misread
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    open_standard_streams()
+    raise_file_limit()
+    os.environ.update(bypass(os.environ))  # this process asks the loopback too
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no run
 
 
 def raise_file_limit() -> None:

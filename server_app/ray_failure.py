@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 BEGINS = re.compile(r"An exception occurr?ed ?!!")  # Flower's words before its tracebacks
-RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*(?:Error|Exception|Timeout|Exit)): (.+)$", re.M)
+RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*(\w*(?:Error|Exception|Timeout|Exit)): (.+)$", re.M)
 RAYS_OWN = "raybackend.py"  # a frame of a traceback: Flower's backend was starting Ray or its actors
 LOGS = ("raylet.err", "raylet.out", "gcs_server.err", "gcs_server.out")
 TAIL = 20_000  # characters of a log
@@ -12,9 +12,9 @@ ADVICE = (  # the first whose words are in the stream or in Ray's logs
     (r"AF_UNIX path|path length", "set TMPDIR to a folder with a short path"),
     (r"No space left|ENOSPC|out of disk", "free disk space, or set TMPDIR to a folder on another disk"),
     (r"Too many open files|EMFILE", "raise the limit of open files (ulimit -n)"),
-    (r"can't start new thread|Resource temporarily unavailable|pthread_create", "raise the limit of processes (ulimit -u)"),
+    (r"can't start new thread|temporarily unavailable|pthread_create", "raise the limit of processes (ulimit -u)"),
     (r"Cannot allocate memory|MemoryError|std::bad_alloc|out of memory", "free memory, or raise its limit (ulimit -v)"),
-    (r"/dev/shm|Bus error|SIGBUS|SIGXFSZ|File too large", "give /dev/shm more room (docker run --shm-size)"),
+    (r"Bus error|SIGBUS", "give /dev/shm more room (docker run --shm-size)"),
     (r"Permission denied|Read-only file system", "set TMPDIR to a folder that can be written"),
     (
         r"timed out|Timeout|GCS",
@@ -24,7 +24,7 @@ ADVICE = (  # the first whose words are in the stream or in Ray's logs
 
 
 def simulation_failure(stream: Path) -> str:
-    """What kept a simulation from starting, by the log stream of its run; "" where Flower reports nothing of the kind."""
+    """What kept a simulation from starting, by the log stream of its run; "" where Flower reports no exception."""
     text = stream.read_text("utf-8", errors="replace") if stream.is_file() else ""
     begins = BEGINS.search(text)
     if not begins:
