@@ -6,7 +6,6 @@ import os
 import socket
 import urllib.parse
 
-from core.errors import ConfigError
 from core.processes import environment
 from core.surroundings import proxy_for
 
@@ -22,12 +21,7 @@ def reach(host: str, port: int, timeout_s: float) -> socket.socket:
     if not variable:
         return socket.create_connection((host, port), timeout=timeout_s)
     proxy = urllib.parse.urlsplit(os.environ[variable])
-    if proxy.scheme != "http" or not proxy.hostname:
-        raise ConfigError(
-            f"{variable} must be http://HOST:PORT, since gRPC takes no other proxy; add {host} to no_proxy for a "
-            "direct connection"
-        )
-    tunnel = http.client.HTTPConnection(proxy.hostname, proxy.port or 80, timeout=timeout_s)
+    tunnel = http.client.HTTPConnection(proxy.hostname or "", proxy.port or 80, timeout=timeout_s)
     headers = {}
     if proxy.username:
         user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"

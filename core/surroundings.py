@@ -94,8 +94,13 @@ def unusable_proxies(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def proxy_for(environ: Mapping[str, str], host: str) -> str:
-    """The name of the variable whose proxy gRPC would take to `host`; "" for a direct connection."""
+    """The name of the variable whose proxy gRPC takes to `host`; "" for a direct connection.
+
+    gRPC reads lower case only, and goes directly where the first that is set is no http:// URL.
+    """
     name = next((n for n in ("grpc_proxy", "https_proxy", "http_proxy") if environ.get(n)), "")
+    if not name or not environ[name].startswith("http://"):
+        return ""
     direct = bypass(environ)["no_grpc_proxy"].split(",")
     return "" if any(host.endswith(entry) for entry in direct) else name
 

@@ -62,7 +62,7 @@ def launch(asked: Request, *, verbose: bool) -> int:
         shutil.rmtree(scratch, ignore_errors=True)
     if code == 0:
         return 0
-    _clear_away(set(run_dir.iterdir()) - known)
+    clear_away(set(run_dir.iterdir()) - known)
     if code != REFUSED:
         _tell_how_it_ended(asked, code, stream)
     return code
@@ -146,12 +146,12 @@ def _ending_well(*, hang_up: bool) -> Iterator[None]:
     yield
 
 
-def _clear_away(folders: Iterable[Path]) -> None:
-    """Delete new run folders in which nothing was begun and nobody is at work."""
+def clear_away(folders: Iterable[Path], fresh_s: float = FRESH_S) -> None:
+    """Delete run folders in which nothing was begun and nobody is at work; one younger than `fresh_s` stays."""
     for folder in folders:
         run = RunFolder(folder)
         begun = not (folder / "config.toml").is_file() or not run.is_unbegun()
-        if not begun and time.time() - folder.stat().st_ctime > FRESH_S and not is_held(folder):
+        if not begun and time.time() - folder.stat().st_ctime > fresh_s and not is_held(folder):
             run.discard_unbegun()
 
 
