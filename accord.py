@@ -19,8 +19,9 @@ sys.path.insert(0, str(ROOT))  # the console script starts elsewhere, and Flower
 from core.config import defaults, parse  # noqa: E402 - needs the line above
 from core.errors import AccordError, ConfigError  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
-from core.processes import read_kit  # noqa: E402
-from server_app.advice.arms import check, foretold, open_folder, run_arms  # noqa: E402
+from core.processes import environment, read_kit  # noqa: E402
+from core.surroundings import prepare_process  # noqa: E402
+from server_app.advice import arms  # noqa: E402
 from server_app.launch import QUIET, launch  # noqa: E402
 from server_app.provision import kits, serve  # noqa: E402
 from server_app.provision.federation import read_federation  # noqa: E402
@@ -58,6 +59,25 @@ def run(
 
 
 @app.command()
+def check(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[PRESET.toml ...] [KEY=VALUE ...]")] = None,
+    show_rows: Annotated[
+        int, typer.Option(min=0, help="Print so many rows as the model will see them: private text.")
+    ] = 0,
+    brief: Annotated[bool, typer.Option("--brief", hidden=True)] = False,
+) -> None:
+    """Check a run before it starts: rows, lengths, model, memory.
+
+    Takes the words of `accord run`; exits with 2 and one line for what would stop it.
+    """
+    from client_app import survey  # the model libraries, which no other command waits for
+    from server_app.rehearsal import rehearse
+
+    for line in rehearse(request(words or []), survey, show_rows=show_rows, brief=brief):
+        typer.echo(line)
+
+
+@app.command()
 def demo() -> None:
     """Align the embedded toy model on eight simulated clients.
 
@@ -85,13 +105,15 @@ def advise(
             f"{again.name} continues as it was asked for; only federation.* can be named, got {rest}"
         )
     federation = federated(keys, federation)
-    check(keys)
-    for line in foretold(federation):
+    arms.check(keys)
+    for line in arms.foretold(federation):
         typer.echo(line)
     parent = Path(str(keys.get("run.dir", "runs"))).expanduser().resolve()
-    folder = again or open_folder({**keys, **{f"federation.{k}": v for k, v in federation.items()}}, parent)
+    folder = again or arms.open_folder(
+        {**keys, **{f"federation.{k}": v for k, v in federation.items()}}, parent
+    )
     raise SystemExit(
-        run_arms(folder.resolve(), keys, lambda arm: launch(Request(arm, federation), verbose=verbose))
+        arms.run_arms(folder.resolve(), keys, lambda arm: launch(Request(arm, federation), verbose=verbose))
     )
 
 
@@ -135,7 +157,7 @@ def node(context: typer.Context) -> None:
     Most of its waiting between messages is left out (docs/sites.md).
     """
     program = str(ROOT / "client_app" / "node.py")
-    os.execve(sys.executable, [sys.executable, program, *context.args], {**os.environ, **QUIET})
+    os.execve(sys.executable, [sys.executable, program, *context.args], {**environment(), **QUIET})
 
 
 @app.command()
@@ -251,6 +273,7 @@ def list_plugins() -> None:
 
 def main() -> None:
     """Entry of the console script; a user's mistake is one line and exit code 2."""
+    prepare_process()
     try:
         app()
     except AccordError as error:

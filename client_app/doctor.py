@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from client_app.policy.rules import Policy
+from client_app.reach import proxy_of
 from client_app.site_file import SiteFile
 from client_app.supervise import NodeKit, check_files, check_server
 from core.checks import Check, disk
@@ -95,6 +96,9 @@ def _clock() -> Check:
 
 
 def _server(kit: NodeKit) -> Iterator[Check]:
+    if variable := proxy_of(kit.host):
+        reached = f"{kit.superlink} is reached by the proxy of {variable}; no_proxy={kit.host} goes past it"
+        yield Check("proxy", "note", reached)
     try:
         check_files(kit)
         yield Check("key", "ok", str(kit.folder / "node.key"))

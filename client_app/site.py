@@ -72,7 +72,12 @@ class Site:
     @property
     def state_dir(self) -> Path:
         chosen = self.node.state_dir or self.config.client.state_dir or os.environ.get("ACCORD_HOME", "")
-        return Path(chosen).expanduser() if chosen else Path.home() / ".accord"
+        try:
+            return Path(chosen or "~/.accord").expanduser()
+        except RuntimeError as error:
+            raise ConfigError(
+                "this user has no home folder for caches and private memory; set client.state-dir, or ACCORD_HOME"
+            ) from error
 
     @property
     def task(self) -> Task:

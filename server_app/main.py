@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -12,7 +11,7 @@ from flwr.superlink.grid import HttpGrid
 
 from core import store
 from core.config import parse
-from core.errors import AccordError, CheckpointError, ConfigError
+from core.errors import AccordError, CheckpointError
 from core.factors import MERGED
 from core.sections import Config
 from core.types import Json, ServerState
@@ -24,9 +23,8 @@ from server_app.columns import column_lines
 from server_app.reading import names_of
 from server_app.report import write_report
 from server_app.rlft.align import Rlft, Selectors
-from server_app.rlft.judging import Judge
-from server_app.rlft.prompts import public_prompts
 from server_app.run_folder import RunFolder, provenance
+from server_app.server_files import check_files, eval_prompts
 from strategies.base import Strategy
 from strategies.kit.session import Live
 from tasks.base import Task
@@ -72,13 +70,14 @@ class Run:
         check_files(config)
         folder = RunFolder.reopen(config) if config.run.resume else RunFolder.create(config)
         folder.hold()
-        base = load_base(config.model, config.lora)
-        check_length(base.causal, config.train.max_length, config.model.name)
-        then = folder.manifest().get("base", {}).get("fingerprint", base.fingerprint)
-        if then != base.fingerprint:
-            raise ConfigError(
-                f"{folder.name} ran with base model {then[:12]}; {config.model.name!r} is {base.fingerprint[:12]}"
-            )
+        try:
+            base = load_base(config.model, config.lora)
+            check_length(base.causal, config.train.max_length, config.model.name)
+            folder.check_base(config.model.name, base.fingerprint)
+        except BaseException:
+            if not config.run.resume:
+                folder.discard_unbegun()
+            raise
         return Run(config, folder, base, config.build_strategy(), config.task_choice.build())
 
     def go(self, grid: Grid) -> None:
@@ -107,7 +106,8 @@ class Run:
         except BaseException as error:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
             with contextlib.suppress(CheckpointError):  # the disk that stopped the run may refuse this too
-                self._leave(f"failed: {reason}")
+                if self.config.run.resume or not self.folder.discard_unbegun():
+                    self._leave(f"failed: {reason}")
             raise
 
     def _live(self, *, simulation: bool) -> Live:
@@ -218,22 +218,5 @@ class Run:
 
     def _prompts(self) -> list[str]:
         """Public prompts to answer before and after: the user's file, or the source's own."""
-        if self.config.eval.prompts:
-            lines = Path(self.config.eval.prompts).expanduser().read_text(encoding="utf-8").splitlines()
-            return [line for line in lines if line.strip()]
         source = self.config.source_choice.build()
-        return source.prompts()
-
-
-def check_files(config: Config) -> None:
-    """Refuse files of the server's own that are not there, before anything is loaded."""
-    for choice in config.benchmarks:
-        choice.build().check()
-    if config.eval.prompts and not Path(config.eval.prompts).expanduser().is_file():
-        raise ConfigError(f"eval.prompts = {config.eval.prompts!r}: no such file on the server")
-    if config.rlft.epochs:
-        source = config.source_choice.build()
-        public_prompts(config.rlft, source)
-        judge = Judge.of(config, source)
-        if judge.pairs:
-            judge.pairs.build().check()
+        return eval_prompts(self.config) or source.prompts()

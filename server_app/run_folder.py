@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import tomli_w
 from safetensors import SafetensorError
 
 from core import __version__, store
-from core.errors import CheckpointError
+from core.errors import CheckpointError, ConfigError
 from core.files import read_json
 from core.sections import Config
 from core.types import Json, ServerState
@@ -165,6 +166,24 @@ class RunFolder:
             log.warning("run=%s cannot be locked on this file system", self.name)
         return handle
 
+    def is_unbegun(self) -> bool:
+        """Whether no round was committed: neither a checkpoint nor a line of metrics is in it."""
+        metrics = self.path / "metrics.jsonl"
+        return not store.rounds(self.checkpoints) and not (metrics.is_file() and metrics.stat().st_size)
+
+    def discard_unbegun(self) -> bool:
+        """Delete the folder of a run that never began; whether it did so."""
+        if not self.is_unbegun():
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)
+        return True
+
+    def check_base(self, name: str, fingerprint: str) -> None:
+        """ConfigError unless the run began with this base model, or has not begun."""
+        then = self.manifest().get("base", {}).get("fingerprint", fingerprint)
+        if then != fingerprint:
+            raise ConfigError(f"{self.name} ran with base model {then[:12]}; {name!r} is {fingerprint[:12]}")
+
     # --- state -------------------------------------------------------------------
 
     def load_state(self) -> ServerState | None:
@@ -245,6 +264,18 @@ class RunFolder:
         }
         text = json.dumps({**told, **folded}, indent=2, sort_keys=True)
         store.write_text(self.path / "manifest.json", text + "\n")
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process runs this run; True as well on a file system without locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def provenance(config: Config) -> Json:

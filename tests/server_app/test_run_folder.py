@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from core.config import parse
-from core.errors import CheckpointError, DataError
+from core.errors import CheckpointError, ConfigError, DataError
 from core.types import ServerState
 from server_app.card import card
+from server_app.main import Run
 from server_app.reading import read_run
 from server_app.run_folder import RunFolder
 from server_app.show import state as state_of
@@ -172,3 +173,31 @@ def test_a_damaged_line_of_metrics_is_refused_and_kept(folder, line):
     assert path.read_bytes().startswith(line)
     with pytest.raises(DataError, match=r"metrics.jsonl, line 1: expected a round's metrics"):
         read_run(folder.path)
+
+
+def test_a_run_that_never_began_leaves_nothing(folder):
+    folder.write_manifest(status="running")
+    assert folder.discard_unbegun()
+    assert not folder.path.exists()
+
+
+def test_a_run_with_a_round_stays(folder):
+    commit(folder, 0)
+    assert not folder.discard_unbegun()
+    assert rounds(folder) == [0]
+
+
+@pytest.mark.parametrize("words", [{"lora.target-modules": "nope"}, {"model.name": "/no/such/folder"}])
+def test_a_server_that_cannot_start_leaves_no_folder(tmp_path, words):
+    with pytest.raises(ConfigError):
+        Run.open(parse({"run.dir": str(tmp_path), **words}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_resumed_in_vain_is_kept(tmp_path, folder):
+    words = {"run.resume": str(folder.path), "run.dir": str(tmp_path)}
+    torn = folder.path / "config.toml"
+    torn.write_text(torn.read_text().replace('target-modules = "all-linear"', 'target-modules = "nope"'))
+    with pytest.raises(ConfigError, match="target-modules"):
+        Run.open(parse({**words, "lora.target-modules": "nope"}))
+    assert folder.path.is_dir()
