@@ -32,16 +32,17 @@ def survey(config: Config, clients: int, *, lengths: bool) -> Iterator[Holding]:
     _check_writable(Site(config, Node(0, clients)).state_dir)
     for client in range(clients):
         site = Site(config, Node(client, clients))
-        said = site.hello({})
+        hello = site.hello({"simulation": True})
         base, rows = site.base(), site.parts()[0]
         kept = engine.usable(base, site.task, rows, config, site.cache).kept
         yield Holding(
             client,
             len(kept),
             len(site.rows().heldout),
-            said["skipped"],
-            said["census"],
+            hello["skipped"],
+            hello["census"],
             sum(tokens(example) >= config.train.max_length for example in kept),
+            hello,
             uncut_lengths(base, site.task, rows, config) if lengths else (),
         )
 

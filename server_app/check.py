@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from core.naming import client_label, shown_name
 from core.sections import Config
 from core.types import Json, Scalar
+from server_app.clients import facts_of, notes
+from server_app.columns import column_lines
+from server_app.console import toy_warning
 from server_app.packing import Machine, pack
+from server_app.reading import names_of
 from server_app.show import counted, percent, size
 from tasks.kit import schedule
 from tasks.kit.base_model import Base
 from tasks.kit.holdings import Holding
 from tasks.kit.model import count
-from tasks.kit.toy_base import FILES
 
 LABEL = 9  # columns of a section's name
 MOST_CLIENTS = 20  # listed one by one
@@ -51,6 +55,8 @@ def lines(plan: Plan) -> Iterator[str]:
         for number, line in enumerate(section(plan)):
             yield f"{name if not number else '':<{LABEL}}{line}"
     yield from warnings(plan)
+    if warning := toy_warning(dict(plan.config.flat)):  # a run's plan says it as well
+        yield warning
 
 
 def warnings(plan: Plan) -> Iterator[str]:
@@ -97,9 +103,18 @@ def _rows(plan: Plan) -> Iterator[str]:
         f"{sum(heldout):,} held out ({_spread(heldout)} each)"
     )
     if len(rows) <= MOST_CLIENTS:
-        yield f"{'client':>8}{'train':>8}{'held out':>10}"
+        names = {holding.client: shown_name(holding.hello.get("name")) for holding in plan.holdings}
+        yield f"{'train':>8}{'held out':>10}  client"
         for holding in plan.holdings:
-            yield f"{holding.client:>8}{holding.train:>8}{holding.heldout:>10}"
+            yield f"{holding.train:>8}{holding.heldout:>10}  {client_label(holding.client, names)}"
+    facts = facts_of({holding.client: holding.hello for holding in plan.holdings})
+    yield from notes(facts, names_of(facts))
+
+
+def _columns(plan: Plan) -> Iterator[str]:
+    """Of rows that are somebody's own: which columns were read, and which files and columns were not."""
+    if plan.config.source_choice.name != "toy":
+        yield from (line[LABEL:] for line in column_lines(holding.hello for holding in plan.holdings))
 
 
 def _spread(counts: Sequence[int]) -> str:
@@ -152,7 +167,8 @@ def _model(plan: Plan) -> Iterator[str]:
     adapter = count(base.adapter)
     parameters = sum(p.numel() for p in base.causal.parameters()) - adapter
     yield f"{model.name}: {parameters:,} parameters, {numbers}, on {base.device}; LoRA adds {adapter:,}"
-    yield f"fingerprint {base.fingerprint[:12]}, {'packed' if base.packed else 'padded batches with full logits'}"
+    path = "packed rows" if base.packed else f"padded batches with full logits: {base.path_reason}"
+    yield f"fingerprint {base.fingerprint[:12]}, {path}"
 
 
 def _memory(plan: Plan) -> Iterator[str]:
@@ -212,12 +228,6 @@ def _warn_of_lopsided_labels(plan: Plan) -> Iterator[str]:
         yield f"{percent(desirable / total)} of the rows are desirable: is label the right way round?"
 
 
-def _warn_of_the_toy(plan: Plan) -> Iterator[str]:
-    name = plan.config.model.name
-    if name in FILES and plan.config.source_choice.name != "toy":
-        yield f"model.name = {name!r} knows a few hundred words and cannot learn from rows of your own: name a model"
-
-
 def _warn_of_missing_files(plan: Plan) -> Iterator[str]:
     if plan.base is None and plan.config.eval.prompts:
         yield f"eval.prompts = {plan.config.eval.prompts!r} is a file on the server, which was not looked at"
@@ -226,6 +236,7 @@ def _warn_of_missing_files(plan: Plan) -> Iterator[str]:
 SECTIONS: Mapping[str, Section] = {
     "run": _what,
     "files": _files,
+    "columns": _columns,
     "rows": _rows,
     "refused": _refused,
     "lengths": _lengths,
@@ -237,7 +248,6 @@ SECTIONS: Mapping[str, Section] = {
 WARNINGS: Sequence[Section] = (
     _warn_of_cuts,
     _warn_of_lopsided_labels,
-    _warn_of_the_toy,
     _warn_of_missing_files,
 )
 

@@ -16,7 +16,9 @@ from server_app.server_files import check_files
 from server_app.words import Request
 from tasks.kit.base_model import Base
 from tasks.kit.holdings import Holding
+from tasks.kit.loading import check_length
 from tasks.kit.model import load_base
+from tasks.kit.snapshot import fetch
 
 
 class Clients(Protocol):
@@ -49,6 +51,7 @@ def rehearse(asked: Request, clients: Clients, *, show_rows: int = 0, brief: boo
 
 def _simulation(config: Config, asked: Request, clients: Clients, *, lengths: bool) -> check.Plan:
     check_files(config)
+    fetch(config.model, progress=True)  # here, where somebody can watch it
     base = clients.loaded(config)
     _check_models(config, base)
     holdings = tuple(clients.survey(config, int(asked.federation["num-supernodes"]), lengths=lengths))
@@ -63,12 +66,14 @@ def _deployment(config: Config, asked: Request) -> check.Plan:
     if place:
         os.chdir(place)  # where the ServerApp will look for files
         check_files(config)
+        fetch(config.model, progress=True)
         base = load_base(config.model, config.lora)
         _check_models(config, base)
     return check.Plan(config, asked.federation, this_machine(), base)
 
 
 def _check_models(config: Config, base: Base) -> None:
+    check_length(base.causal, config.train.max_length, config.model.name)
     if config.run.resume:
         RunFolder.reopen(config).check_base(config.model.name, base.fingerprint)
     if config.rlft.epochs and config.rlft.policy_model:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.sections import Config
-from core.types import Metrics
+from core.types import Json, Metrics
 from tasks.base import Example, Row, Task
 from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
@@ -22,6 +22,7 @@ class Holding:
     skipped: Mapping[str, int]  # rows left out, by reason
     census: Metrics  # the task's own counts of the training rows
     full: int  # training rows that fill train.max-length, and may have been cut
+    hello: Json  # what it says of itself before the first round
     lengths: tuple[int, ...] = ()  # tokens of each training row before any cut; () where nobody asked
 
 
@@ -32,7 +33,7 @@ def tokens(example: Example) -> int:
 
 def uncut_lengths(base: Base, task: Task, rows: Sequence[Row], config: Config) -> tuple[int, ...]:
     """The tokens of each training row, whatever train.max-length is. Raises DataError."""
-    encoder = Encoder(base.tokenizer, config.data.prompt_format, UNCUT)
+    encoder = Encoder(base.tokenizer, config.data.prompt_format, UNCUT, on_bad_row=config.data.on_bad_row)
     return tuple(tokens(example) for example in task.examples(rows, encoder))
 
 
