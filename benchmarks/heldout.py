@@ -24,7 +24,7 @@ Numbers = tuple[list[int], list[int]]  # of the rows to train on and to hold out
 
 
 def by_row(rows: Sequence[Row], client: int) -> Numbers:
-    """As Accord split until 0.13: rows that differ in anything are different."""
+    """Rows that differ in anything are drawn apart."""
     return partition.held_out(
         [json.dumps(row, sort_keys=True) for row in rows], FRACTION, seed_for(SEED, "heldout", client)
     )

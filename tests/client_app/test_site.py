@@ -1,5 +1,6 @@
 """A site on the real toy model: what it answers, what it keeps, what it refuses."""
 
+import json
 import math
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,32 @@ def test_hello_tells_counts_and_fingerprints_and_no_row(site):
     texts = [v for row in site(1).rows().train for v in row.values() if isinstance(v, str)]
     assert texts
     assert not [t for t in texts if t in str(said)]
+
+
+def test_names_come_from_the_data_in_a_simulation_only(tmp_path):
+    """Of 3 owners 2 are clients. A server that says "simulation" of its own accord gets no name of a worker."""
+    rows = tmp_path / "rows.jsonl"
+    owners = ["w-ada", "w-ada", "w-ada", "w-bob", "w-bob", "w-cyd"]
+    row = {"chosen": "good", "rejected": "bad"}
+    lines = [json.dumps({**row, "prompt": f"p{n}", "client_id": owner}) for n, owner in enumerate(owners)]
+    rows.write_text("\n".join(lines))
+    config = parse({"data.source": "jsonl", "data.path": str(rows)})
+    numbers = {"partition-id": 0, "num-partitions": 2}
+    smaller = {"owners": 1, "rows": 1}
+
+    def hello(knobs: dict, **facts) -> dict:
+        said = Site(config, Node.read({**numbers, **facts})).hello(knobs)
+        return {key: said[key] for key in ("name", "left_out") if key in said}
+
+    named = {"name": "w-ada", "left_out": {"smaller": {**smaller, "names": ["w-cyd"]}}}
+    assert hello({"simulation": True}) == named
+    assert hello({}) == {"left_out": {"smaller": smaller}}
+    # as `accord site` and `accord start` give a site's facts, with a name of the provisioning and without one
+    for name in ("", "north"):
+        said = hello({"simulation": True}, **{"state-dir": str(tmp_path), "data-path": "", "site-name": name})
+        assert said == {**({"name": name} if name else {}), "left_out": {"smaller": smaller}}
+    own = hello({"simulation": True}, **{"data-path": str(rows), "site-name": "north"})
+    assert own == {"name": "north"}
 
 
 def test_another_base_is_refused(site):

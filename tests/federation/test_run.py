@@ -182,7 +182,12 @@ def test_a_preset_is_merged_with_overrides(place):
     assert config["task.name"] == "kto"
     assert config["train.learning-rate"] == 0.001
     assert config["train.local-steps"] == 1
+    clients = config.pop("federation.num-supernodes")
     assert set(config) == set(defaults()), "config.toml holds every key that ran"
+    assert clients == len(json.loads((place.runs()[0] / "manifest.json").read_text())["clients"])
+    place.accord("run", str(place.runs()[0] / "config.toml"))
+    one, two = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in place.runs())
+    assert one == two, "config.toml is a preset that repeats the run"
 
 
 def test_sigterm_stops_the_superlink_and_says_so(place):

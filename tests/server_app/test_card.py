@@ -34,6 +34,22 @@ def test_the_toy_base_is_no_hub_model_and_is_loaded_from_accord(tmp_path):
     assert "| 2 | 42 | 1 | `02020202020202020202020202020202` |" in body
 
 
+def test_a_card_says_what_is_shared_and_names_no_client(tmp_path):
+    """It goes out with the adapter; the terminal and the report are for who ran it."""
+    clients = {
+        str(c): {"examples": 9, "name": f"person {c}", "heldout": {"rows": c, "unit": "row", "shared": 1.0}}
+        for c in range(8)
+    }
+    left_out = {"smaller": {"owners": 2, "rows": 7, "names": ["person 8", "person 9"]}}
+    records = [dpo_record(0), dpo_record(1)]
+    reason = "failed: round 2: 0 of 8 clients answered (client person 3 (3): no answer)"
+    _, body = written(write_run(tmp_path, records, clients=clients, left_out=left_out, status=reason))
+    assert "person" not in body
+    assert "Not finished: 1 of 12 rounds" in body
+    assert "2 owners of 7 rows are left out" in body
+    assert "100.0 % of 28 held-out rows have a prompt that the same client trains on" in body
+
+
 def test_a_hub_model_is_named_with_its_revision(tmp_path):
     config = {"model.name": "org/some-model-1.5B", "model.revision": "abc", "model.dtype": "bfloat16"}
     head, body = written(write_run(tmp_path, [dpo_record(0)], config=config))

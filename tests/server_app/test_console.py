@@ -27,6 +27,33 @@ def test_the_plan_is_three_lines_with_what_will_happen(tmp_path):
     ]
 
 
+def test_the_plan_says_what_is_left_out_and_that_the_toy_model_learns_no_other_rows(tmp_path):
+    clients = {"0": {"examples": 5, "name": "north", "heldout": {"rows": 2, "unit": "row", "shared": 1.0}}}
+    left_out = {"smaller": {"owners": 2, "rows": 7, "names": ["s", "t"]}}
+    folder = write_run(tmp_path, [], clients=clients, left_out=left_out)
+    more = {"data.source": "jsonl", "model.name": "toy"}
+    said = " ".join(" ".join(console.plan_lines({**defaults(), **more}, manifest(folder), folder)).split())
+    assert "2 owners of 7 rows (s, t) are left out" in said
+    assert "100.0 % of 2 held-out rows have a prompt that the same client trains on" in said
+    assert said.count("warning: model.name = 'toy'") == 1
+    for known in ({"data.source": "toy"}, {**more, "model.name": "org/model"}):
+        assert "warning" not in str(console.plan_lines({**defaults(), **known}, manifest(folder), folder))
+
+
+def test_clients_carry_their_names_in_rows_and_failures():
+    """The column of the worst client is as wide as the longest name needs, under its head as well."""
+    names = {c: f"a name of client {c}" for c in range(7)} | {1: "\x1b[31mnorth\n"}
+    rows = [dpo_record(r) for r in range(3)]
+    (line,), head = console.round_lines(rows, 12, names), console.header(names)
+    assert "52.1 % ([31mnorth, 1)" in line
+    assert len(line) == len(head) <= console.WIDTH + 12
+    assert head.index("worst client") + len("worst client") == line.index("north, 1)") + len("north, 1)")
+    _, failed = console.round_lines([rows[0], dpo_record(1, absent=(0, 7))], 12, names)
+    assert failed.strip() == (
+        "no answer: client a name of client 0 (0): no answer within 60 s, client 7: no answer within 60 s"
+    )
+
+
 def test_sft_has_no_reference_and_a_variant_is_named(tmp_path):
     folder = write_run(
         tmp_path, [], clients={"0": {"examples": 5}}, strategy={"name": "x", "variant": "paper"}

@@ -208,6 +208,14 @@ def test_paths_of_site_toml_begin_at_the_kit(tmp_path):
     (north / "site.toml").write_text('partition-id = 0\nnum-partitions = 3\ndata-path = "rows.jsonl"\n')
     assert f"data-path='{north.resolve() / 'rows.jsonl'}'" in NodeKit.read(north).node_config
     assert f"state-dir='{north.resolve() / 'state'}'" in NodeKit.read(north).node_config
+    assert "site-name='north'" in NodeKit.read(north).node_config
+
+
+def test_a_site_is_called_what_the_federation_calls_it(tmp_path):
+    """Whoever answers for it: `accord site` with its site.toml, or a ClientApp that its SuperNode starts."""
+    make(tmp_path)
+    north = tmp_path / "kits" / "sites" / "north"
+    assert SiteFile.read(north / "site.toml", ["data-path=site.toml"]).facts["site-name"] == "north"
 
 
 def test_words_stand_over_what_site_toml_tells_a_supernode(tmp_path):

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from core.naming import shown_name
 from server_app.report import write_report
 from tests.server_app.sample import EVIL, dpo_record, dpo_run, sft_record, write_run
 
@@ -44,6 +45,23 @@ class Page(HTMLParser):
 def written(folder) -> tuple[str, Page]:
     write_report(folder)
     return (folder / "report.md").read_text(), Page((folder / "report.html").read_text())
+
+
+def test_names_of_clients_are_shown_beside_their_numbers_and_stay_text(tmp_path):
+    clients = {
+        str(c): {"examples": 9, "name": EVIL + "\n\x1b[31m" + "$a$" * 9 if c == 5 else f"site {c}"}
+        for c in range(8)
+    }
+    folder = dpo_run(tmp_path, clients=clients)
+    text, page = written(folder)
+    assert "script" not in page.tags
+    assert "Worst client (<script>ale..., 5)" in page.text  # the lowest after 12 rounds
+    shown = shown_name(clients["5"]["name"])
+    assert len(shown) == 40
+    assert f"{shown} (5)" in page.text  # whose answer was missing in round 4
+    assert "site 6 (6)" in page.text
+    assert "| 5 | &lt;script>alert(1)&lt;/script>" in text
+    assert "| 3 | site 3 |" in text
 
 
 def test_a_finished_run_shows_its_numbers(tmp_path):
