@@ -46,9 +46,8 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
                     if line.strip():
                         yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        why = "its data break off" if isinstance(error, EOFError) else f"its data are damaged ({error})"
         raise DataError(
-            f"{file.name} is no complete gzip file: {why}; {_whole_lines(file)} lines can be read, but none of them "
+            f"{file.name} is no complete gzip file: {_damage(error)}; {_whole_lines(file)} lines can be read, but none of them "
             "can be relied on: copy or compress it again",
             names=[file.name],
         ) from None
@@ -112,24 +111,40 @@ def _hint(text: str, error: json.JSONDecodeError) -> str:
         return f" (is this CSV, or plain text? {EXPECTED})"
     if re.match(r"\{\s*'", start):
         return " (single quotes: Python writes JSON with json.dumps)"
-    if error.msg == "Extra data":
+    if error.msg == "Extra data" and start.startswith("{"):
         return f" ({EXPECTED}, and no comma between them)"
+    if error.msg == "Extra data":
+        return f" (a part of an object over several lines? {EXPECTED})"
     if error.pos >= len(start.rstrip()):
         return " (the object does not end on its line)"
     return ""
 
 
+def _damage(error: Exception) -> str:
+    """In our words: those of gzip may quote the bytes."""
+    if isinstance(error, EOFError):
+        return "its data break off"
+    text = str(error)
+    if text.startswith(("CRC check failed", "Incorrect length")):
+        return "its checksum is not that of its data"
+    return "other data follow it" if text.startswith("Not a gzipped file") else "its data are damaged"
+
+
 def _whole_lines(file: Path) -> int:
     """How many lines a damaged gzip file gives before its fault."""
-    lines, rest = 0, b""
-    inflate = zlib.decompressobj(wbits=31)
+    lines, inflate, pieces = 0, zlib.decompressobj(wbits=31), [b""]
     with file.open("rb") as raw:
-        try:
-            while chunk := rest or raw.read(512):
-                lines += inflate.decompress(chunk).count(b"\n")
-                rest = inflate.unused_data
-                if inflate.eof:
-                    inflate = zlib.decompressobj(wbits=31)
-        except zlib.error:
-            pass
+        while pieces or (pieces := [raw.read(HEAD)]) != [b""]:
+            piece, before = pieces.pop(0), inflate.copy()
+            try:
+                lines += inflate.decompress(piece).count(b"\n")
+            except zlib.error:
+                if len(piece) == 1:
+                    break
+                inflate, middle = before, len(piece) // 2  # what stands before the fault in this piece
+                pieces = [piece[:middle], piece[middle:], *pieces]
+                continue
+            if inflate.eof:
+                pieces, inflate = [inflate.unused_data, *pieces], zlib.decompressobj(wbits=31)
+            pieces = [piece for piece in pieces if piece]
     return lines
