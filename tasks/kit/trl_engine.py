@@ -36,6 +36,7 @@ from tasks.base import Example, Task
 from tasks.dpo import DPO
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
+from tasks.kit.choice import check_certain
 from tasks.kit.encode import key_of
 from tasks.kit.loop import TrainReport, local_batches
 from tasks.kit.reference import reference_logps
@@ -74,6 +75,7 @@ def train(
     steps = steps or cfg.local_steps
     size = min(cfg.per_device_batch_size, len(examples))
     _refuse(task, size)
+    check_certain(examples)
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
     batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=int((knobs or {}).get("rnd", 1)))
     rows = [examples[row] for micro in batches for batch in micro for row in batch]
