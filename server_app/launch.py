@@ -25,7 +25,7 @@ from core.config import parse
 from core.errors import ConfigError
 from core.processes import BIN, FLOWER
 from core.types import Scalar
-from server_app.packing import Packing, pack, this_machine
+from server_app.packing import Packing, check_this_device, pack, this_machine
 from server_app.reading import of_advice
 from server_app.words import ROOT, Request
 
@@ -64,7 +64,9 @@ def launch(asked: Request, *, verbose: bool) -> int:
             signal.signal(signal.SIGTERM, _end)  # whose default would leave the SuperLink and the run behind
             if not name:
                 env["FLWR_HOME"] = str(scratch / "flwr")
-                packing, told = pack(parse(asked.keys), asked.federation, this_machine())
+                config, machine = parse(asked.keys), this_machine()
+                check_this_device(config.model, machine)
+                packing, told = pack(config, asked.federation, machine)
                 simulation = ["--federation-config", _simulation(asked.federation, packing)]
                 typer.echo("\n".join(told))
                 typer.echo(

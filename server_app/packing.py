@@ -9,7 +9,8 @@ from math import ceil
 
 import psutil
 
-from core.sections import Config
+from core.devices import check_device, wants_cuda
+from core.sections import Config, ModelConfig
 from core.types import Scalar
 from server_app.show import counted, size
 from tasks.kit.memory import Estimate, estimate, shape_of
@@ -42,6 +43,19 @@ def this_machine() -> Machine:
         done = subprocess.run([tool, *QUERY], capture_output=True, text=True)
         found = tuple(float(line) * 2**20 for line in done.stdout.split()) if not done.returncode else ()
     return Machine(os.cpu_count() or 1, psutil.virtual_memory().available, found)
+
+
+def check_this_device(model: ModelConfig, machine: Machine) -> None:
+    """Raise ConfigError for a device or dtype that this machine cannot run.
+
+    torch is imported, for seconds, only where a GPU or float16 is asked for: it has the last word on what it sees.
+    """
+    gpus = len(machine.gpus)
+    if wants_cuda(model) or (model.dtype == "float16" and model.device != "cpu"):
+        import torch
+
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    check_device(model, gpus)
 
 
 def pack(config: Config, federation: Mapping[str, Scalar], machine: Machine) -> tuple[Packing, list[str]]:

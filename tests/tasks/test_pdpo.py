@@ -120,7 +120,7 @@ def test_an_uncertain_pair_has_the_expected_loss_over_its_orders(objective: str,
     rewarded = "reward" in parts
     options = {"objective": objective} if rewarded else {}
     task = PDPO(nll_weight=0.1, parts=parts, **options)
-    turned = {name.replace("chosen", "x").replace("rejected", "chosen").replace("x", "rejected"): v
+    turned = {name.replace("chosen", "#").replace("rejected", "chosen").replace("#", "rejected"): v
               for name, v in HAND.items()}  # fmt: skip
     plain, opposite = batch(HAND, explicit=rewarded), batch(turned, explicit=rewarded)
     (right, a), (wrong, b) = task.loss(plain), task.loss(opposite)
