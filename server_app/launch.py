@@ -22,7 +22,7 @@ from core.surroundings import RAY_BYTES, ROOM, cleaned, private_ray, short_folde
 from core.types import Scalar
 from server_app.checking import checking
 from server_app.own_superlink import superlink
-from server_app.packing import Packing, base_bytes, pack, this_machine
+from server_app.packing import Packing, base_bytes, check_this_device, pack, this_machine
 from server_app.ray_failure import simulation_failure
 from server_app.reading import of_advice
 from server_app.run_folder import RunFolder, is_held
@@ -72,7 +72,9 @@ def _run(
     asked: Request, keys: Mapping[str, Scalar], scratch: Path, stream: Stream, stack: contextlib.ExitStack
 ) -> int:
     """The exit code of a run; what it starts ends with `stack`."""
-    config = parse(keys)
+    config, machine = parse(keys), this_machine()
+    if not asked.federation["superlink"]:
+        check_this_device(config.model, machine)
     env, notes = _environment(scratch)
     checked = stack.enter_context(checking(asked, scratch, env))
     env |= QUIET
@@ -80,7 +82,7 @@ def _run(
     if not name:
         env, dropped = private_ray(env)
         env |= OWN_RAY | {"FLWR_HOME": str(scratch / "flwr"), "RAY_TMPDIR": str(scratch)}
-        packing, told = pack(config, asked.federation, this_machine())
+        packing, told = pack(config, asked.federation, machine)
         simulation = ["--federation-config", _simulation(asked.federation, packing)]
         start = "start    SuperLink, Ray, clients; the plan follows when all have said what they hold"
         typer.echo("\n".join([*told, *(f"note     {note}" for note in (*notes, *dropped)), start]))

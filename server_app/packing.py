@@ -10,6 +10,7 @@ from math import ceil
 
 import psutil
 
+from core.devices import check_device, wants_cuda
 from core.sections import Config, ModelConfig
 from core.types import Scalar
 from server_app.show import counted, size
@@ -63,6 +64,19 @@ def visible_gpus(table: str, visible: str | None) -> tuple[float, ...]:
             break
         out.append(found[0])
     return tuple(out)
+
+
+def check_this_device(model: ModelConfig, machine: Machine) -> None:
+    """Raise ConfigError for a device or dtype that this machine cannot run.
+
+    torch is imported, for seconds, only where a GPU or float16 is asked for: it has the last word on what it sees.
+    """
+    gpus = len(machine.gpus)
+    if wants_cuda(model) or (model.dtype == "float16" and model.device != "cpu"):
+        import torch
+
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    check_device(model, gpus)
 
 
 def pack(config: Config, federation: Mapping[str, Scalar], machine: Machine) -> tuple[Packing, list[str]]:

@@ -1,7 +1,9 @@
 """DPO: prefer the chosen completion over the rejected one. Rafailov et al. 2023, Eq. 7 (arXiv:2305.18290).
 
 Also IPO (Azar et al. 2023, Eq. 17, arXiv:2310.12036; log-ratios per token, as its authors told TRL), the hinge
-of SLiC (Zhao et al. 2023, arXiv:2305.10425) and label smoothing (Mitchell 2023, "conservative DPO").
+of SLiC (Zhao et al. 2023, arXiv:2305.10425) and label smoothing (Mitchell 2023, "conservative DPO"). A pair that
+brings the probability c that its label is right has the expected loss, c l(m) + (1 - c) l(-m): conservative DPO with
+a smoothing of its own; for IPO the squared distance from (2c - 1) / (2 beta), but for a constant.
 Deviations: none.
 """
 
@@ -16,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from core.errors import ConfigError
 from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
-from tasks.kit.choice import certainty
+from tasks.kit.choice import all_certain, certainty, with_confidence
 from tasks.kit.encode import Encoder
 
 LossType = Literal["sigmoid", "ipo", "hinge"]
@@ -28,23 +30,27 @@ def dpo_loss(
     """Loss of each pair, (B,). margins: chosen minus rejected log pi/pi_ref, (B,); for ipo of per-token means;
     label_smoothing: one for all, or (B,).
 
-    sigmoid: -(1 - s) log sigmoid(beta m) - s log sigmoid(-beta m) with s = label_smoothing;
+    (1 - s) l(m) + s l(-m) with s = label_smoothing; l is for sigmoid: -log sigmoid(beta m);
     ipo: (m - 1/(2 beta))^2; hinge: max(0, 1 - beta m).
     """
+    if isinstance(label_smoothing, float) and not label_smoothing:
+        return _loss(margins, beta, loss_type)
+    right, flipped = _loss(margins, beta, loss_type), _loss(-margins, beta, loss_type)
+    return (1 - label_smoothing) * right + label_smoothing * flipped
+
+
+def _loss(margins: Tensor, beta: float, loss_type: str) -> Tensor:
     if loss_type == "ipo":
         return (margins - 1 / (2 * beta)) ** 2
     if loss_type == "hinge":
         return torch.relu(1 - beta * margins)
-    right, flipped = -logsigmoid(beta * margins), -logsigmoid(-beta * margins)
-    if isinstance(label_smoothing, float) and not label_smoothing:
-        return right
-    return (1 - label_smoothing) * right + label_smoothing * flipped
+    return -logsigmoid(beta * margins)
 
 
 def pairs(rows: Sequence[Row], encode: Encoder) -> list[Example]:
-    """(chosen, rejected) behind each prompt."""
+    """(chosen, rejected) behind each prompt, with the confidence of a pair that brings one."""
     made = (encode.example(r["prompt"], (r["chosen"], r["rejected"]), row=i) for i, r in enumerate(rows))
-    return [example for example in made if example]
+    return [with_confidence(e, r) for e, r in zip(made, rows, strict=True) if e]
 
 
 def reward_metrics(batch: Batch, beta: float) -> Metrics:
@@ -87,7 +93,10 @@ class DPO(Task):
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(f"task.label-smoothing must be in [0, 0.5), got {self.label_smoothing}")
         if self.label_smoothing and self.loss_type != "sigmoid":
-            raise ConfigError(f"task.label-smoothing has no effect with task.loss-type = {self.loss_type!r}")
+            raise ConfigError(
+                f"task.label-smoothing is for task.loss-type = 'sigmoid', not {self.loss_type!r}; rows may bring "
+                "label_confidence instead"
+            )
 
     @property
     def reward_scale(self) -> float:
@@ -110,7 +119,7 @@ class DPO(Task):
 
     def _smoothing(self, examples: Sequence[Example], like: Tensor) -> float | Tensor:
         """The probability that each label is wrong: 1 - confidence, where pairs bring one, smoothed."""
-        if all(example.confidence == 1.0 for example in examples):
+        if all_certain(examples):
             return self.label_smoothing
         return 1 - certainty(examples, self.label_smoothing, like)
 

@@ -1,6 +1,8 @@
 """KTO: learn from thumbs up and down. Ethayarajh et al. 2024, Eq. 7 and 8 (arXiv:2402.01306).
 
-The reference point z is the mean log pi/pi_ref of mismatched pairs, never below 0 and without gradient.
+The reference point z is the mean log pi/pi_ref of mismatched pairs, never below 0 and without gradient. A thumb that
+brings the probability c that its label is right, or comes from a pair that does, has the expected loss over the label,
+c L(label) + (1 - c) L(the other): what conservative DPO (Mitchell 2023) does to a pair; z knows no labels.
 Deviations from TRL 1.16: a mismatched pair is fixed for a client instead of for a batch (`deranged`; TRL's own
 pairing is `rotated`), weights can come from the federation's pooled counts, and z can be carried by the server.
 """
@@ -17,6 +19,7 @@ from torch import Tensor
 from core.errors import ConfigError
 from core.types import Metrics, Scalar
 from tasks.base import Batch, Example, Row, Task
+from tasks.kit.choice import all_certain, certainty, with_confidence
 from tasks.kit.encode import Encoder
 
 BAND = (1.0, 4 / 3)  # of w_D n_D : w_U n_U, Eq. 8
@@ -31,11 +34,17 @@ def kto_loss(
     beta: float,
     desirable: float = 1.0,
     undesirable: float = 1.0,
+    confidence: Tensor | None = None,
 ) -> Tensor:
     """Loss of each row, (B,): w_D (1 - sigmoid(beta (r - z))) or w_U (1 - sigmoid(beta (z - r))).
 
-    ratios: log pi/pi_ref, (B,); labels: True for desirable, (B,); z: the reference point.
+    ratios: log pi/pi_ref, (B,); labels: True for desirable, (B,); z: the reference point. confidence: the probability
+    that each label is right, (B,), for the expected loss.
     """
+    if confidence is not None:
+        right = kto_loss(ratios, labels, z, beta=beta, desirable=desirable, undesirable=undesirable)
+        wrong = kto_loss(ratios, ~labels, z, beta=beta, desirable=desirable, undesirable=undesirable)
+        return confidence * right + (1 - confidence) * wrong
     gain = torch.where(labels, ratios - z, z - ratios)
     weight = torch.where(labels, desirable, undesirable)
     return weight * (1 - torch.sigmoid(beta * gain))
@@ -79,7 +88,7 @@ class KTO(Task):
             encode.example(r["prompt"], (r["completion"],), bool(r["label"]), row=i)
             for i, r in enumerate(rows)
         )
-        return [example for example in made if example]
+        return [with_confidence(e, r) for e, r in zip(made, rows, strict=True) if e]
 
     def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
         """Every row joined by its mismatched completion, unless the rows bring their own."""
@@ -99,6 +108,7 @@ class KTO(Task):
             beta=self.beta,
             desirable=_weight(self.desirable_weight, batch.knobs, "desirable-weight"),
             undesirable=_weight(self.undesirable_weight, batch.knobs, "undesirable-weight"),
+            confidence=None if all_certain(batch.examples) else certainty(batch.examples, 0.0, ratios),
         )
         metrics: Metrics = {} if z is None else {"kl": z}
         for name, rows in (("chosen", labels), ("rejected", ~labels)):
@@ -130,7 +140,8 @@ class KTO(Task):
         return max(0.0, batch.running["total"] / batch.running["weight"])
 
     def census(self, examples: Sequence[Example]) -> Metrics:
-        desirable = sum(bool(example.label) for example in examples)
+        """Expected counts, where labels are uncertain."""
+        desirable = sum(e.confidence if e.label else 1 - e.confidence for e in examples)
         return {"n_desirable": float(desirable), "n_undesirable": float(len(examples) - desirable)}
 
     def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:

@@ -6,10 +6,12 @@ arXiv:2305.18290), D_ex the difference of the two rewards that the client's own 
 separate: -log s(D_im) - lambda log s(D_ex), two Bradley-Terry likelihoods, put together only where answers are ranked;
 margin: -log s(D_im - kappa clip(D_ex, -3, 3)) - lambda log s(D_ex), no gradient through the first D_ex: the policy has
 to win by more where the reward is sure; composed: -log s(D_im + lambda D_ex), one likelihood of the summed reward.
-All may add nll-weight times the chosen answer's negative log-likelihood per token.
+All may add nll-weight times the chosen answer's negative log-likelihood per token. A pair with the probability c that
+its label is right has the expected loss over its two orders, c L(D_im, D_ex) + (1 - c) L(-D_im, -D_ex), the likelihood
+of the better answer included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args
 
@@ -21,7 +23,7 @@ from core.factors import is_private
 from core.types import Metrics
 from tasks.base import Batch, Example, Parts, Row, Stage, Task
 from tasks.dpo import pairs, reward_metrics
-from tasks.kit.choice import share_right
+from tasks.kit.choice import all_certain, certainty, share_right
 from tasks.kit.encode import Encoder
 
 Objective = Literal["separate", "margin", "composed"]
@@ -138,20 +140,37 @@ class PDPO(Task):
         assert batch.ref_logps is not None
         ratios, metrics = (batch.logps - batch.ref_logps).view(-1, 2), reward_metrics(batch, self.beta)
         implicit = self.beta * (ratios[:, 0] - ratios[:, 1])
-        if batch.explicit is None:
-            loss = -logsigmoid(implicit).mean()
-        else:
+        explicit = None
+        if batch.explicit is not None:
             rewards = batch.explicit.view(-1, 2)
             explicit = rewards[:, 0] - rewards[:, 1]
-            weight, kappa = self.explicit_weight, self.kappa
-            loss = pdpo_loss(implicit, explicit, objective=self.objective, weight=weight, kappa=kappa).mean()
             metrics["explicit/margins"] = float(explicit.detach().mean())
             if explicit.any():
                 metrics["explicit/accuracies"] = share_right(explicit.detach())
+        loss = self._expected(
+            batch,
+            self._losses(implicit, explicit),
+            lambda: self._losses(-implicit, None if explicit is None else -explicit),
+        )
         if self.nll_weight:
-            nll = -(batch.logps / batch.tokens).view(-1, 2)[:, 0].mean()
+            each = -(batch.logps / batch.tokens).view(-1, 2)
+            nll = self._expected(batch, each[:, 0], lambda: each[:, 1])
             loss, metrics["nll"] = loss + self.nll_weight * nll, float(nll.detach())
         return loss, metrics
+
+    def _losses(self, implicit: Tensor, explicit: Tensor | None) -> Tensor:
+        if explicit is None:
+            return -logsigmoid(implicit)
+        weight, kappa = self.explicit_weight, self.kappa
+        return pdpo_loss(implicit, explicit, objective=self.objective, weight=weight, kappa=kappa)
+
+    @staticmethod
+    def _expected(batch: Batch, right: Tensor, wrong: Callable[[], Tensor]) -> Tensor:
+        """The mean over pairs, each by how certain its label is; wrong: the losses if the other answer is better."""
+        if all_certain(batch.examples):
+            return right.mean()
+        c = certainty(batch.examples, 0.0, right)
+        return (c * right + (1 - c) * wrong()).mean()
 
 
 PLUGIN = PDPO

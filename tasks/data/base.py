@@ -1,8 +1,9 @@
 """Rows: the canonical formats, how users' columns become them, and what a source of data has to offer.
 
 Canonical rows have TRL's columns: pair (prompt, chosen, rejected), thumb (prompt, completion, label) and
-demonstration (prompt, completion). Texts are strings, or lists of messages with `role` and `content`. A pair may
-bring `label_confidence`, the probability that its label is right, which selector and reward read.
+demonstration (prompt, completion). Texts are strings, or lists of messages with `role` and `content`, which is a
+string or text parts, or with `tool_calls`. A pair or a thumb may bring `label_confidence`, the probability that its
+label is right: a soft label for every task but sft, which refuses it.
 """
 
 import random
@@ -131,16 +132,32 @@ def owner_of(raw: Json, column: str) -> str:
 
 
 def thumbs(pairs: Sequence[Row]) -> list[Row]:
-    """KTOO: a client's n pairs become its n desirable rows, in order, and then its n undesirable ones."""
+    """KTOO: a client's n pairs become its n desirable rows, in order, and then its n undesirable ones.
+
+    Each has the confidence of its pair: if the pair is the wrong way round, both labels are.
+    """
     return [
-        at_place_of(pair, {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"})
+        at_place_of(
+            pair,
+            {
+                "prompt": pair["prompt"],
+                "completion": pair[side],
+                "label": side == "chosen",
+                **({EXTRA: pair[EXTRA]} if EXTRA in pair else {}),
+            },
+        )
         for side in ("chosen", "rejected")
         for pair in pairs
     ]
 
 
 def demonstrations(rows: Sequence[Row]) -> list[Row]:
-    """What was preferred or desired, as prompt and completion."""
+    """What was preferred or desired, as prompt and completion. Raises ConfigError where that is not certain."""
+    if any(row.get(EXTRA, 1.0) != 1.0 for row in rows):
+        raise ConfigError(
+            f"sft learns every answer as right, but rows bring {EXTRA} below 1; set task.name to dpo, pdpo or kto, "
+            "or remove the column"
+        )
     if rows and "chosen" in rows[0]:
         return [at_place_of(row, {"prompt": row["prompt"], "completion": row["chosen"]}) for row in rows]
     return [

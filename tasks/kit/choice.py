@@ -6,7 +6,7 @@ One place for training, grouping, labelling and evaluation: a model tuned with t
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from core.errors import ConfigError
 from core.types import Metrics
 from tasks.base import Batch, Example, Row
+from tasks.data.base import EXTRA
 from tasks.kit.encode import Encoder, Text
 from tasks.kit.formats import Message, text_of
 
@@ -94,7 +95,7 @@ class Asker:
                 r["prompt"],
                 r["chosen"],
                 r["rejected"],
-                confidence=float(r.get("label_confidence", 1.0)),
+                confidence=float(r.get(EXTRA, 1.0)),
                 row=i,
             )
             for i, r in enumerate(rows)
@@ -149,6 +150,20 @@ def check_smoothing(label_smoothing: float) -> None:
         raise ConfigError(f"task.label-smoothing must be in [0, 0.5), got {label_smoothing}")
 
 
+def with_confidence(example: Example, row: Row) -> Example:
+    """The example with the row's own probability that its label is right, where it brings one."""
+    return replace(example, confidence=float(row[EXTRA])) if EXTRA in row else example
+
+
+def check_certain(examples: Sequence[Example]) -> None:
+    """Raise ConfigError for labels that are not certain, for a trainer that takes every label as right."""
+    if not all_certain(examples):
+        raise ConfigError(
+            f"train.engine = 'trl' takes every label as right, but rows bring {EXTRA} below 1; use "
+            "train.engine = 'accord', or remove the column"
+        )
+
+
 def margins(batch: Batch) -> Tensor:
     """z of both orders, (B, 2): logit of A minus logit of B, with the first answer as A and with the second."""
     logits = batch.logps.view(-1, 2, 2)
@@ -159,6 +174,10 @@ def certainty(examples: Sequence[Example], label_smoothing: float, like: Tensor)
     """The probability that the first answer is the better one, (B,): its confidence c, smoothed to c (1 - 2s) + s."""
     c = torch.tensor([example.confidence for example in examples], dtype=like.dtype, device=like.device)
     return c * (1 - 2 * label_smoothing) + label_smoothing
+
+
+def all_certain(examples: Sequence[Example]) -> bool:
+    return all(example.confidence == 1.0 for example in examples)
 
 
 def cross_entropy(z: Tensor, p: Tensor) -> Tensor:

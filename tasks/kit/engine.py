@@ -12,6 +12,7 @@ from tasks.data.kit.places import place_of
 from tasks.kit import loop, parallel
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache, rows_key
+from tasks.kit.choice import check_certain
 from tasks.kit.encode import REMARKS, Encoder
 from tasks.kit.evaluate import evaluate as score
 from tasks.kit.evaluate import heldout_examples
@@ -27,8 +28,11 @@ class Examples:
 
 
 def examples(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> Examples:
-    """A client's training rows as the task reads them. Raises DataError when none can be used."""
+    """A client's training rows as the task reads them. Raises DataError when none can be used, ConfigError for labels
+    of which train.engine cannot take the confidence."""
     found = usable(base, task, rows, config, cache)
+    if config.train.engine == "trl":
+        check_certain(found.kept)
     if not found.kept:
         raise DataError(
             f"none of {len(rows)} training rows can be used: {dict(found.skipped) or 'there are none'}"

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from core import factors
+from core.devices import check_device
 from core.errors import ConfigError, TreeMismatch
 from core.sections import LoraConfig, ModelConfig
 from core.tree import Tree, same_layout
@@ -231,17 +232,12 @@ def _joined(tree: Mapping[str, Tensor], merged: Mapping[str, Tensor], scale: flo
 
 
 def _placement(model: ModelConfig) -> str | dict[str, str]:
-    wants_cuda = model.device.startswith("cuda") or model.device == "balanced"
-    if wants_cuda and not torch.cuda.is_available():
-        raise ConfigError(
-            f"model.device = {model.device!r}, but torch sees no CUDA device here; use 'auto' or 'cpu'"
-        )
+    gpus = torch.cuda.device_count() if model.device != "cpu" and torch.cuda.is_available() else 0
+    check_device(model, gpus)
     if model.device == "balanced":
         return "balanced"
     if model.device == "auto":
-        return {"": "cuda" if torch.cuda.is_available() else "cpu"}
-    if model.device != "cpu" and not wants_cuda:
-        raise ConfigError(f"model.device must be auto | cpu | cuda | cuda:N | balanced, got {model.device!r}")
+        return {"": "cuda" if gpus else "cpu"}
     return {"": model.device}
 
 

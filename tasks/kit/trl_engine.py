@@ -37,6 +37,7 @@ from tasks.dpo import DPO
 from tasks.kit.attach import unnamed_layers
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
+from tasks.kit.choice import check_certain
 from tasks.kit.encode import key_of
 from tasks.kit.loop import TrainReport, local_batches
 from tasks.kit.reference import reference_logps
@@ -80,6 +81,7 @@ def train(
             f"train.engine = 'trl': its second adapter would leave out {layers[0]!r}, whose name peft takes for an "
             "expert's; use train.engine = 'accord', or lora.target-modules without it"
         )
+    check_certain(examples)
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
     batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=int((knobs or {}).get("rnd", 1)))
     rows = [examples[row] for micro in batches for batch in micro for row in batch]

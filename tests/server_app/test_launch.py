@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 from core.errors import ConfigError
 from server_app.launch import clear_away, launch
@@ -46,3 +47,17 @@ def test_only_new_folders_in_which_nothing_began_are_cleared_away(tmp_path):
     clear_away(tmp_path.iterdir(), fresh_s=-1.0)
     os.close(holding)
     assert {p.name for p in tmp_path.iterdir()} == {"begun", "at work", "other"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model.device": "cuda"}, "model.device = 'cuda', but torch sees no CUDA device here"),
+        ({"model.dtype": "float16"}, "model.dtype = 'float16' needs a GPU"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_where_there_is_none(tmp_path, monkeypatch, keys, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        launch(Request(keys, FEDERATION), verbose=False)

@@ -87,6 +87,37 @@ def test_a_pair_may_bring_its_own_confidence() -> None:
     assert margins.grad.item() == pytest.approx(0.0, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("loss_type", "want"),
+    [
+        # beta 0.5, m = 4: beta m = 2 and -2; ipo: (4 - 1)^2 and (-4 - 1)^2
+        ("sigmoid", 0.7 * math.log1p(math.exp(-2)) + 0.3 * math.log1p(math.exp(2))),
+        ("ipo", 0.7 * 9 + 0.3 * 25),
+        ("hinge", 0.7 * 0 + 0.3 * 3),
+    ],
+)
+def test_rows_bring_their_confidence_to_every_loss(loss_type: str, want: float) -> None:
+    """The expected loss over the two orders: a pair at 0.3 is the pair the other way round at 0.7."""
+    encode, task = Encoder(tiny.tokenizer(), "none", 9), DPO(beta=0.5, loss_type=loss_type)
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "label_confidence": 0.7}
+    turned = {"prompt": "a", "chosen": "c", "rejected": "b", "label_confidence": 0.3}
+    (unsure,), (opposite,) = task.examples([row], encode), task.examples([turned], encode)
+    seen = batch([-1.0], [-5.0], [-2.0], [-2.0])
+    assert task.loss(replace(seen, examples=(unsure,)))[0].item() == pytest.approx(want)
+    other = batch([-5.0], [-1.0], [-2.0], [-2.0])
+    assert task.loss(replace(other, examples=(opposite,)))[0].item() == pytest.approx(want)
+
+
+def test_ipo_of_an_uncertain_pair_is_least_at_its_margin() -> None:
+    """(2c - 1) / (2 beta), the target of Eq. 17 for a preference that is c."""
+    m = torch.tensor([(2 * 0.7 - 1) / (2 * 0.5)], dtype=torch.float64, requires_grad=True)
+    dpo_loss(
+        m, beta=0.5, loss_type="ipo", label_smoothing=torch.tensor([0.3], dtype=torch.float64)
+    ).backward()
+    assert m.grad is not None
+    assert m.grad.item() == pytest.approx(0.0, abs=1e-12)
+
+
 def test_smoothing_is_least_at_its_own_confidence() -> None:
     """d/dm = 0 where sigmoid(beta m) = 1 - s."""
     m = torch.tensor([math.log(0.8 / 0.2) / 0.5], dtype=torch.float64, requires_grad=True)

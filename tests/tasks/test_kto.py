@@ -1,6 +1,7 @@
 """KTO: the published vectors, pairings without fixed points, pooled weights, and a reference point at batch size 1."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Batch, Example
+from tasks.data.base import thumbs as thumbs_of
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
+from tasks.kit.encode import Encoder
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.loop import train
 from tasks.kit.model import load_base, reference, set_adapter
@@ -171,6 +174,30 @@ def test_weights_reach_the_loss() -> None:
         batch([0.0, 0.0], [True, False], knobs=knobs)
     )
     assert loss.item() == pytest.approx((2.0 + 4.0) / 4)
+
+
+def test_an_uncertain_pair_becomes_two_uncertain_thumbs() -> None:
+    """The expected loss over the label. beta 1, z = 0; r = ln 3 and -ln 3: sigmoid 3/4 and 1/4. Desirable with
+    certainty c: c w_D (1 - s(r)) + (1 - c) w_U (1 - s(-r)); both thumbs of a pair have its c = 0.8."""
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "label_confidence": 0.8}
+    task = KTO(beta=1.0, desirable_weight="2", undesirable_weight="1")
+    good, bad = task.examples(thumbs_of([row]), Encoder(tiny.tokenizer(), "none", 9))
+    ratio = math.log(3)
+    loss, metrics = task.loss(replace(batch([ratio, -ratio], [True, False]), examples=(good, bad)))
+    liked, disliked = 0.8 * 2 * 0.25 + 0.2 * 1 * 0.75, 0.8 * 1 * 0.25 + 0.2 * 2 * 0.75
+    assert loss.item() == pytest.approx((liked + disliked) / 2)
+    assert metrics["rewards/chosen"] == pytest.approx(ratio)
+    assert task.census([good, bad, replace(good, confidence=1.0)]) == pytest.approx(
+        {"n_desirable": 0.8 + 0.2 + 1, "n_undesirable": 0.2 + 0.8}
+    )
+
+
+def test_confidence_one_and_zero_are_the_label_and_the_other() -> None:
+    ratios, labels = torch.tensor([0.3, -0.2], dtype=torch.float64), torch.tensor([True, False])
+    weights = {"beta": 0.5, "desirable": 1.5, "undesirable": 0.5}
+    for confidence, sides in ((1.0, labels), (0.0, ~labels)):
+        got = kto_loss(ratios, labels, 0.1, confidence=torch.full((2,), confidence), **weights)
+        assert got.tolist() == pytest.approx(kto_loss(ratios, sides, 0.1, **weights).tolist())
 
 
 def test_without_mismatched_pairs_z_is_the_servers_or_zero() -> None:

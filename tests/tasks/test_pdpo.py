@@ -11,7 +11,9 @@ import torch
 from core.errors import ConfigError
 from tasks.base import Batch, Example, Parts
 from tasks.dpo import DPO
+from tasks.kit.encode import Encoder
 from tasks.pdpo import PDPO, pdpo_loss
+from tests import tiny
 
 VECTORS = Path(__file__).parents[2] / "../shared/spec/vectors/fedbiscuit.json"
 
@@ -109,6 +111,26 @@ def test_the_chosen_answer_is_kept_likely_by_its_mean_token() -> None:
     with_it, metrics = PDPO(nll_weight=0.1).loss(seen)
     assert metrics["nll"] == pytest.approx(2.0)
     assert with_it.item() == pytest.approx(PDPO().loss(seen)[0].item() + 0.2)
+
+
+@pytest.mark.parametrize("objective", ["separate", "composed", "margin"])
+@pytest.mark.parametrize("parts", ["bottleneck,head,reward", "bottleneck,head"])
+def test_an_uncertain_pair_has_the_expected_loss_over_its_orders(objective: str, parts: str) -> None:
+    """0.8 of the pair as it is and 0.2 of the pair turned round, likelihood of the better answer included."""
+    rewarded = "reward" in parts
+    options = {"objective": objective} if rewarded else {}
+    task = PDPO(nll_weight=0.1, parts=parts, **options)
+    turned = {name.replace("chosen", "#").replace("rejected", "chosen").replace("#", "rejected"): v
+              for name, v in HAND.items()}  # fmt: skip
+    plain, opposite = batch(HAND, explicit=rewarded), batch(turned, explicit=rewarded)
+    (right, a), (wrong, b) = task.loss(plain), task.loss(opposite)
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "label_confidence": 0.8}
+    (example,) = task.examples([row], Encoder(tiny.tokenizer(), "none", 9))
+    loss, metrics = task.loss(replace(plain, examples=(example, example)))
+    assert loss.item() == pytest.approx(0.8 * right.item() + 0.2 * wrong.item())
+    assert metrics["nll"] == pytest.approx(0.8 * a["nll"] + 0.2 * b["nll"])
+    half, _ = task.loss(replace(plain, examples=(example, plain.examples[0])))  # one of them certain
+    assert half.item() != pytest.approx(loss.item())
 
 
 def test_a_silent_reward_head_has_no_accuracy() -> None:

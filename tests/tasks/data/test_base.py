@@ -200,13 +200,30 @@ def test_bad_rows_can_be_left_out_and_are_counted_by_reason():
     assert table.skipped == {"chosen is empty": 2, "chosen equals rejected": 1}
 
 
-def test_a_confidence_is_a_pairs_own_and_no_kind():
-    """Pairs with and without one are one kind, and pairs they stay; thumbs and demonstrations have none."""
+def test_a_confidence_is_a_labels_own_and_no_kind():
+    """Pairs with and without one are one kind, and pairs they stay; both thumbs of a pair are as sure as it is."""
     found = [Found("a", pair(0)), Found("b", {**pair(1), "label_confidence": 0.5})]
     rows = [entry.row for entry in read(found, "error").entries]
     assert view(rows, PAIR) == [pair(0), {**pair(1), "label_confidence": 0.5}]
     assert view(rows[::-1], PAIR) == [{**pair(1), "label_confidence": 0.5}, pair(0)]
-    assert {tuple(row) for row in view(rows[1:], THUMB)} == {THUMB}
+    assert [row.get("label_confidence") for row in view(rows, THUMB)] == [None, 0.5, None, 0.5]
+    assert view([canonical(Found("c", {**row, "x": 1})) for row in view(rows, THUMB)], THUMB) == thumbs(rows)
+
+
+@pytest.mark.parametrize("columns", [PAIR, THUMB])
+def test_demonstrations_of_uncertain_labels_are_refused(columns):
+    """Certain ones are none: 1.0 is what a row without a confidence has, and null is no confidence."""
+    for confidence in (0.0, 0.5, 0.999):
+        rows = view([pair(0), {**pair(1), "label_confidence": confidence}], columns)
+        with pytest.raises(
+            ConfigError, match=r"label_confidence below 1; set task\.name to dpo, pdpo or kto"
+        ):
+            view(rows, DEMONSTRATION)
+    for confidence in (1, None):
+        row = canonical(Found("a", {**pair(1), "label_confidence": confidence}))
+        assert view([row], DEMONSTRATION) == view([pair(1)], DEMONSTRATION)
+    with pytest.raises(BadRow, match="has label_confidence, but no label"):
+        canonical(Found("a", {"prompt": "p", "completion": "c", "label_confidence": 0.5}))
 
 
 def test_the_opposite_of_a_preference_by_hand():

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_config import KTOConfig
-from trl.trainer.kto_trainer import KTOTrainer
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -21,6 +21,7 @@ from tasks.base import Example, Row
 from tasks.data.base import BadRow, Found, canonical
 from tasks.kit.chat import TODAY, ChatTemplate
 from tasks.kit.encode import DIFFERS, NO_CALLS, Encoder
+from tasks.kto import rotated
 from tests import tiny
 from tests.tasks.kit.templates import CHATML_TURNS, FAMILIES, Family
 
@@ -97,6 +98,22 @@ class Trl:
         made = self._prepared(KTOTrainer, thumb, tokenizer)
         return made["prompt_ids"], made["completion_ids"]
 
+    def kto_batch(
+        self, rows: list[Row], tokenizer: PreTrainedTokenizerFast, max_length: int
+    ) -> list[list[int]]:
+        """Each prompt with its mismatched completion, as the model sees them."""
+        made, cfg = self._made[KTOTrainer]
+        made._tokenizer = tokenizer
+        cfg = KTOConfig(cfg.output_dir, per_device_train_batch_size=len(rows), max_length=max_length, use_cpu=True,
+                        bf16=False)  # fmt: skip
+        data = made._prepare_dataset(Dataset.from_list(rows), tokenizer, cfg, "eval")
+        collate = DataCollatorForUnpairedPreference(pad_token_id=0, max_length=max_length)
+        seen = collate([{**row, "label": True} for row in data])
+        return [
+            ids[mask.bool()].tolist()
+            for ids, mask in zip(seen["KL_input_ids"], seen["KL_attention_mask"], strict=True)
+        ]
+
     def sft(self, row: Row, tokenizer: PreTrainedTokenizerFast) -> Ids:
         demonstration = {"prompt": row["prompt"], "completion": row["chosen"]}
         made = self._prepared(SFTTrainer, demonstration, tokenizer, False, None)
@@ -162,6 +179,25 @@ def as_it_takes(name: str, kind: str) -> Row:
     if name == "parts-only":
         return wrapped(ROWS[kind])
     return joined(ROWS[kind]) if kind == "parts" and name != "parts-or-text" else ROWS[kind]
+
+
+def test_a_mismatched_answer_is_cut_once_as_in_trl(trl: Trl) -> None:
+    """What stands behind another prompt is the start of the whole answer, as much as fits; answers longer than any
+    room among them. The prompts fit here: where they do not, Accord cuts them and TRL drops the row."""
+    tokenizer = Family("", prefix=("<s>",)).tokenizer()
+    sizes = ((0, 60), (9, 3), (15, 0), (3, 15), (1, 8), (12, 40))
+    rows = [
+        {"prompt": "p" * n, "completion": "abcdefghij"[i] * m, "label": i > 2}
+        for i, (n, m) in enumerate(sizes)
+    ]
+    want = trl.kto_batch(rows, tokenizer, max_length=20)
+    encoder = Encoder(tokenizer, "none", 20)
+    made = [encoder.example(r["prompt"], (r["completion"],), r["label"]) for r in rows]
+    examples = rotated([e for e in made if e], len(rows), max_length=20)
+    fits = [i for i, (n, m) in enumerate(sizes) if 1 + n + m + 1 <= 20 or n == 0]
+    assert len(fits) == 5
+    for i in fits:
+        assert [*examples[i].prompt, *examples[i].mismatched] == want[i]
 
 
 REFUSALS = {"Roles must alternate", "No system role", "One call at a time"}  # in the templates' own words

@@ -268,6 +268,12 @@ def test_what_trl_cannot_do_is_refused(base, task, cfg, what):
     assert "train.engine = 'accord'" in str(error.value)
 
 
+def test_labels_that_are_not_certain_are_refused(base):
+    unsure = [replace(e, confidence=0.9) for e in rows(DPO())]
+    with pytest.raises(ConfigError, match=r"label_confidence below 1; use train\.engine"):
+        trl_engine.train(base, DPO(), unsure, CFG, seed=1)
+
+
 def test_no_examples_is_an_error(base):
     with pytest.raises(DataError, match="without usable rows"):
         trl_engine.train(base, DPO(), [], CFG, seed=1)
