@@ -20,7 +20,7 @@ from core.config import defaults, parse  # noqa: E402 - needs the line above
 from core.errors import AccordError, ConfigError  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
 from core.processes import environment, read_kit  # noqa: E402
-from core.surroundings import prepare_process  # noqa: E402
+from core.surroundings import cleaned, prepare_process  # noqa: E402
 from server_app.advice import arms  # noqa: E402
 from server_app.launch import QUIET, launch  # noqa: E402
 from server_app.provision import kits, serve  # noqa: E402
@@ -156,6 +156,8 @@ def node(context: typer.Context) -> None:
 
     Most of its waiting between messages is left out (docs/sites.md).
     """
+    for note in cleaned(os.environ)[1]:
+        typer.echo(f"accord: {note}", err=True)
     program = str(ROOT / "client_app" / "node.py")
     os.execve(sys.executable, [sys.executable, program, *context.args], {**environment(), **QUIET})
 

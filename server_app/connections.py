@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,19 @@ def check_reachable(link: Connection, environ: Mapping[str, str]) -> None:
     """ConfigError where nobody listens at its address; a SuperLink behind a proxy is left to Flower."""
     if link.place is None or proxy_for(environ, link.place[0]):
         return
-    try:
-        socket.create_connection(link.place, timeout=ANSWER_S).close()
-    except OSError as error:
-        raise ConfigError(
-            f"federation.superlink = {link.name!r}: no answer from {link.address} ({error}); is the SuperLink up "
-            "(`accord start KIT` on the server), is its control port open for this machine?"
-        ) from error
+    deadline = time.monotonic() + ANSWER_S  # it may be starting
+    while True:
+        try:
+            socket.create_connection(link.place, timeout=ANSWER_S).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"federation.superlink = {link.name!r}: no answer from {link.address} ({error}); is the SuperLink "
+                    "up (`accord start KIT` on the server), is its control port open for this machine?"
+                ) from error
+            time.sleep(0.2)
+        else:
+            return
 
 
 def folder_here(link: Connection) -> Path | None:

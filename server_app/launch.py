@@ -145,16 +145,25 @@ def _ending_well(*, hang_up: bool) -> Iterator[None]:
     for number in numbers:
         if before[number] != signal.SIG_IGN:
             signal.signal(number, _end)
-    yield
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def clear_away(folders: Iterable[Path], fresh_s: float = FRESH_S) -> None:
-    """Delete run folders in which nothing was begun and nobody is at work; one younger than `fresh_s` stays."""
-    for folder in folders:
-        run = RunFolder(folder)
-        begun = not (folder / "config.toml").is_file() or not run.is_unbegun()
-        if not begun and time.time() - folder.stat().st_ctime > fresh_s and not is_held(folder):
-            run.discard_unbegun()
+    """Delete the run folders in which nothing was begun and nobody is at work.
+
+    A folder younger than `fresh_s` may be another run's that is about to hold it, and is looked at when it is older.
+    """
+    unbegun = [f for f in folders if (f / "config.toml").is_file() and RunFolder(f).is_unbegun()]
+    if unbegun:
+        youngest = max(folder.stat().st_ctime for folder in unbegun)
+        time.sleep(min(fresh_s, max(0.0, fresh_s - (time.time() - youngest))))
+    for folder in unbegun:
+        if folder.is_dir() and not is_held(folder):
+            RunFolder(folder).discard_unbegun()
 
 
 def _tell_how_it_ended(asked: Request, code: int, stream: Stream) -> None:

@@ -14,6 +14,7 @@ from core.errors import ConfigError
 from core.files import read_toml
 from core.keys import fingerprint, write
 from core.processes import BIN, KIT, check_port, environment, read_kit
+from core.surroundings import cleaned
 from server_app.provision.certificates import days_left, is_signed_by, names_of, read_certificate
 from server_app.provision.federation import split
 from server_app.provision.kits import SOON
@@ -26,6 +27,8 @@ REGISTERED = "registered.toml"  # what the SuperLink was told: it does not tell 
 def start(kit: Path) -> None:
     """Become the SuperLink of this kit."""
     command = superlink(kit.resolve())
+    for note in cleaned(os.environ)[1]:
+        print(f"accord: {note}", flush=True)
     os.execve(command[0], command, environment(FLWR_HOME=str(connection(kit))))
 
 

@@ -1,7 +1,10 @@
 """`accord advise` in real processes: what it leaves, and that it goes on where it was stopped."""
 
+import contextlib
 import json
 import shutil
+import socket
+import threading
 
 import pytest
 
@@ -50,12 +53,24 @@ def test_an_advice_scores_every_option_and_continues_to_the_same_numbers(place):
 
 @pytest.mark.parametrize("advice", [True, False])
 def test_an_option_that_stopped_is_continued_by_its_advice_alone(place, advice):
-    """Flower knows no connection `nowhere`, so that the run ends at once."""
+    """Behind the connection `nowhere` is no SuperLink, so that the run ends at once."""
     run = write_run(place.path / "advice" / "fedavg", [dpo_record(0)], status="running")
     (run / "checkpoints").mkdir()
     if advice:
         (place.path / "advice" / ASKED).write_text("")
-    done = place.accord("resume", str(run), "federation.superlink=nowhere", check=False)
-    assert done.returncode == 1
+    (place.path / "flwr").mkdir(exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        threading.Thread(target=_hang_up, args=(mute,), daemon=True).start()
+        link = f'[superlink.nowhere]\naddress = "{address}"\ninsecure = true\n'
+        (place.path / "flwr" / "config.toml").write_text(link)
+        done = place.accord("resume", str(run), "federation.superlink=nowhere", check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
     assert "accord: the run failed" in done.stderr
     assert ("continue with: accord resume" in done.stderr) is not advice
+
+
+def _hang_up(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the test is over
+        while True:
+            server.accept()[0].close()

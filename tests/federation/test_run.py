@@ -143,14 +143,15 @@ def test_a_selector_is_told_by_its_accuracy_and_asked_for_no_answers(place):
     assert not (run / "answers.json").exists()
 
 
-def test_a_run_that_fails_exits_non_zero_with_one_clear_line(place):
+def test_rows_that_cannot_be_read_are_refused_in_one_clear_line(place):
     (place.path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": \n')
     words = ["data.source=jsonl", f"data.path={place.path / 'bad.jsonl'}", "federation.num-supernodes=2"]
     done = place.accord("run", *words, check=False)
-    assert done.returncode == 1
-    assert "bad.jsonl" in done.stdout
-    assert "line 2" in done.stdout
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "bad.jsonl line 2" in line
     assert "Traceback" not in done.stdout
+    assert place.runs() == []
 
 
 @pytest.mark.parametrize(
