@@ -88,9 +88,11 @@ def resolve(wanted: Wanted) -> str:
 
     Raises one of HUB_ERRORS.
     """
-    api = partial(HfApi().resolve_revision, wanted.name, repo_type=wanted.kind, revision=wanted.revision)
+    api = partial(
+        HfApi().resolve_revision, wanted.name, repo_type=wanted.kind, revision=wanted.revision or None
+    )
     try:
-        return api().resolved
+        return api(local_files_only=constants.is_offline_mode()).resolved
     except HfHubHTTPError as error:
         if error.response.status_code != TOO_MANY:
             raise
