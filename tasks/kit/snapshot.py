@@ -173,7 +173,7 @@ class _Repository:
         began = time.monotonic()
         for name in missing:  # of another length than the Hub's: cut short by whoever was here before
             if (place := self.folder / name).is_file():
-                place.unlink()
+                place.unlink(missing_ok=True)
                 hf_hub_download(
                     self.wanted.name, name, revision=self.commit, force_download=True, tqdm_class=_NoBar
                 )
