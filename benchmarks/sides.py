@@ -102,7 +102,7 @@ def build_model(folder: Path, model: str, vocabulary: int) -> None:
 
 def make_case(name: str, folder: Path, *, steps: int, threads: int) -> Case:
     """Prompts and responses of 64-256 words, uniformly, every row once; a response's last token is EOS."""
-    vocabulary = LlamaConfig.from_pretrained(folder).vocab_size
+    vocabulary = LlamaConfig.from_pretrained(folder, trust_remote_code=False).vocab_size
     cfg = TrainConfig(
         learning_rate=1e-3, local_steps=steps, per_device_batch_size=ROWS[name], max_length=LIMIT
     )

@@ -33,7 +33,8 @@ def place_of(name: str) -> Path | None:
     except OSError as error:
         raise ConfigError(f"model.name = {name!r} cannot be read: {error.strerror}") from error
     if not (path / CONFIG).is_file():
-        raise ConfigError(f"model.name = {name!r} holds no {CONFIG}; {without_config(names, path)}")
+        hides = "" if is_path(name) else " (a folder of this name goes before the Hub's repository)"
+        raise ConfigError(f"model.name = {name!r} holds no {CONFIG}; {without_config(names, path)}{hides}")
     return path.resolve()
 
 

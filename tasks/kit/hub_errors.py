@@ -54,7 +54,9 @@ def explain(error: BaseException, wanted: Wanted) -> str:
         if isinstance(one, HfHubHTTPError):
             return f"{wanted}: {_answered(one, wanted)}"
     for one in chain:
-        if isinstance(one, OfflineModeIsEnabled):
+        if isinstance(one, OfflineModeIsEnabled) or (
+            isinstance(one, OFFLINE) and constants.is_offline_mode()
+        ):
             return offline(wanted)
         if isinstance(one, HFValidationError):
             return (

@@ -88,9 +88,11 @@ def resolve(wanted: Wanted) -> str:
 
     Raises one of HUB_ERRORS.
     """
-    api = partial(HfApi().resolve_revision, wanted.name, repo_type=wanted.kind, revision=wanted.revision)
+    api = partial(
+        HfApi().resolve_revision, wanted.name, repo_type=wanted.kind, revision=wanted.revision or None
+    )
     try:
-        return api().resolved
+        return api(local_files_only=constants.is_offline_mode()).resolved
     except HfHubHTTPError as error:
         if error.response.status_code != TOO_MANY:
             raise
@@ -171,7 +173,7 @@ class _Repository:
         began = time.monotonic()
         for name in missing:  # of another length than the Hub's: cut short by whoever was here before
             if (place := self.folder / name).is_file():
-                place.unlink()
+                place.unlink(missing_ok=True)
                 hf_hub_download(
                     self.wanted.name, name, revision=self.commit, force_download=True, tqdm_class=_NoBar
                 )

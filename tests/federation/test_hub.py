@@ -1,13 +1,14 @@
 """A model and a data set of a Hub on the loopback, from empty caches: eight simulated clients, and three sites."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 from datasets import Dataset
 
 from tests import tiny
-from tests.federation.conftest import BIN, Place, environment, free_port
-from tests.federation.deployment import LONG_S, SITES, Deployment
+from tests.federation.conftest import ROOT, Place, environment
+from tests.federation.deployment import LONG_S, SITES, Resident
 from tests.hub import Hub
 
 pytestmark = pytest.mark.slow
@@ -46,23 +47,29 @@ def test_eight_simulated_clients_download_once(hub, online):
     print(sum(hub.requests.values()), dict(hub.requests))
 
 
-class OnHub(Deployment):
-    """Sites with caches of their own, as on machines of their own."""
+class OnHub(Resident):
+    """Sites with caches of their own, as on machines of their own, and without rows of their own."""
 
-    def supernode(self, site: int):
-        home = self.place.path / f"home-{site}"
+    def site(self, site: int):
+        file, home = self.place.path / f"site-{site}.toml", self.place.path / f"home-{site}"
+        file.write_text(
+            f'address = "unix:{site}.sock"\npartition-id = {site}\nnum-partitions = {SITES}\n'
+            f'state-dir = "home-{site}"\n'
+        )
         return self.place.start(
-            str(BIN / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{self.fleet}", "--host",
-            "127.0.0.1", "--port", str(free_port()), "--node-config", f"partition-id={site} num-partitions={SITES}",
-            log=f"site-{site}.log", ACCORD_HOME=str(home), HF_HOME=str(home / "hf"),
+            sys.executable, str(ROOT / "accord.py"), "site", str(file), log=f"resident-{site}.log",
+            ACCORD_HOME=str(home), HF_HOME=str(home / "hf"),
         )  # fmt: skip
 
 
 def test_each_of_three_sites_downloads_for_itself(hub, online):
     deployment = OnHub(online)
-    least = f"strategy.min-available-nodes={SITES}"
-    assert deployment.accord("run", *WORDS, *SHORT, least).wait(LONG_S) == 0, deployment.log()
+    words = [*WORDS, *SHORT, f"strategy.min-available-nodes={SITES}", "site.mode=resident"]
+    assert deployment.accord("run", *words).wait(LONG_S) == 0, deployment.log()
     assert f"{SITES}/{SITES}" in deployment.log()
     assert set(hub.weights_sent("org/tiny")) == {1.0 + SITES}, "the server's and each site's"
     assert hub.fetched("org/prefs/train.parquet") == SITES
+    for site in range(SITES):
+        told = [line for line in deployment.site_log(site).splitlines() if "org/tiny at main" in line]
+        assert len(told) == 2, "when it begins and when it is complete"
     print(sum(hub.requests.values()), dict(hub.requests))
