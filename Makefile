@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 # Two tests at a time, handed out one by one: a federation alone leaves a core idle while it starts and ends.
 PAIR := -n 2 --maxschedchunk 1
 
-.PHONY: demo test test-faults test-hosts test-docker lint check fix fab clean
+.PHONY: demo test test-faults test-hosts test-docker gpu gpu-wheels lint check fix fab clean
 
 demo: $(STAMP)
 	$(BIN)/accord demo
@@ -37,6 +37,20 @@ lint: $(STAMP)
 
 check: lint
 	$(BIN)/python -m pytest -m "not slow and not faults and not hosts and not docker" -n 2
+
+# On a machine with a GPU, Python and torch; the wheels come from `make gpu-wheels` where there is a registry.
+GPU_WHEELS := dist/gpu-wheels
+GPU_PYTHON := 3.12
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(if $(wildcard $(GPU_WHEELS)/*.whl),--wheels $(GPU_WHEELS))
+
+gpu-wheels:
+	rm -rf $(GPU_WHEELS)
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -d $(GPU_WHEELS) \
+	  --python-version $(GPU_PYTHON) --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+	  --platform manylinux2014_x86_64 -c constraints.txt -r benchmarks/gpu-wheels.txt
+	du -sh $(GPU_WHEELS)
 
 fix: $(STAMP)
 	$(BIN)/ruff format .

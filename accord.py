@@ -7,6 +7,7 @@ that is stopped again, quiet output, and an exit code that tells whether the run
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -15,21 +16,27 @@ import typer
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # the console script starts elsewhere, and Flower wants no installed packages
 
-from core.config import defaults, flatten, parse  # noqa: E402 - needs the line above
+from core.config import defaults, parse  # noqa: E402 - needs the line above
 from core.errors import AccordError, ConfigError  # noqa: E402
-from core.files import read_toml  # noqa: E402
 from core.plugins import knobs, names, plugin  # noqa: E402
-from core.processes import read_kit  # noqa: E402
-from server_app.advice.arms import check, foretold, open_folder, run_arms  # noqa: E402
+from core.processes import environment, read_kit  # noqa: E402
+from core.surroundings import prepare_process  # noqa: E402
+from server_app.advice import arms  # noqa: E402
 from server_app.launch import QUIET, launch  # noqa: E402
 from server_app.provision import kits, serve  # noqa: E402
 from server_app.provision.federation import read_federation  # noqa: E402
-from server_app.reading import ASKED, read_run  # noqa: E402
+from server_app.reading import ASKED, read_config, read_run  # noqa: E402
 from server_app.run_folder import RunFolder  # noqa: E402
 from server_app.words import Request, federated, given, recorded_federation, request, run_folder  # noqa: E402
 
 HELP = "Federated preference alignment of language models on Flower."
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=HELP, rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help=HELP,
+    rich_markup_mode=None,
+    pretty_exceptions_show_locals=False,  # a local variable may be a row
+)
 
 SECTION_OF = {"tasks": "task", "strategies": "strategy", "tasks.data": "data", "evals": "eval"}
 
@@ -45,7 +52,29 @@ def run(
 
     federation.superlink=NAME is a deployment: a SuperLink in the config.toml of FLWR_HOME.
     """
-    raise SystemExit(launch(request(words or []), verbose=verbose))
+    asked = request(words or [])
+    for line in asked.notes:
+        typer.echo(line)
+    raise SystemExit(launch(asked, verbose=verbose))
+
+
+@app.command()
+def check(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[PRESET.toml ...] [KEY=VALUE ...]")] = None,
+    show_rows: Annotated[
+        int, typer.Option(min=0, help="Print so many rows as the model will see them: private text.")
+    ] = 0,
+    brief: Annotated[bool, typer.Option("--brief", hidden=True)] = False,
+) -> None:
+    """Check a run before it starts: rows, lengths, model, memory.
+
+    Takes the words of `accord run`; exits with 2 and one line for what would stop it.
+    """
+    from client_app import survey  # the model libraries, which no other command waits for
+    from server_app.rehearsal import rehearse
+
+    for line in rehearse(request(words or []), survey, show_rows=show_rows, brief=brief):
+        typer.echo(line)
 
 
 @app.command()
@@ -76,13 +105,15 @@ def advise(
             f"{again.name} continues as it was asked for; only federation.* can be named, got {rest}"
         )
     federation = federated(keys, federation)
-    check(keys)
-    for line in foretold(federation):
+    arms.check(keys)
+    for line in arms.foretold(federation):
         typer.echo(line)
     parent = Path(str(keys.get("run.dir", "runs"))).expanduser().resolve()
-    folder = again or open_folder({**keys, **{f"federation.{k}": v for k, v in federation.items()}}, parent)
+    folder = again or arms.open_folder(
+        {**keys, **{f"federation.{k}": v for k, v in federation.items()}}, parent
+    )
     raise SystemExit(
-        run_arms(folder.resolve(), keys, lambda arm: launch(Request(arm, federation), verbose=verbose))
+        arms.run_arms(folder.resolve(), keys, lambda arm: launch(Request(arm, federation), verbose=verbose))
     )
 
 
@@ -94,7 +125,7 @@ def resume(
 ) -> None:
     """Continue a run from its last committed round."""
     path = run_folder(folder)
-    then = flatten(read_toml(path / "config.toml"))
+    then, _ = read_config(path)
     keys, federation = given(words or [])
     here = {"run.resume": str(path.resolve()), "run.dir": str(path.resolve().parent)}
     asked = Request({**then, **keys, **here}, recorded_federation(path, then, federation))
@@ -126,7 +157,7 @@ def node(context: typer.Context) -> None:
     Most of its waiting between messages is left out (docs/sites.md).
     """
     program = str(ROOT / "client_app" / "node.py")
-    os.execve(sys.executable, [sys.executable, program, *context.args], {**os.environ, **QUIET})
+    os.execve(sys.executable, [sys.executable, program, *context.args], {**environment(), **QUIET})
 
 
 @app.command()
@@ -242,6 +273,7 @@ def list_plugins() -> None:
 
 def main() -> None:
     """Entry of the console script; a user's mistake is one line and exit code 2."""
+    prepare_process()
     try:
         app()
     except AccordError as error:
@@ -249,6 +281,12 @@ def main() -> None:
         raise SystemExit(2) from None
     except OSError as error:  # a disk that is full or refuses, where nobody had a better word
         typer.echo(f"accord: {error.filename or 'cannot write'}: {error.strerror or error}", err=True)
+        raise SystemExit(1) from None
+    except Exception as error:  # a fault of Accord's; its text, unlike the way to it, may quote a row
+        way = "".join(traceback.format_tb(error.__traceback__))
+        typer.echo(
+            f"accord: unexpected {type(error).__name__}; please report it with these lines:\n{way}", err=True
+        )
         raise SystemExit(1) from None
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from client_app.policy.rules import Policy
+from client_app.reach import proxy_of
 from client_app.site_file import SiteFile
 from client_app.supervise import NodeKit, check_files, check_server
 from core.checks import Check, disk
 from core.errors import AccordError
 from core.processes import KIT
-from tasks.data.base import BadRow, canonical
-from tasks.data.jsonl import Jsonl
+from tasks.data.base import load
+from tasks.data.jsonl import WANTED, Jsonl
 
 
 def checks(path: Path) -> Iterator[Check]:
@@ -25,7 +26,7 @@ def checks(path: Path) -> Iterator[Check]:
         yield Check("site", "no", str(error))
         return
     yield Check("site", "ok", f"client {site.partition_id} of {site.num_partitions}, at {site.address}")
-    yield _rows(site)
+    yield from _rows(site)
     if site.state_dir:
         yield disk("state", Path(site.state_dir))
     yield _policy(site)
@@ -35,28 +36,25 @@ def checks(path: Path) -> Iterator[Check]:
         yield from _server(NodeKit.read(kit))
 
 
-def _rows(site: SiteFile) -> Check:
-    """How many lines are rows; of the others the first's place and fault, never its text."""
+def _rows(site: SiteFile) -> Iterator[Check]:
+    """How many lines are rows; of the others the first's place and fault, never its text. Then what is left out."""
     if not site.data_path:
-        return Check("rows", "note", "no data-path: this site takes its share of the source that a run names")
-    place = Path(site.data_path)
-    good, bad = 0, list[str]()
+        yield Check("rows", "note", "no data-path: this site takes its share of the source that a run names")
+        return
     try:
-        for found in Jsonl(path=site.data_path).find(seed=0, clients=1):
-            try:
-                canonical(found)
-                good += 1
-            except BadRow as why:
-                bad.append(f"{found.where}: {why}")
+        table = load(Jsonl(path=site.data_path), seed=0, clients=1, on_bad_row="skip")
     except AccordError as error:
-        return Check("rows", "no", str(error))
-    except OSError as error:
-        return Check("rows", "no", f"{place} cannot be read: {error.strerror}")
-    if not good:
-        return Check("rows", "no", f"{place} holds no row" + (f"; {bad[0]}" if bad else ""))
+        yield Check("rows", "no", f"{site.data_path} holds no row that a run can use: {error}")
+        return
+    good, bad = len(table.entries), sum(table.skipped.values())
     if bad:
-        return Check("rows", "note", f"{good} rows, and {len(bad)} that cannot be used; {bad[0]}")
-    return Check("rows", "ok", f"{good} rows in {place}")
+        reason, first = next(iter(table.first.items()))
+        yield Check("rows", "note", f"{good} rows, and {bad} that cannot be used; {first}: {reason}")
+    else:
+        yield Check("rows", "ok", f"{good} rows in {site.data_path}")
+    yield Check("columns", "ok", table.columns.line())
+    if table.unread:
+        yield Check("files", "note", f"not read, being no {WANTED}: {', '.join(table.unread)}")
 
 
 def _policy(site: SiteFile) -> Check:
@@ -98,6 +96,9 @@ def _clock() -> Check:
 
 
 def _server(kit: NodeKit) -> Iterator[Check]:
+    if variable := proxy_of(kit.host):
+        reached = f"{kit.superlink} is reached by the proxy of {variable}; no_proxy={kit.host} goes past it"
+        yield Check("proxy", "note", reached)
     try:
         check_files(kit)
         yield Check("key", "ok", str(kit.folder / "node.key"))

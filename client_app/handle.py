@@ -60,7 +60,10 @@ def handle(
         return _answer(request, guard(site_for(config, Node.read(facts)), request.claim))
     except AccordError as error:
         log.error("%s: %s", type(error).__name__, error)
-        return encode_failure(Failure(type(error).__name__, str(error)))
+        reason = (
+            error.outside() if facts.get("data-path") else str(error)
+        )  # its file may be named after a person
+        return encode_failure(Failure(type(error).__name__, reason))
 
 
 def _answer(request: Request, site: Answers) -> RecordDict:

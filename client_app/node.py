@@ -22,7 +22,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from importlib import metadata
@@ -35,8 +34,10 @@ MOST = 1 << 16  # bytes of the words of a command line
 TASKS = """#!/bin/sh
 exec {python} -P {program} --tasks "$@"
 """
-SHIM = """#!{python} -IS
-import os, socket, sys
+ASK = """#!/bin/sh
+exec {python} -IS {program} "$@"
+"""
+ASKING = """import os, socket, sys
 try:
     with socket.socket(socket.AF_UNIX) as line:
         line.connect({socket!r})
@@ -66,12 +67,16 @@ def main() -> None:
         warn(" and ".join(missing))
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     sys.argv[0] = "flower-supernode"
-    with tempfile.TemporaryDirectory(prefix="accord-node-") as folder:  # 0700: nobody else reaches the socket
-        forking = fork_for_messages(Path(folder))
+    # 0700, so that nobody else reaches the socket; its path is short, whatever TMPDIR is
+    folder = alone("core/surroundings.py").short_folder("accord-node-", taken=len("/fork.sock"))
+    try:
+        forking = fork_for_messages(folder)
         try:
             command("flower-supernode")()
         finally:
             forking.terminate()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def tasks() -> None:
@@ -123,8 +128,10 @@ def fork_for_messages(folder: Path) -> subprocess.Popen[bytes]:
     first on PATH. It ends with this one."""
     place, real = str(folder / "fork.sock"), shutil.which("flwr-clientapp")
     shim, superexec = folder / "flwr-clientapp", folder / "flower-superexec"
-    shim.write_text(SHIM.format(python=sys.executable, socket=place, real=real))
-    superexec.write_text(TASKS.format(python=shlex.quote(sys.executable), program=shlex.quote(__file__)))
+    asking, python = folder / "ask.py", shlex.quote(sys.executable)  # whose path may hold spaces
+    asking.write_text(ASKING.format(socket=place, real=real), encoding="utf-8")
+    shim.write_text(ASK.format(python=python, program=shlex.quote(str(asking))), encoding="utf-8")
+    superexec.write_text(TASKS.format(python=python, program=shlex.quote(__file__)), encoding="utf-8")
     for program in (shim, superexec):
         program.chmod(0o700)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"

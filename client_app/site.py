@@ -1,8 +1,8 @@
 """What a client does with an order: plain values in, plain values out; the Flower app is a thin face on it."""
 
-import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -23,9 +23,11 @@ from tasks.base import Example, Row, Task
 from tasks.kit import engine, parallel, partition, schedule
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
+from tasks.kit.loading import check_length
 from tasks.kit.loop import TrainReport
 from tasks.kit.model import get_adapter, get_private, initial_adapter, load_base, set_adapter
 from tasks.kit.rows import ClientRows, client_rows, forget_tables, stamp
+from tasks.kit.split import answers_key, prompt_key, share_in, split_rows
 from tasks.kit.stepper import PLAIN, Bend
 
 MOST_ASIDE = 200  # rows
@@ -39,6 +41,8 @@ class Node:
     clients: int  # num-partitions
     data_path: str = ""  # its own private file; "": its share of the configured source
     state_dir: str = ""
+    name: str = ""  # from the provisioning
+    simulated: bool = False  # the node config says nothing but the two numbers above, as in a simulation
 
     @staticmethod
     def read(node_config: Mapping[str, Scalar]) -> "Node":
@@ -54,9 +58,8 @@ class Node:
             raise ConfigError(
                 f"partition-id must be in 0..num-partitions - 1 = 0..{clients - 1}, got {client}"
             )
-        return Node(
-            client, clients, str(node_config.get("data-path", "")), str(node_config.get("state-dir", ""))
-        )
+        texts = [str(node_config.get(key, "")) for key in ("data-path", "state-dir", "site-name")]
+        return Node(client, clients, *texts, simulated=len(node_config) == 2)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,12 @@ class Site:
     @property
     def state_dir(self) -> Path:
         chosen = self.node.state_dir or self.config.client.state_dir or os.environ.get("ACCORD_HOME", "")
-        return Path(chosen).expanduser() if chosen else Path.home() / ".accord"
+        try:
+            return Path(chosen or "~/.accord").expanduser()
+        except RuntimeError as error:
+            raise ConfigError(
+                "this user has no home folder for caches and private memory; set client.state-dir, or ACCORD_HOME"
+            ) from error
 
     @property
     def task(self) -> Task:
@@ -86,6 +94,7 @@ class Site:
     def base(self, named: str = "") -> Base:
         """The base model, loaded once per process; BaseMismatch if the server's is another."""
         base = load_base(self.config.model, self.config.lora, self.task.adds)
+        check_length(base.causal, self.config.train.max_length, self.config.model.name)
         if named and base.fingerprint != named:
             raise BaseMismatch(
                 f"client {self.node.client} holds another base model than the server: "
@@ -99,17 +108,21 @@ class Site:
     def parts(self, *, everyone: bool = False) -> tuple[list[Row], list[Row]]:
         """The rows to train on, and those set aside to compare adapters.
 
-        Rows of one prompt are on one side, unless the prompts say too little for that: where all ask the same, or
-        one of them has far more rows than are to be set aside, rows are drawn.
+        Rows of one prompt are on one side, unless the prompts say too little for that: where all ask the same, or the
+        fewest rows that prompts leave to set aside are more than twice as many as wanted, answers are kept together.
         """
         rows, share = self.rows(everyone=everyone).train, self._rule().aside
         if not share:
             return rows, []
         share = min(share, MOST_ASIDE / len(rows))
+        most = 2 * max(2, share * len(rows))
         seed = seed_for(self.config.run.seed, "aside", self.node.client)
-        train, aside = partition.held_out([_key(row["prompt"]) for row in rows], share, seed)
-        if not aside or len(aside) > 2 * max(2, share * len(rows)):
-            train, aside = partition.held_out([_key(row) for row in rows], share, seed)
+        train, aside = partition.held_out([prompt_key(row["prompt"]) for row in rows], share, seed)
+        if not aside or len(aside) > most:
+            split = split_rows(rows, share, seed)
+            train, aside = split.train, split.heldout
+        if len(aside) > most:
+            train, aside = partition.held_out([answers_key(row) for row in rows], share, seed)
         return [rows[n] for n in train], [rows[n] for n in aside]
 
     def counts(self) -> tuple[int, int, int]:
@@ -128,17 +141,49 @@ class Site:
         """Who this client is and what it holds, in counts and fingerprints; never a row."""
         self._rule()  # refuses before the first round what the engine cannot do
         base, rows = self.base(str(knobs.get("base", ""))), self.rows()
-        examples = engine.examples(base, self.task, self.parts()[0], self.config, self.cache)
+        train, aside = self.parts()
+        examples = engine.examples(base, self.task, train, self.config, self.cache)
+        shared = share_in(aside, {prompt_key(row["prompt"]) for row in train})
+        others = [
+            engine.usable(base, self.task, aside, self.config, self.cache),
+            engine.usable_heldout(base, self.task, self._heldout(), self.config, self.cache),
+        ]
+        skipped = Counter(rows.skipped)
+        for part in (examples, *others):
+            skipped.update(part.skipped)
+        own_file = bool(self.node.data_path)  # whose columns and neighbours may be somebody's words
+        columns = rows.columns.outside() if own_file else rows.columns
         return {
             "client": self.node.client,
             "clients": self.node.clients,
+            **self._names(rows, knobs),
             "examples": len(examples.kept),
-            "skipped": {**rows.skipped, **examples.skipped},
+            "skipped": dict(skipped),
+            "columns": {"used": list(columns.used), "ignored": list(columns.ignored)},
+            "unread": [] if own_file else list(rows.unread),
+            "remarks": dict(examples.remarks),
             "census": self.task.census(examples.kept),
             "data": rows.fingerprint,
             "base": base.fingerprint,
             "truth": rows.truth,
+            "heldout": rows.split.facts(),
+            **({} if shared is None else {"aside": {"rows": len(aside), "shared": round(shared, 4)}}),
         }
+
+    def _names(self, rows: ClientRows, knobs: Mapping[str, Scalar]) -> Json:
+        """What this client is called, and which owners of rows are no client.
+
+        Only in a simulation do names come from the data: file names and worker ids may identify people.
+        """
+        if self.node.simulated and knobs.get("simulation"):
+            name, left_out = rows.owner, rows.left_out
+        else:
+            name = self.node.name
+            left_out = {
+                reason: {key: value for key, value in facts.items() if key != "names"}
+                for reason, facts in rows.left_out.items()
+            }
+        return {key: value for key, value in (("name", name), ("left_out", left_out)) if value}
 
     def train(self, order: Order) -> Update:
         """One local training: recall, load the adapter, train, keep what is private, send what is shared."""
@@ -289,10 +334,6 @@ class Site:
                 "train.engine = 'trl' cannot do; use train.engine = 'accord'"
             )
         return rule
-
-
-def _key(value: Json) -> str:
-    return json.dumps(value, sort_keys=True)
 
 
 @lru_cache(maxsize=32)  # one actor of a simulation serves many clients; rows are a function of these

@@ -25,6 +25,7 @@ class SiteFile:
     address: str = ""  # unix:///run/accord/site.sock, or 127.0.0.1:PORT with a token-file
     partition_id: int = -1
     num_partitions: int = 0
+    name: str = ""  # what terminals and reports call it beside its number; `accord provision` writes it
     data_path: str = ""  # its own private rows; "": its share of the source that a run names
     state_dir: str = ""  # caches and private memory; "": client.state-dir of a run, $ACCORD_HOME or ~/.accord
     policy: str = ""  # a policy.toml; "": whatever a run asks for
@@ -56,6 +57,7 @@ class SiteFile:
             "num-partitions": self.num_partitions,
             "data-path": self.data_path,
             "state-dir": self.state_dir,
+            "site-name": self.name,
         }
 
     @property

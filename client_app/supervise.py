@@ -6,9 +6,8 @@ each start, and how a SuperNode ended is put into words. No torch here: this pro
 """
 
 import contextlib
-import ctypes
+import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -21,10 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from client_app.reach import reach
 from core.errors import AccordError, ConfigError
 from core.files import read_toml
 from core.keys import check_private, fingerprint_of
 from core.processes import check_port, environment, read_kit
+from core.surroundings import cleaned, die_with_parent
 
 PAUSE_S = 5.0
 PATIENCE_S = 30.0  # for a SuperNode that was asked to stop
@@ -98,6 +99,7 @@ class NodeKit:
         else:
             facts = {key: self.site[key] for key in ("partition-id", "num-partitions")}
             facts["state-dir"] = str(self.state)
+            facts["site-name"] = self.name
             if path := self.site.get("data-path"):
                 facts["data-path"] = str(self.place(path))
         return " ".join(f"{key}={value!r}" for key, value in facts.items())
@@ -127,6 +129,8 @@ class Supervisor:
         check_files(self.kit)
         check_free(self.kit)
         self.kit.state.mkdir(parents=True, exist_ok=True)
+        for note in cleaned(os.environ)[1]:
+            say(f"{self.kit.name}: {note}")
         while self._reach():
             said, worked = self._once()
             if self.stopping:
@@ -160,11 +164,12 @@ class Supervisor:
         process = subprocess.Popen(
             self.kit.command,
             env=environment(FLWR_HOME=str(self.kit.state / "flwr"), ACCORD_HOME=str(self.kit.state)),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         last: deque[str] = deque(maxlen=LINES)
         reader = threading.Thread(target=_pass_on, args=(process, last), daemon=True)
@@ -241,7 +246,7 @@ def check_server(kit: NodeKit) -> None:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{kit.folder / 'ca.crt'} cannot be read as a certificate: {error}") from error
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection((kit.host, int(kit.port)), timeout=PROBE_S) as raw:
+    with reach(kit.host, int(kit.port), PROBE_S) as raw:
         try:
             context.wrap_socket(raw, server_hostname=kit.host).close()
         except ssl.SSLCertVerificationError as error:
@@ -264,12 +269,6 @@ def _pass_on(process: subprocess.Popen[str], last: deque[str]) -> None:
     for line in process.stdout:
         last.append(line)
         print(line, end="", flush=True)
-
-
-def _die_with_parent() -> None:
-    """In the child: SIGTERM when this process is gone, however it went (Linux; elsewhere it would be left behind)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def main(folder: str, *words: str) -> None:

@@ -94,7 +94,7 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
     check_combinations(config, page)
     for choice in (*choices.values(), *evals):
         choice.build()  # a plugin checks its own values when it is made
-    config.build_strategy()
+    config.build_strategy().check_participation(config.strategy)
     return config
 
 

@@ -1,8 +1,24 @@
 """The errors a user can meet; each message says what was expected, what came, where, and what to do."""
 
+from collections.abc import Iterable
+
 
 class AccordError(Exception):
-    """Base of every error that Accord raises on purpose."""
+    """Base of every error that Accord raises on purpose.
+
+    names: those of files in the message. They may identify a person, and do not leave a site.
+    """
+
+    def __init__(self, message: str = "", *, names: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.names = tuple(sorted((name for name in names if name), key=len, reverse=True))
+
+    def outside(self) -> str:
+        """The message as it may leave a site."""
+        text = str(self)
+        for name in self.names:
+            text = text.replace(name, "the site's file")
+        return text
 
 
 class ConfigError(AccordError):

@@ -24,6 +24,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
+def read_text(path: Path, key: str) -> str:
+    """The text of a file that the configuration names under `key`; ConfigError, one line, where that fails."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{key} = {str(path)!r} cannot be read on the server: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key} = {str(path)!r} is not UTF-8 text: see byte {error.start}") from error
+
+
 def read_json(path: Path, missing: Any) -> Any:  # of the kind that `missing` is
     """A JSON file, or `missing` where there is none; DataError unless it holds the kind of value that `missing` is."""
     if not path.exists():

@@ -9,6 +9,7 @@ from typing import Any
 
 from core.errors import ConfigError
 from core.files import read_toml
+from core.surroundings import cleaned
 
 BIN = Path(sys.executable).parent
 KIT = "kit.toml"
@@ -25,8 +26,9 @@ FLOWER = {
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's own, with Accord's programs first and Flower's own errands off."""
-    return {**os.environ, **FLOWER, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **more}
+    """This process's own, cleaned for a child, with Accord's programs first and Flower's own errands off."""
+    path = os.environ.get("PATH", os.defpath)
+    return {**cleaned(os.environ)[0], **FLOWER, "PATH": f"{BIN}{os.pathsep}{path}", **more}
 
 
 def check_port(host: str, port: int, hint: str) -> None:

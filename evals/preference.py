@@ -5,6 +5,7 @@ The central counterpart of the clients' held-out accuracy (`logps/accuracies`), 
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +36,14 @@ def _read(name: str) -> list[dict[str, str]]:
     path = Path(name).expanduser()
     if not name or not path.is_file():
         raise ConfigError(f"eval.pairs = {name!r}: expected a JSON lines file of pairs on the server")
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        kind = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read: {error}"
+        raise ConfigError(f"eval.pairs = {name!r} {kind}") from error
     rows = []
-    for number, line in enumerate(text.decode("utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:

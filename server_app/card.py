@@ -2,11 +2,15 @@
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from core.plugins import knobs, plugin
-from server_app.reading import Run, read_run
-from server_app.show import ABSENT, behind, counted, interval, scalar, state, value, verdict
+from core.types import Json
+from server_app.clients import notes
+from server_app.reading import Run, asked_for, read_run
+from server_app.show import ABSENT, behind, counted, interval, scalar, value, verdict
 from server_app.stats import METHOD, headline
 from tasks.kit.toy_base import FILES
 
@@ -29,12 +33,22 @@ def write_card(run_dir: Path | str) -> None:
 
 
 def card(run: Run) -> str:
-    """The card as Markdown with a YAML head."""
+    """The card as Markdown with a YAML head. A card is for others: clients have no names in it."""
+    run = replace(run, manifest=nameless(run.manifest))
     sections = {"Use": _use(run), "Results": _results(run), "Data": _data(run)}
     sections |= {"Numerics": _numerics(run), "Limits": _limits(run)}
     parts = [_head(run), f"# {run.task} adapter, trained with {run.strategy}", _what(run)]
     parts += [f"## {title}\n\n{text}" for title, text in sections.items() if text]
     return "\n\n".join(parts) + "\n"
+
+
+def nameless(manifest: Mapping[str, Json]) -> dict[str, Json]:
+    """A manifest whose clients have numbers alone."""
+    clients = {
+        client: {key: value for key, value in facts.items() if key != "name"}
+        for client, facts in (manifest.get("clients") or {}).items()
+    }
+    return {**manifest, "clients": clients}
 
 
 def hub_id(run: Run) -> str | None:
@@ -73,7 +87,11 @@ def _what(run: Run) -> str:
         )
     if run.config.get("task.name") == "pdpo":
         text += " Every client kept parts of its own behind it: what lies here is what they share."
-    return text if run.status == "finished" else f"**{state(run)}**\n\n{text}"
+    if how := asked_for(run.manifest):
+        text += f" Its rounds: {how}."
+    if run.status == "finished":
+        return text
+    return f"**Not finished: {run.done} of {counted(run.rounds, 'round')} complete.**\n\n{text}"
 
 
 def _use(run: Run) -> str:
@@ -126,9 +144,10 @@ def _data(run: Run) -> str:
         f"{sum(((clients.get(c) or {}).get('skipped') or {}).values())} | `{prints.get(c, ABSENT)}` |"
         for c in ids[:MOST_CLIENTS]
     ]
+    about = "\n".join(f"- {note[0].upper()}{note[1:]}." for note in notes(run.manifest, {}))
     table = "\n".join(["| client | rows | skipped | fingerprint |", "| ---: | ---: | ---: | --- |", *rows])
     more = f"{len(ids) - MOST_CLIENTS} more are in manifest.json." if len(ids) > MOST_CLIENTS else ""
-    return "\n\n".join(part for part in (lead, table if rows else "", more) if part)
+    return "\n\n".join(part for part in (lead, about, table if rows else "", more) if part)
 
 
 def _numerics(run: Run) -> str:

@@ -6,14 +6,17 @@ The lines travel through log streams, so there is no cursor control, no colour a
 import logging
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from core.config import defaults
 from core.logs import JsonLines, json_line
+from core.naming import client_label, client_mark
 from core.plugins import knobs, plugin
 from core.types import Json, Scalar
-from server_app.reading import Record, Run, of_advice, read_record, read_run
+from server_app.clients import notes
+from server_app.reading import Record, Run, names_of, of_advice, read_record, read_run
 from server_app.show import (
     ABSENT,
     alarms,
@@ -32,10 +35,14 @@ from server_app.show import (
     verdict,
 )
 from server_app.stats import ACCURACIES, TOKENS, headline, worst
-from server_app.words import federated
+from server_app.words import FEDERATION, has_owners
+from tasks.kit.encode import REMARKS
+from tasks.kit.toy_base import FILES
 
 WIDTH = 100
 WIDTHS = (7, 9, 10, 10, 16, 10, 10, 11, 14)
+WORST = 4  # the column of the worst client
+NOBODY: Mapping[int, str] = MappingProxyType({})  # names of clients, where they have none
 SHOWN_ANSWERS = 3
 SHOWN_FAILURES = 3
 PACE = 5  # rounds whose mean time predicts the rest
@@ -65,10 +72,10 @@ def say_head(line: str) -> None:
         say(line)
 
 
-def say_round(lines: Sequence[Mapping[str, Json]], rounds: int) -> None:
+def say_round(lines: Sequence[Mapping[str, Json]], rounds: int, names: Mapping[int, str] = NOBODY) -> None:
     """The latest round: a row of the table, or as JSON its numbers; those that it lacks are absent."""
     if _form == "text":
-        for line in round_lines(lines, rounds):
+        for line in round_lines(lines, rounds, names):
             say(line)
         return
     record = read_record(lines[-1])
@@ -77,6 +84,7 @@ def say_round(lines: Sequence[Mapping[str, Json]], rounds: int) -> None:
         "rounds": rounds,
         "clients": len(record.participants),
         "failed": {str(client): why for client, why in record.failed.items()},
+        "remarks": list(record.remarks) or None,
         "loss": record.train.mean.get("loss"),
         **{name: record.eval.mean.get(name) for name in ACCURACIES},
         "bytes_up": record.bytes_up,
@@ -113,16 +121,41 @@ def plan_lines(config: Mapping[str, Scalar], manifest: Mapping[str, Json], run_d
         f"{_who(manifest.get('clients') or {})}, seed {config['run.seed']}",
         f"         {counted(rounds, 'round')}{sampled}, {counted(steps, 'step')} x {counted(batch, 'row')} "
         f"per client and round; frozen base {base} is {role} client",
+        *_wrapped(notes(manifest, names_of(manifest))),
+        *_wrapped(said for said in (toy_warning(config),) if said),
         f"         results go to {run_dir}",
     ]
 
 
-def header() -> str:
+def toy_warning(config: Mapping[str, Scalar]) -> str:
+    """What to say where rows of another source train the embedded model, which knows one small language only."""
+    if config["model.name"] not in FILES or config["data.source"] == "toy":
+        return ""
+    return (
+        f"warning: model.name = '{config['model.name']}' knows only a small synthetic language and learns nothing from "
+        f"rows of data.source = '{config['data.source']}'; name a model, e.g. model.name=Qwen/Qwen2.5-0.5B-Instruct"
+    )
+
+
+def template_notes(of_template: Sequence[str], said: Iterable[Mapping[str, Json]]) -> list[str]:
+    """What a plan adds, once each: notes of the chat template, and counts of rows by REMARKS from the clients."""
+    counts = dict.fromkeys(REMARKS, 0)
+    for facts in said:
+        remarks = facts.get("remarks")
+        for why in REMARKS if isinstance(remarks, dict) else ():
+            counts[why] += remarks[why] if type(remarks.get(why)) is int else 0
+    of_rows = [f"{counted(count, 'row')}: {why}" for why, count in counts.items() if count > 0]
+    return [f"note     {text}" for text in (*of_template, *of_rows)]
+
+
+def header(names: Mapping[int, str] = NOBODY) -> str:
     """The head of the table whose rows are `round_line`s."""
-    return _row(("round", "clients", "loss", "accuracy", "worst client", "up", "down", "time", "left"))
+    return _row(("round", "clients", "loss", "accuracy", "worst client", "up", "down", "time", "left"), names)
 
 
-def round_lines(lines: Sequence[Mapping[str, Json]], rounds: int) -> list[str]:
+def round_lines(
+    lines: Sequence[Mapping[str, Json]], rounds: int, names: Mapping[int, str] = NOBODY
+) -> list[str]:
     """The row of the latest round, and an indented second line that names who failed, if any.
 
     lines: metrics.jsonl so far, parsed, at least one; the pace of the last rounds gives the time left.
@@ -136,13 +169,14 @@ def round_lines(lines: Sequence[Mapping[str, Json]], rounds: int) -> list[str]:
         f"{len(record.participants)}/{asked}" if asked else ABSENT,
         number(record.train.mean.get("loss")),
         percent(record.eval.mean.get(metric)),
-        f"{percent(low[1])} ({low[0]})" if low else ABSENT,
+        f"{percent(low[1])} ({client_mark(low[0], names)})" if low else ABSENT,
         size(record.bytes_up),
         size(record.bytes_down),
         duration(record.total_s),
         duration(time_left([read_record(line) for line in lines[-PACE:]], rounds)),
-    ))  # fmt: skip
-    return [row, _failures(record)] if record.failed else [row]
+    ), names)  # fmt: skip
+    remarks = [f"{'':<9}{remark}" for remark in record.remarks]
+    return [row, *([_failures(record, names)] if record.failed else []), *remarks]
 
 
 def time_left(records: Sequence[Record], rounds: int) -> float | None:
@@ -270,10 +304,11 @@ def _own_words(run: Run) -> dict[str, Scalar]:
     if run.manifest.get("federation") == "deployment":
         return {**own, "federation.superlink": "NAME"}
     waits = int(run.config.get("strategy.min-available-nodes", 0))
-    nodes = max(waits, len(run.manifest.get("clients") or {}))  # some may not have answered
+    heard = max(waits, len(run.manifest.get("clients") or {}))  # some may not have answered
+    nodes = int(run.federation.get("num-supernodes", heard))
     if nodes == waits:
         own.pop("strategy.min-available-nodes", None)
-    if nodes and nodes != federated({**own}, {})["num-supernodes"]:
+    if nodes and (nodes != FEDERATION["num-supernodes"] or has_owners(run.config)):
         own["federation.num-supernodes"] = nodes
     return own
 
@@ -297,11 +332,27 @@ def _who(clients: Mapping[str, Mapping[str, Json]]) -> str:
     return f"{counted(len(rows), 'client')}, {counted(sum(rows), 'row')} ({each} each{left_out})"
 
 
-def _failures(record: Record) -> str:
-    told = [f"client {c} ({clip(plain(why), 60)})" for c, why in sorted(record.failed.items())]
+def _failures(record: Record, names: Mapping[int, str]) -> str:
+    told = [
+        f"client {client_label(c, names)}: {clip(plain(why), 60)}"
+        if names
+        else f"client {c} ({clip(plain(why), 60)})"
+        for c, why in sorted(record.failed.items())
+    ]
     more = f" and {len(told) - SHOWN_FAILURES} more" if len(told) > SHOWN_FAILURES else ""
     return f"{'':<9}no answer: {', '.join(told[:SHOWN_FAILURES])}{more}"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+def _row(cells: Sequence[str], names: Mapping[int, str] = NOBODY) -> str:
+    """names: of the clients, for which the column of the worst is wider."""
+    longest = max((len(client_mark(client, names)) for client in names), default=0)
+    widths = [max(width, longest + 12) if i == WORST else width for i, width in enumerate(WIDTHS)]
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _wrapped(sentences: Iterable[str]) -> list[str]:
+    return [
+        line
+        for sentence in sentences
+        for line in textwrap.wrap(sentence, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9)
+    ]

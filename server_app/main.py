@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -12,24 +11,27 @@ from flwr.superlink.grid import HttpGrid
 
 from core import store
 from core.config import parse
-from core.errors import AccordError, CheckpointError, ConfigError
+from core.errors import AccordError, CheckpointError
 from core.factors import MERGED
 from core.sections import Config
 from core.types import Json, ServerState
 from core.waits import shorten_tries
 from server_app import console
 from server_app.card import write_card
+from server_app.clients import facts_of, partitions_of
+from server_app.columns import column_lines
+from server_app.reading import names_of
 from server_app.report import write_report
 from server_app.rlft.align import Rlft, Selectors
-from server_app.rlft.judging import Judge
-from server_app.rlft.prompts import public_prompts
 from server_app.run_folder import RunFolder, provenance
+from server_app.server_files import check_files, eval_prompts
 from strategies.base import Strategy
 from strategies.kit.session import Live
 from tasks.base import Task
 from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Talker
+from tasks.kit.loading import check_length
 from tasks.kit.model import initial_adapter, is_untouched, load_base, save_adapter, set_adapter
 
 app = ServerApp()
@@ -68,23 +70,28 @@ class Run:
         check_files(config)
         folder = RunFolder.reopen(config) if config.run.resume else RunFolder.create(config)
         folder.hold()
-        base = load_base(config.model, config.lora)
-        then = folder.manifest().get("base", {}).get("fingerprint", base.fingerprint)
-        if then != base.fingerprint:
-            raise ConfigError(
-                f"{folder.name} ran with base model {then[:12]}; {config.model.name!r} is {base.fingerprint[:12]}"
-            )
+        try:
+            base = load_base(config.model, config.lora)
+            check_length(base.causal, config.train.max_length, config.model.name)
+            folder.check_base(config.model.name, base.fingerprint)
+        except BaseException:
+            if not config.run.resume:
+                folder.discard_unbegun()
+            raise
         return Run(config, folder, base, config.build_strategy(), config.task_choice.build())
 
     def go(self, grid: Grid) -> None:
-        known = self.folder.manifest()
+        known, simulation = self.folder.manifest(), not isinstance(grid, HttpGrid)
         self.folder.write_manifest(
             **(provenance(self.config) if not known else {"rounds": self.config.run.num_server_rounds}),
             base={"name": self.config.model.name, "fingerprint": self.base.fingerprint},
-            federation="deployment" if isinstance(grid, HttpGrid) else "simulation",
+            federation="simulation" if simulation else "deployment",
             status="running",
         )
         state = self.folder.load_state()
+        if self.config.run.resume:
+            self.folder.write_manifest(asked=self.folder.resumed(self.config, state.round if state else 0))
+            self.folder.write_config(self.config)
         self.records = self.folder.metrics()
         if state is None:
             first = initial_adapter(self.base, self.config.run.seed)
@@ -94,18 +101,20 @@ class Run:
         rounds = self.config.run.num_server_rounds
         try:
             if state.round < rounds or not self.records:
-                state = self.strategy.run(grid, self._live(), state, rounds)
+                state = self.strategy.run(grid, self._live(simulation=simulation), state, rounds)
             self._finish(state)
         except BaseException as error:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
             with contextlib.suppress(CheckpointError):  # the disk that stopped the run may refuse this too
-                self._leave(f"failed: {reason}")
+                if self.config.run.resume or not self.folder.discard_unbegun():
+                    self._leave(f"failed: {reason}")
             raise
 
-    def _live(self) -> Live:
+    def _live(self, *, simulation: bool) -> Live:
         c = self.config
+        knobs = {"run": self.folder.name, "base": self.base.fingerprint}
         return Live(
-            knobs={"run": self.folder.name, "base": self.base.fingerprint},
+            knobs={**knobs, **({"simulation": True} if simulation else {})},
             min_available_nodes=c.strategy.min_available_nodes,
             fraction_train=c.strategy.fraction_train,
             sampling=c.strategy.sampling,
@@ -122,22 +131,24 @@ class Run:
 
     def _on_hello(self, said: Mapping[int, Json]) -> None:
         """Before the first round: write down who takes part and say what will happen."""
-        self.folder.write_manifest(
-            clients={
-                str(c): {"examples": s["examples"], "skipped": s["skipped"], "loads": _whole(s.get("loads"))}
-                for c, s in sorted(said.items())
-            },
-            data={str(c): s["data"] for c, s in sorted(said.items())},
-            truth={str(c): s["truth"] for c, s in sorted(said.items()) if s["truth"] is not None},
-        )
-        for line in console.plan_lines(dict(self.config.flat), self.folder.manifest(), self.folder.path):
+        self.folder.write_manifest(**facts_of(said))
+        manifest = self.folder.manifest()
+        self.folder.write_config(self.config, clients=partitions_of(said))
+        lines = console.plan_lines(dict(self.config.flat), manifest, self.folder.path)
+        if self.config.source_choice.name != "toy":
+            lines += column_lines(said.values())
+        for line in lines:
             console.say(line)
-        console.say_head(console.header())
+        of_template = self._encoder(self.base).notes if self.task.reads == "logps" else []
+        for line in console.template_notes(of_template, said.values()):
+            console.say(line)
+        console.say_head(console.header(names_of(manifest)))
 
     def _on_round(self, state: ServerState, record: Json) -> None:
         self.folder.commit(state, record)
         self.records.append(record)
-        console.say_round(self.records, self.config.run.num_server_rounds)
+        names = names_of(self.folder.manifest())
+        console.say_round(self.records, self.config.run.num_server_rounds, names)
 
     def _finish(self, state: ServerState) -> None:
         left = self.strategy.final(state)
@@ -182,9 +193,11 @@ class Run:
             write_report(self.folder.path)
             write_card(self.folder.path)
 
+    def _encoder(self, base: Base) -> Encoder:
+        return Encoder(base.tokenizer, self.config.data.prompt_format, self.config.train.max_length)
+
     def _talkers(self, base: Base) -> dict[str, Talker]:
-        data, train = self.config.data, self.config.train
-        encoder = Encoder(base.tokenizer, data.prompt_format, train.max_length)
+        encoder = self._encoder(base)
         return {"before": Talker(base, encoder, frozen=True), "after": Talker(base, encoder)}
 
     def _answers(self, base: Base) -> list[Json]:
@@ -205,27 +218,5 @@ class Run:
 
     def _prompts(self) -> list[str]:
         """Public prompts to answer before and after: the user's file, or the source's own."""
-        if self.config.eval.prompts:
-            lines = Path(self.config.eval.prompts).expanduser().read_text(encoding="utf-8").splitlines()
-            return [line for line in lines if line.strip()]
         source = self.config.source_choice.build()
-        return source.prompts()
-
-
-def _whole(count: object) -> int:
-    """A count that a client tells, if it is one."""
-    return count if type(count) is int and count > 0 else 0
-
-
-def check_files(config: Config) -> None:
-    """Refuse files of the server's own that are not there, before anything is loaded."""
-    for choice in config.benchmarks:
-        choice.build().check()
-    if config.eval.prompts and not Path(config.eval.prompts).expanduser().is_file():
-        raise ConfigError(f"eval.prompts = {config.eval.prompts!r}: no such file on the server")
-    if config.rlft.epochs:
-        source = config.source_choice.build()
-        public_prompts(config.rlft, source)
-        judge = Judge.of(config, source)
-        if judge.pairs:
-            judge.pairs.build().check()
+        return eval_prompts(self.config) or source.prompts()

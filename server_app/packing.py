@@ -5,17 +5,19 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
 
 import psutil
 
-from core.sections import Config
+from core.sections import Config, ModelConfig
 from core.types import Scalar
 from server_app.show import counted, size
-from tasks.kit.memory import Estimate, estimate, shape_of
+from tasks.kit.memory import Estimate, Shape, estimate, shape_of
 
 SPARE = 0.9  # share of the free memory that is given away
-QUERY = ["--query-gpu=memory.free", "--format=csv,noheader,nounits"]  # MiB
+QUERY = ["--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]  # MiB
+VISIBLE = "CUDA_VISIBLE_DEVICES"  # what torch and Ray go by
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,31 @@ class Packing:
 
 
 def this_machine() -> Machine:
-    """GPUs as nvidia-smi tells them, so that this process makes no CUDA context."""
+    """GPUs as nvidia-smi reports them, so that this process makes no CUDA context; those that torch may use."""
     found: tuple[float, ...] = ()
     if tool := shutil.which("nvidia-smi"):
         done = subprocess.run([tool, *QUERY], capture_output=True, text=True)
-        found = tuple(float(line) * 2**20 for line in done.stdout.split()) if not done.returncode else ()
+        found = () if done.returncode else visible_gpus(done.stdout, os.environ.get(VISIBLE))
     return Machine(os.cpu_count() or 1, psutil.virtual_memory().available, found)
+
+
+def visible_gpus(table: str, visible: str | None) -> tuple[float, ...]:
+    """Free bytes of each GPU of nvidia-smi's table that CUDA_VISIBLE_DEVICES leaves visible.
+
+    It holds indices or the beginnings of UUIDs; as CUDA does, the first entry that is no GPU ends the list.
+    """
+    gpus = [[cell.strip() for cell in line.split(",")] for line in table.splitlines() if line.count(",") == 2]
+    free = [(index, uuid, float(mib) * 2**20) for index, uuid, mib in gpus if mib.isdecimal()]
+    if visible is None:
+        return tuple(size for _, _, size in free)
+    out = []
+    for entry in visible.split(","):
+        name = entry.strip()
+        found = [size for index, uuid, size in free if name and (name == index or uuid.startswith(name))]
+        if not found:
+            break
+        out.append(found[0])
+    return tuple(out)
 
 
 def pack(config: Config, federation: Mapping[str, Scalar], machine: Machine) -> tuple[Packing, list[str]]:
@@ -49,7 +70,7 @@ def pack(config: Config, federation: Mapping[str, Scalar], machine: Machine) -> 
 
     A model of which nothing is known is packed by cores alone, on GPUs one client each.
     """
-    shape = shape_of(config.model)
+    shape = _shape(config.model)
     one = estimate(config, shape) if shape else None
     gpus = machine.gpus if config.model.device != "cpu" else ()
     at_once, share = int(machine.cores / float(federation["client-cpus"])), float(federation["client-gpus"])
@@ -64,6 +85,17 @@ def pack(config: Config, federation: Mapping[str, Scalar], machine: Machine) -> 
         at_once = min(at_once, int((SPARE * machine.memory - server) / one.total))
     at_once = min(max(1, at_once), clients)
     return Packing(at_once, share), _told(one, at_once, gpus, machine)
+
+
+def base_bytes(config: Config) -> float:
+    """What the base model takes in memory; infinity for a model of which nothing is known."""
+    shape = _shape(config.model)
+    return estimate(config, shape).base if shape else float("inf")
+
+
+@cache
+def _shape(model: ModelConfig) -> Shape | None:
+    return shape_of(model)
 
 
 def _told(one: Estimate | None, at_once: int, gpus: tuple[float, ...], machine: Machine) -> list[str]:

@@ -10,6 +10,8 @@ from server_app.show import ABSENT, Table, behind, interval, printable, value
 from server_app.stats import Estimate
 
 CARDS = ("before", "after", "gain", "worst", "longer")  # the rest of the headline is a table
+# sections that are not folded
+OPEN = ("Options", "Clusters", "Clients", "About the rows", "Failures", "Policies")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _answers(answers: Sequence[Answer]) -> str:
 
 
 def _section(title: str, table: Table) -> str:
-    fold = title not in ("Options", "Clusters", "Clients", "Failures", "Policies") or len(table.rows) > 40
+    fold = title not in OPEN or len(table.rows) > 40
     if fold:
         return f"<details><summary>{escape(title)}</summary>{_table(table)}</details>"
     return f"<section><h2>{escape(title)}</h2>{_table(table)}</section>"
@@ -167,6 +169,7 @@ th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px soli
   vertical-align: top; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 th.num, td.num { text-align: right; white-space: nowrap; }
+td { overflow-wrap: anywhere; min-width: 3em; max-width: 46em; }
 details { margin-top: 1.2rem; border-top: 1px solid var(--grid); padding-top: .8rem; }
 summary { font-weight: 600; font-size: 1.1rem; cursor: pointer; margin-bottom: .5rem; }
 article { background: var(--panel); border-radius: 8px; padding: .9rem 1rem; margin: .7rem 0;

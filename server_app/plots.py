@@ -151,8 +151,10 @@ def clusters(run: Run) -> Plot | None:
         ax.set_xticks(told, [_column(shown[x], truth) for x in told])
         ax.set_yticks(
             range(len(clients)),
-            [str(c) for c in clients] if len(clients) <= MOST_NAMED else [""] * len(clients),
+            [run.mark(c) for c in clients] if len(clients) <= MOST_NAMED else [""] * len(clients),
         )
+        for label in ax.get_yticklabels():
+            label.set_parse_math(False)  # of a name with two dollar signs
         ax.set_ylabel("client")
         ax.grid(False)
 

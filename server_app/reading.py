@@ -9,8 +9,10 @@ from pathlib import Path
 from core.config import flatten
 from core.errors import DataError
 from core.files import read_json, read_toml
+from core.naming import LONGEST, client_label, client_mark
 from core.types import Json, Metrics, Scalar
 
+CONFIG = "config.toml"  # every key as it ran, itself a preset
 ASKED = "advice.toml"  # in the folder of an advice: what was asked for, itself a preset
 # how `read_record` fails on a line that is none
 NO_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -42,6 +44,7 @@ class Record:
     bytes_down: int | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage, and "total"
     route: Mapping[int, str] = field(default_factory=dict)  # client -> the adapter of its group
+    remarks: tuple[str, ...] = ()  # what the strategy says of the round, a sentence each
 
     @property
     def total_s(self) -> float | None:
@@ -62,9 +65,23 @@ class Run:
     dir: Path
     config: Mapping[str, Scalar]  # dotted keys
     manifest: Mapping[str, Json]
+    federation: Mapping[str, Scalar] = field(default_factory=dict)  # num-supernodes, where it is known
     records: tuple[Record, ...] = ()  # by round
     answers: tuple[Answer, ...] = ()
     rlft: Mapping[str, Json] = field(default_factory=dict)  # rlft/record.json
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """client -> what it is called, of those that have a name."""
+        return names_of(self.manifest)
+
+    def label(self, client: int, longest: int = LONGEST) -> str:
+        """A client's name and number, or its number alone."""
+        return client_label(client, self.names, longest)
+
+    def mark(self, client: int) -> str:
+        """The same, short, for parentheses."""
+        return client_mark(client, self.names)
 
     @property
     def policies(self) -> Mapping[str, Json]:
@@ -106,6 +123,34 @@ class Run:
         return [config.parent for config in sorted(found)]
 
 
+def names_of(manifest: Mapping[str, Json]) -> dict[int, str]:
+    """client -> its name, as the manifest of a run has it."""
+    clients = (manifest.get("clients") or {}).items()
+    return {int(client): str(facts["name"]) for client, facts in clients if facts.get("name")}
+
+
+def read_config(folder: Path) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+    """The keys of a run's config.toml, and those of `federation` by their short names."""
+    flat = flatten(read_toml(folder / CONFIG))
+    keys = {key: value for key, value in flat.items() if not key.startswith("federation.")}
+    return keys, {key.removeprefix("federation."): flat[key] for key in flat.keys() - keys.keys()}
+
+
+def asked_for(manifest: Mapping[str, Json]) -> str:
+    """How a run came to its rounds, e.g. "6 rounds, then resumed after round 6 to 10 rounds"; "" of one plan."""
+    first, *later = manifest.get("asked") or [{}]
+    rounds, steps = first.get("rounds"), []
+    for plan in later:
+        others = [
+            f"{key} = {value}" for key, value in plan["changed"].items() if key != "run.num-server-rounds"
+        ]
+        step = f"resumed after round {plan['after']}"
+        step += f" to {plan['rounds']} rounds" if plan["rounds"] != rounds else ""
+        steps.append(step + (f" with {', '.join(others)}" if others else ""))
+        rounds = plan["rounds"]
+    return f"{first['rounds']} rounds, then {', then '.join(steps)}" if steps else ""
+
+
 def of_advice(run_dir: Path) -> bool:
     """Whether the run is an option of `accord advise`, which lies in <advice>/<option>/<run>."""
     return (run_dir.resolve().parent.parent / ASKED).is_file()
@@ -114,12 +159,13 @@ def of_advice(run_dir: Path) -> bool:
 def read_run(run_dir: Path | str) -> Run:
     """The run in a folder; files not written yet count as empty. Raises DataError on a broken one."""
     folder = Path(run_dir)
-    config = folder / "config.toml"
+    keys, federation = read_config(folder) if (folder / CONFIG).exists() else ({}, {})
     answers = read_json(folder / "answers.json", [])
     return Run(
         dir=folder,
-        config=flatten(read_toml(config)) if config.exists() else {},
+        config=keys,
         manifest=read_json(folder / "manifest.json", {}),
+        federation=federation,
         records=_records(folder / "metrics.jsonl"),
         answers=tuple(
             Answer(a["prompt"], a.get("before") or "", a.get("after") or "")
@@ -141,6 +187,7 @@ def read_record(line: Mapping[str, Json]) -> Record:
         bytes_up=line.get("bytes_up"),
         bytes_down=line.get("bytes_down"),
         seconds=_numbers(line.get("seconds")),
+        remarks=tuple(str(remark) for remark in line.get("remarks") or ()),
         route={int(c): str(name) for c, name in (line.get("route") or {}).items()},
     )
 

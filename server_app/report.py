@@ -4,7 +4,9 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
+from core.naming import shown_name
 from server_app import page
+from server_app.clients import notes
 from server_app.plots import plots
 from server_app.reading import Record, Run, read_run
 from server_app.rlft.show import epochs, labels, rlft_plots
@@ -71,7 +73,9 @@ def sections(run: Run) -> dict[str, Table]:
     """The tables of a report by title; the last ones are for looking up."""
     return {
         "Clients": clients(run),
+        "About the rows": Table(("",), tuple((note,) for note in notes(run.manifest, run.names))),
         "Failures": failures(run),
+        "Remarks": remarks(run),
         "Policies": epochs(run),
         "Labels of the policies": labels(run),
         "Rounds": rounds(run),
@@ -98,6 +102,7 @@ def clients(run: Run) -> Table:
         change = after[client] - before[client] if client in after and client in before else None
         rows.append((
             str(client),
+            *((shown_name(run.names.get(client)) or ABSENT,) if run.names else ()),
             _count(facts.get("examples")),
             _skipped(facts.get("skipped")),
             _count(shown[0].eval.clients[client]["examples"] if shown else None),
@@ -108,14 +113,36 @@ def clients(run: Run) -> Table:
             str(lost[client]),
         ))  # fmt: skip
     what = "token acc." if metric == TOKENS else "accuracy"
-    head = ("client", "rows", "skipped", "held out", f"{what}, base", "after", "change", "rounds", "failed")
-    return Table(head, tuple(rows), numbers=(0, 1, 3, 4, 5, 6, 7, 8))
+    named = ("name",) if run.names else ()
+    head = (
+        "client",
+        *named,
+        "rows",
+        "skipped",
+        "held out",
+        f"{what}, base",
+        "after",
+        "change",
+        "rounds",
+        "failed",
+    )
+    return Table(
+        head, tuple(rows), numbers=tuple(i for i, h in enumerate(head) if h not in ("name", "skipped"))
+    )
 
 
 def failures(run: Run) -> Table:
     """Who was asked and did not answer in time, with the reason given."""
-    found = [(str(r.round), str(c), plain(why)) for r in run.records for c, why in sorted(r.failed.items())]
-    return Table(("round", "client", "reason"), tuple(found), numbers=(0, 1))
+    found = [
+        (str(r.round), run.label(c), plain(why)) for r in run.records for c, why in sorted(r.failed.items())
+    ]
+    return Table(("round", "client", "reason"), tuple(found), numbers=(0,) if run.names else (0, 1))
+
+
+def remarks(run: Run) -> Table:
+    """What the strategy had to say of a round, e.g. that too few clients answered for a robust mean."""
+    rows = [(str(record.round), remark) for record in run.records for remark in record.remarks]
+    return Table(("round", "remark"), tuple(rows), numbers=(0,))
 
 
 def rounds(run: Run) -> Table:
@@ -123,7 +150,7 @@ def rounds(run: Run) -> Table:
     metrics = sorted({name for r in run.records for name in r.eval.mean if name != "examples"})
     main = accuracy_metric(run)
     head = ("round", "clients", "train loss", *metrics, *(("worst",) if main else ()), "up", "down", "time")
-    body = tuple(_round(record, metrics, main) for record in run.records)
+    body = tuple(_round(run, record, metrics, main) for record in run.records)
     return Table(head, body, numbers=tuple(i for i in range(len(head)) if i != 1))
 
 
@@ -132,7 +159,8 @@ def versions(run: Run) -> Table:
     rows = [("commit", m.get("commit")), ("base model", (m.get("base") or {}).get("name"))]
     rows += [("base fingerprint", (m.get("base") or {}).get("fingerprint"))]
     rows += [(name, version) for name, version in sorted((m.get("versions") or {}).items())]
-    rows += [(f"data of client {c}", print_) for c, print_ in sorted((m.get("data") or {}).items(), key=_id)]
+    prints = sorted((m.get("data") or {}).items(), key=_id)
+    rows += [(f"data of client {run.label(int(c))}", print_) for c, print_ in prints]
     return Table(("what", "value"), tuple((name, str(found)) for name, found in rows if found))
 
 
@@ -161,7 +189,7 @@ def markdown(contents: page.Contents) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _round(record: Record, metrics: list[str], main: str | None) -> tuple[str, ...]:
+def _round(run: Run, record: Record, metrics: list[str], main: str | None) -> tuple[str, ...]:
     low = worst(record.eval, main) if main else None
     shown = [
         percent(record.eval.mean.get(m)) if "accurac" in m else number(record.eval.mean.get(m))
@@ -172,7 +200,7 @@ def _round(record: Record, metrics: list[str], main: str | None) -> tuple[str, .
         ranges(sorted(record.participants)) or ABSENT,
         number(record.train.mean.get("loss")),
         *shown,
-        *((f"{percent(low[1])} ({low[0]})" if low else ABSENT,) if main else ()),
+        *((f"{percent(low[1])} ({run.mark(low[0])})" if low else ABSENT,) if main else ()),
         size(record.bytes_up),
         size(record.bytes_down),
         duration(record.total_s),

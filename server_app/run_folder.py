@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -17,12 +18,11 @@ import tomli_w
 from safetensors import SafetensorError
 
 from core import __version__, store
-from core.config import flatten
-from core.errors import CheckpointError
-from core.files import read_json, read_toml
+from core.errors import CheckpointError, ConfigError
+from core.files import read_json
 from core.sections import Config
 from core.types import Json, ServerState
-from server_app.reading import NO_RECORD, read_record
+from server_app.reading import CONFIG, NO_RECORD, asked_for, read_config, read_record
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +86,18 @@ class RunFolder:
                 raise CheckpointError(
                     f"run.dir = {config.run.dir!r}: cannot write to {parent}: {error}"
                 ) from error
-            store.write_text(path / "config.toml", tomli_w.dumps(_nested(dict(config.flat))))
-            return RunFolder(path)
+            folder = RunFolder(path)
+            folder.write_config(config)
+            return folder
         raise CheckpointError(f"{parent} already holds 99 runs called {stem}")
 
     @staticmethod
     def reopen(config: Config) -> "RunFolder":
         """The folder named by run.resume; refuses another configuration, naming the keys."""
         path = Path(config.run.resume).expanduser().resolve()
-        if not (path / "config.toml").is_file():
+        if not (path / CONFIG).is_file():
             raise CheckpointError(f"run.resume = {config.run.resume!r}: {path} holds no config.toml of a run")
-        then = flatten(read_toml(path / "config.toml"))
+        then, _ = read_config(path)
         now = dict(config.flat)
         changed = [k for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
         if refused := [k for k in changed if not k.startswith(MAY_CHANGE)]:
@@ -109,7 +110,44 @@ class RunFolder:
                 f"{planned[0]} = {now[planned[0]]!r} and cannot be extended to {now['run.num-server-rounds']}: "
                 "its past rounds would have been others; start a new run"
             )
-        return RunFolder(path)
+        folder = RunFolder(path)
+        done = max(store.rounds(folder.checkpoints), default=0)
+        if (rounds := config.run.num_server_rounds) < done:
+            raise CheckpointError(
+                f"{path.name} has done {done} rounds, and run.num-server-rounds = {rounds} asks for fewer: name {done} "
+                "or more, or start a new run"
+            )
+        return folder
+
+    # --- configuration -------------------------------------------------------------
+
+    def resumed(self, config: Config, done: int) -> list[Json]:
+        """What was asked for when, for the manifest: the first plan, then each resumption that changed a key."""
+        then, _ = read_config(self.path)
+        changed = {
+            key: value
+            for key, value in config.flat
+            if then.get(key) != value and key not in ("run.resume", "run.dir")
+        }
+        asked: list[Json] = self.manifest().get("asked") or [
+            {"after": 0, "rounds": then.get("run.num-server-rounds")}
+        ]
+        more = {"after": done, "rounds": config.run.num_server_rounds, "changed": changed}
+        return [*asked, more] if changed and asked[-1] != more else asked
+
+    def write_config(self, config: Config, *, clients: int = 0) -> None:
+        """config.toml: every key as it runs and the number of clients, so that it is a preset that repeats the run.
+
+        clients: of the federation; 0: as the file has it.
+        """
+        keys = {**dict(config.flat), "run.resume": ""}
+        if not clients and (self.path / CONFIG).exists():
+            clients = int(read_config(self.path)[1].get("num-supernodes", 0))
+        if clients:
+            keys["federation.num-supernodes"] = clients
+        said = asked_for(self.manifest())
+        comment = f"# {said}\n" if said else ""
+        store.write_text(self.path / CONFIG, comment + tomli_w.dumps(_nested(keys)))
 
     def hold(self) -> int:
         """Keep other processes out for as long as this one lives; CheckpointError when one is already in.
@@ -127,6 +165,24 @@ class RunFolder:
         except OSError:
             log.warning("run=%s cannot be locked on this file system", self.name)
         return handle
+
+    def is_unbegun(self) -> bool:
+        """Whether no round was committed: neither a checkpoint nor a line of metrics is in it."""
+        metrics = self.path / "metrics.jsonl"
+        return not store.rounds(self.checkpoints) and not (metrics.is_file() and metrics.stat().st_size)
+
+    def discard_unbegun(self) -> bool:
+        """Delete the folder of a run that never began; whether it did so."""
+        if not self.is_unbegun():
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)
+        return True
+
+    def check_base(self, name: str, fingerprint: str) -> None:
+        """ConfigError unless the run began with this base model, or has not begun."""
+        then = self.manifest().get("base", {}).get("fingerprint", fingerprint)
+        if then != fingerprint:
+            raise ConfigError(f"{self.name} ran with base model {then[:12]}; {name!r} is {fingerprint[:12]}")
 
     # --- state -------------------------------------------------------------------
 
@@ -208,6 +264,18 @@ class RunFolder:
         }
         text = json.dumps({**told, **folded}, indent=2, sort_keys=True)
         store.write_text(self.path / "manifest.json", text + "\n")
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process runs this run; True as well on a file system without locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def provenance(config: Config) -> Json:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.types import Scalar
-from server_app.reading import Run
+from server_app.reading import Run, asked_for
 from server_app.stats import Estimate, by_key
 
 ABSENT = "-"
@@ -108,7 +108,8 @@ def state(run: Run) -> str:
     """What became of the run, in one sentence."""
     progress = f"{run.done} of {counted(run.rounds, 'round')}"
     if run.status == "finished":
-        return f"Finished: {progress} in {duration(run.manifest.get('seconds'))}."
+        how = f" ({said})" if (said := asked_for(run.manifest)) else ""
+        return f"Finished: {progress} in {duration(run.manifest.get('seconds'))}{plain(how)}."
     if run.status == "running":
         return f"Not finished: still running, or killed, with {progress} complete."
     reason = plain(run.status.removeprefix("failed").lstrip(": ")) or "no reason given"

@@ -196,7 +196,9 @@ def _choices(run: Run) -> list[Estimate | None]:
         found.append(_share("population", name, last, TOGETHER))
         if low := worst(last.eval, TOGETHER):
             rows = _rows(last.eval).get(low[0])
-            found.append(Estimate("population worst", f"Their worst client ({low[0]})", low[1], n=rows))
+            found.append(
+                Estimate("population worst", f"Their worst client ({run.mark(low[0])})", low[1], n=rows)
+            )
     base, last = first_and_last(run, ORDERS)
     found.append(_share("orders", "Both orders agree", last or base, ORDERS))
     base, last = first_and_last(run, "ece")
@@ -248,7 +250,9 @@ def _preference(run: Run, metric: str) -> list[Estimate | None]:
             found.append(gain(base.eval, last.eval, metric, seed=int(run.manifest.get("seed", 0))))
         if low := worst(last.eval, metric):
             client, share = low
-            found.append(Estimate("worst", f"Worst client ({client})", share, n=_rows(last.eval).get(client)))
+            found.append(
+                Estimate("worst", f"Worst client ({run.mark(client)})", share, n=_rows(last.eval).get(client))
+            )
         if (sd := spread(last.eval, metric)) is not None:
             n = len(last.eval.by_client(metric))
             found.append(Estimate("spread", "Std. dev. over clients", sd, n=n, of="clients", unit="points"))
@@ -267,7 +271,7 @@ def _personal(run: Run) -> list[Estimate | None]:
     ]
     if low := worst(last.eval, COMBINED):
         client, share = low
-        name = f"Combined, worst client ({client})"
+        name = f"Combined, worst client ({run.mark(client)})"
         found.append(Estimate("combined worst", name, share, n=_rows(last.eval).get(client)))
     if (sd := spread(last.eval, COMBINED)) is not None:
         n, name = len(last.eval.by_client(COMBINED)), "Combined, std. dev. over clients"

@@ -3,8 +3,6 @@
 The folder is all there is to ask: it is written after every round, whoever runs the round.
 """
 
-import fcntl
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 from core.errors import ConfigError
 from server_app.reading import Run, read_run
+from server_app.run_folder import is_held
 from server_app.show import ABSENT, counted, duration, percent, size
 from server_app.stats import ACCURACIES
 
@@ -27,16 +26,7 @@ def silent_s(run: Run) -> float | None:
 
 def standing(run: Run) -> str:
     """Its status; "stopped" where it says that it runs and no process holds its folder."""
-    if run.status != "running":
-        return run.status
-    handle = os.open(run.dir, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:  # held by the process that runs it, or on a file system without locks
-        return run.status
-    finally:
-        os.close(handle)
-    return "stopped"
+    return "stopped" if run.status == "running" and not is_held(run.dir) else run.status
 
 
 def last_seen(run: Run) -> dict[int, int]:
@@ -67,7 +57,7 @@ def lines(run: Run) -> Iterator[str]:
     )
     for client, rnd in last_seen(run).items():
         if why := last.failed.get(client):
-            yield f"missing  client {client}, last seen in round {rnd or ABSENT}: {why}"
+            yield f"missing  client {run.label(client)}, last seen in round {rnd or ABSENT}: {why}"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from pathlib import Path
 from core.config import checked, defaults, flatten, parse, without_effect
 from core.errors import ConfigError, DataError
 from core.files import read_json, read_toml
+from core.naming import shown_name
+from core.plugins import build, knobs, plugin
 from core.types import Scalar
-from tasks.data.jsonl import ENDINGS
+from server_app.reading import CONFIG, read_config
+from tasks.kit.shares import owners_of
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMUM = "strategy.min-available-nodes"
@@ -19,40 +22,78 @@ LEAST = {"num-supernodes": 1, "client-cpus": 1, "client-gpus": 0}
 MOST = 1e6  # of each of these
 
 
+PLACES = ("path", "dataset")  # of a source, where its rows are
+PATHS = ("data.path", "eval.prompts", "eval.pairs", "rlft.prompts")  # of this machine, in a simulation
+
+
 @dataclass(frozen=True)
 class Request:
-    """What to run: the app's keys as overrides, and the federation's."""
+    """What to run: the app's keys as overrides, and the federation's; notes: lines for the user before the start."""
 
     keys: dict[str, Scalar]
     federation: dict[str, Scalar]
+    notes: tuple[str, ...] = ()
 
 
 def request(words: list[str]) -> Request:
-    """Preset files, a later one over an earlier one, merged with key=value words; every key and value is checked."""
+    """Preset files, a later one over an earlier one, merged with key=value words; every key and value is checked.
+
+    In a simulation, files are named from the root, so that the run's config.toml repeats it from any folder.
+    """
     keys, chosen = given(words)
     federation = federated(keys, chosen)
     parse(keys)
-    return Request(keys, federation)
+    if not federation["superlink"]:
+        keys |= {k: str(Path(str(keys[k])).expanduser().resolve()) for k in PATHS if keys.get(k)}
+    counted = not chosen.get("superlink") and "num-supernodes" not in chosen and has_owners(keys)
+    return Request(keys, federation, (_about_clients(keys, federation),) if counted else ())
 
 
 def federated(keys: dict[str, Scalar], chosen: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The federation's values where `chosen` is silent; a simulation waits for all of its clients.
 
-    A folder of own files is simulated with a client for each file.
+    Rows that say whose they are (a folder's files, a client column) are simulated with a client for each owner, which
+    takes reading them. Raises DataError where they cannot be read, ConfigError for more clients to wait for than there
+    are.
     """
-    federation = {**FEDERATION, "num-supernodes": _files(keys) or FEDERATION["num-supernodes"], **chosen}
-    if not federation["superlink"]:
-        keys.setdefault(MINIMUM, federation["num-supernodes"])
+    federation = {**FEDERATION, **chosen}
+    if federation["superlink"]:
+        return federation
+    if "num-supernodes" not in chosen and has_owners(keys):
+        federation["num-supernodes"] = _owners(keys)
+    clients = int(federation["num-supernodes"])
+    if int(keys.setdefault(MINIMUM, clients)) > clients:
+        raise ConfigError(
+            f"{MINIMUM} = {keys[MINIMUM]}, but the simulation has {clients} clients and would wait for ever; "
+            f"leave {MINIMUM} out, or raise federation.num-supernodes"
+        )
     return federation
 
 
-def _files(keys: Mapping[str, Scalar]) -> int:
-    """How many files with rows data.path names, if it is a folder of them and each is a client's."""
+def has_owners(keys: Mapping[str, Scalar]) -> bool:
+    """Whether a simulation has a client for each owner that the rows of its source name."""
     known = {**defaults(), **keys}
-    folder = Path(str(known["data.path"])).expanduser()
-    if known["data.source"] != "jsonl" or known["data.partitioner"] != "natural" or not folder.is_dir():
-        return 0
-    return sum(file.name.endswith(ENDINGS) for file in folder.iterdir())
+    own = knobs(plugin("tasks.data", str(known["data.source"])))
+    named = any(known[f"data.{key}"] for key in PLACES if key in own)
+    return known["data.partitioner"] == "natural" and "client-column" in own and named
+
+
+def _owners(keys: Mapping[str, Scalar]) -> int:
+    """How many owners the rows have, of those that a task can be trained on."""
+    asked = {key: value for key, value in keys.items() if key.startswith(("data.", "run.seed"))}
+    task = str({**defaults(), **keys}["task.name"])
+    return len(owners_of(parse({**asked, "task.name": task}), build("tasks", task, {})))
+
+
+def _about_clients(keys: Mapping[str, Scalar], federation: Mapping[str, Scalar]) -> str:
+    known = {**defaults(), **keys}
+    where = Path(str(known["data.path"] or known["data.dataset"])).expanduser()
+    folder = known["data.source"] == "jsonl" and where.is_dir()
+    each = "file" if folder else f"value of {shown_name(known['data.client-column'])}"
+    return (
+        f"clients  {federation['num-supernodes']}, one for each {each} in {shown_name(where.name)}; "
+        "federation.num-supernodes=N takes the N with most rows"
+    )
 
 
 def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
@@ -132,7 +173,7 @@ def _federation_value(key: str, value: Scalar) -> Scalar:
 
 def run_folder(folder: str) -> Path:
     for path in (Path(folder), Path("runs") / folder):
-        if (path / "config.toml").is_file():
+        if (path / CONFIG).is_file():
             return path
     raise ConfigError(f"{folder!r} is no run folder: expected a folder with a config.toml, here or in runs/")
 
@@ -149,8 +190,9 @@ def recorded_federation(
         raise ConfigError(
             f"{path.name} is a run of a deployment: name it, `accord resume {path} federation.superlink=NAME`"
         )
-    known = manifest.get("clients", {})
+    known, federation = manifest.get("clients", {}), read_config(path)[1]
     if not isinstance(known, dict):
         raise DataError(f"{path / 'manifest.json'}: clients must be an object; was it edited by hand?")
     clients = len(known) or int(checked(MINIMUM, then.get(MINIMUM, defaults()[MINIMUM])))
-    return {**FEDERATION, "num-supernodes": clients, **named}
+    recorded = {key: _federation_value(f"federation.{key}", value) for key, value in federation.items()}
+    return {**FEDERATION, "num-supernodes": clients, **recorded, **named}

@@ -14,7 +14,8 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from core import wire
 from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.factors import is_private
-from core.sections import LoraConfig
+from core.naming import client_label
+from core.sections import LoraConfig, StrategyConfig
 from core.tree import Tree, norm, same_layout
 from core.types import Client, Json, Metrics, Order, ServerState, Update
 from strategies.kit.client_rule import ClientRule
@@ -45,6 +46,9 @@ class Strategy(FlowerStrategy):
             )
         return self
 
+    def check_participation(self, participation: StrategyConfig) -> None:
+        """Raise ConfigError where the smallest round that these settings allow is too small for the algorithm."""
+
     # --- hooks ---------------------------------------------------------------
 
     def init(self, adapters: dict[str, Tree], seed: int) -> ServerState:
@@ -61,6 +65,10 @@ class Strategy(FlowerStrategy):
     def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
         """The next state from a round's updates and what they were folded into."""
         raise NotImplementedError
+
+    def remarks(self, updates: Sequence[Update]) -> list[str]:
+        """What an operator must know of a round that was merged, a sentence each, e.g. that too few answered."""
+        return []
 
     def plan_evaluate(self, state: ServerState, rnd: int, everyone: list[Client]) -> list[Order]:
         """Whom to ask to score what on its held-out rows. Default: everyone, the global adapter."""
@@ -113,11 +121,13 @@ class Strategy(FlowerStrategy):
         s.exchange = Exchange()
         messages = self.configure_train(rnd, ArrayRecord(), ConfigRecord(), grid)
         self.aggregate_train(rnd, self._answers(grid, s, messages))
+        remarks = self.remarks(s.updates)
         times = {**_split(s.updates, s.exchange.seconds), "aggregate": s.exchange.using}
         return {
             "round": rnd,
             "participants": [u.client for u in s.updates],
             "failed": dict(s.failed),
+            **({"remarks": remarks} if remarks else {}),
             "train": {"mean": s.metrics, "clients": _by_client(s.updates)},
             "bytes_down": s.exchange.bytes_down,
             "bytes_up": s.exchange.bytes_up,
@@ -210,7 +220,8 @@ class Strategy(FlowerStrategy):
         fold = self.fold(s.state, server_round)
         s.receive(replies, fold.add, self._check_update)
         if len(s.updates) < (quorum := s.live.quorum(len(s.orders))):
-            reasons = "; ".join(f"client {c}: {reason}" for c, reason in s.failed.items())
+            names = s.roster.names
+            reasons = "; ".join(f"client {client_label(int(c), names)}: {why}" for c, why in s.failed.items())
             raise RoundFailed(
                 f"round {server_round}: {len(s.updates)} of {len(s.orders)} clients answered, {quorum} are needed "
                 f"by fault.min-replies = {s.live.fault.min_replies} and "

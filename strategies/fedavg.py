@@ -6,11 +6,13 @@ product of the means (`lora.aggregation` offers what is, strategies/kit/lora.py)
 has SGD.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 from core.errors import ConfigError
-from core.sections import LoraConfig
+from core.sections import LoraConfig, StrategyConfig
 from core.tree import Tree
 from core.types import Client, Metrics, Order, ServerState, Update
 from strategies.base import Strategy
@@ -18,9 +20,9 @@ from strategies.kit.client_rule import FINISH, ClientRule
 from strategies.kit.fold import Fold, Mean, Merged, Share
 from strategies.kit.lora import Lora
 from strategies.kit.metrics import weighted_mean
-from strategies.kit.robust import RULES, Robust
+from strategies.kit.robust import RULES, Robust, RobustRule
 from strategies.kit.server_opt import ServerOpt, known_variant, plain
-from strategies.kit.weighting import WEIGHTINGS, weight
+from strategies.kit.weighting import WEIGHTINGS, smallest_cohort, weight
 
 
 @dataclass
@@ -135,8 +137,45 @@ class FedAvg(Strategy):
         if self.lora.by_product:
             return self.lora.fold(state, self.share)
         if self.robust != "none":
-            return Robust(RULES[self.robust](self.robust_fraction), self.clip)
+            return Robust(self._robust_rule(), self.clip)
         return Mean(self.share)
+
+    def _robust_rule(self) -> RobustRule:
+        return RULES[self.robust](self.robust_fraction)
+
+    def check_participation(self, participation: StrategyConfig) -> None:
+        if self.robust == "none":
+            return
+        updates = self.updates_per_adapter(smallest_cohort(participation))
+        rule = self._robust_rule()
+        if not (weakness := rule.weakness(updates)):
+            return
+        enough = rule.fewest(updates)
+        advice = (
+            f"it needs {enough} updates at strategy.robust-fraction = {self.robust_fraction:g}"
+            if enough
+            else ""
+        )
+        raise ConfigError(
+            f"strategy.robust = {self.robust!r} protects against nobody in a round of {updates} updates an adapter, "
+            f"which strategy.min-available-nodes = {participation.min_available_nodes} and strategy.fraction-train = "
+            f"{participation.fraction_train:g} allow: {weakness}; {advice or 'raise strategy.robust-fraction'}"
+            + (", strategy.robust = 'median' needs 3" if self.robust != "median" else "")
+        )
+
+    def updates_per_adapter(self, cohort: int) -> int:
+        """The fewest updates of one adapter when all of a cohort answer."""
+        return cohort
+
+    def remarks(self, updates: Sequence[Update]) -> list[str]:
+        if self.robust == "none":
+            return []
+        counts, rule = Counter(u.adapter for u in updates), self._robust_rule()
+        return [
+            f"strategy.robust = {self.robust!r} protected nobody in {adapter}: {weakness}"
+            for adapter, count in sorted(counts.items())
+            if (weakness := rule.weakness(count))
+        ]
 
     def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
         metrics = weighted_mean(merged.updates)

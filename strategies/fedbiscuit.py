@@ -95,6 +95,10 @@ class FedBiscuit(FedBis):
     def names(self) -> list[str]:
         return [f"c{u}" for u in range(self.selectors)]
 
+    def updates_per_adapter(self, cohort: int) -> int:
+        """A round's clients are divided over the selectors, evenly unless their groups are priced softly."""
+        return 1 if self.soft_balance else cohort // self.selectors
+
     def client_rule(self) -> ClientRule:
         return replace(super().client_rule(), aside=self.grouping_fraction)
 

@@ -28,7 +28,7 @@ def test_every_plugin_is_listed_with_its_first_sentence():
 def test_the_help_says_what_every_command_does_on_one_line():
     text = said("--help")
     commands = re.findall(r"^  ([a-z]+)  +(\S.*)$", text.partition("Commands:")[2], re.M)
-    assert len(commands) == len(app.registered_commands) == 12
+    assert len(commands) == len(app.registered_commands) == 13
     assert not [command for command, what in commands if what.endswith("...")]
 
 

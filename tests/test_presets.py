@@ -1,11 +1,13 @@
 """Every preset parses: none can rot."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
 
 import accord
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,18 +46,63 @@ def test_presets_are_laid_over_each_other_in_order():
         accord.request(["kto-toy.toml", "run.seed=2", "gpu.toml"])
 
 
+def write(path: Path, owners: list[str]) -> Path:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt") as file:
+        for n, owner in enumerate(owners):
+            row = {"prompt": f"p{n}", "chosen": "good", "rejected": "bad", "worker": owner}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
 def test_a_folder_of_own_files_is_simulated_with_a_client_for_each(tmp_path):
-    for name in ("a.jsonl", "b.jsonl.gz", "notes.txt"):
-        (tmp_path / name).touch()
+    write(tmp_path / "a.jsonl", ["x", "x", "y", "z"])
+    write(tmp_path / "b.jsonl.gz", ["x"])
+    (tmp_path / "notes.txt").touch()
     own = ["own-files.toml", f"data.path={tmp_path}"]
     asked = accord.request(own)
     assert asked.federation["num-supernodes"] == asked.keys["strategy.min-available-nodes"] == 2
     for words, clients in (
         ([*own, "federation.num-supernodes=3"], 3),
         ([*own, "data.partitioner=iid"], 8),
-        ([f"data.path={tmp_path / 'a.jsonl'}", "data.source=jsonl"], 8),
+        ([f"data.path={tmp_path / 'a.jsonl'}", "data.source=jsonl", "data.client-column=worker"], 3),
+        (["own-files.toml"], 8),  # where the rows are is not said
     ):
         assert accord.request(words).federation["num-supernodes"] == clients
+
+
+def test_the_number_of_clients_follows_the_owners_of_a_file_and_this_is_said(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [f"w{n % 31}" for n in range(62)])
+    asked = accord.request(["own-files.toml", f"data.path={path}", "data.client-column=worker"])
+    assert asked.federation["num-supernodes"] == asked.keys["strategy.min-available-nodes"] == 31
+    (line,) = asked.notes
+    assert all(word in line for word in ("31", "worker", "rows.jsonl", "federation.num-supernodes=N"))
+    assert not accord.request(["own-files.toml", f"data.path={path}", "federation.num-supernodes=4"]).notes
+
+
+def test_owners_who_cannot_be_trained_on_are_no_clients(tmp_path):
+    """One worker liked nothing, so that there is nothing to imitate; rows without an owner are refused."""
+    rows = [{"prompt": f"p{n}", "completion": "c", "label": n > 1, "worker": f"w{n // 2}"} for n in range(8)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["own-files.toml", f"data.path={path}", "data.client-column=worker"]
+    sizes = {task: accord.request([*words, f"task.name={task}"]).federation for task in ("kto", "sft")}
+    assert [sizes[task]["num-supernodes"] for task in ("kto", "sft")] == [4, 3]
+    with pytest.raises(DataError, match="8 of 8 rows do not say whose they are"):
+        accord.request([*words, "data.client-column=nobody", "task.name=kto"])
+
+
+def test_a_simulation_does_not_wait_for_more_clients_than_it_has():
+    with pytest.raises(ConfigError, match=r"min-available-nodes = 5, but the simulation has 3 clients"):
+        accord.request(["federation.num-supernodes=3", "strategy.min-available-nodes=5"])
+
+
+def test_files_are_named_from_the_root_in_a_simulation_only(tmp_path, monkeypatch):
+    write(tmp_path / "rows.jsonl", ["x", "y"])
+    monkeypatch.chdir(tmp_path)
+    words = ["own-files.toml", "data.path=rows.jsonl", "data.client-column=worker"]
+    assert accord.request(words).keys["data.path"] == str(tmp_path / "rows.jsonl")
+    assert accord.request([*words, "federation.superlink=clinics"]).keys["data.path"] == "rows.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from client_app.policy.rules import Claim, Policy
 from client_app.site import Site
 from core.errors import AccordError, BaseMismatch, PolicyRefused, SiteError
 from core.types import Json, Order, Update
+from tasks.kit.model import is_pickled
 from tasks.kit.race import FIRST
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class Guarded:
         policy, config = self.policy, self.site.config
         policy.admit(self.claim, config)
         admit_order(policy, config, self.site.node.client, kind, order)
+        if not policy.allow_bin:
+            policy.check_files(config.model.name, pickled=is_pickled(config.model))
         policy.check_base(config.model.name, self.site.base(str(order.knobs["base"])).fingerprint)
         self.ledger.enter(policy, str(order.knobs["run"]), self.claim.owner, config)
 

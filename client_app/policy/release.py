@@ -37,10 +37,13 @@ def release(policy: Policy, config: Config, kind: str, order: Order, update: Upd
 
 
 def release_facts(policy: Policy, said: Mapping[str, Json]) -> Json:
-    """A hello as it may leave: who this is, how many rows it has and which base; of the rest what the policy names."""
+    """A hello as it may leave: who this is, how many rows it has and which base; of the rest what the policy names.
+
+    The name is the provisioning's: no site that has a policy is simulated.
+    """
     if said["examples"] < policy.min_rows:
         raise PolicyRefused(f"this site has fewer than the {policy.min_rows} rows that it asks of itself")
-    out = {name: said[name] for name in ("client", "clients", "base")}
+    out = {name: said[name] for name in ("client", "clients", "base", "name") if name in said}
     skipped = sum(said["skipped"].values())  # the reasons name columns of the rows
     census = {name: float(policy.rounded(int(count))) for name, count in said["census"].items()}
     return {

@@ -45,6 +45,7 @@ class Policy:
     advise: bool = False  # consent to `accord advise`, which compares the sites' updates
     engines: tuple[str, ...] = ("accord",)
     models: tuple[tuple[str, str], ...] = ()  # name and fingerprint, which may be cut short; "": any content
+    allow_bin: bool = False  # models that come as pickled files, which are converted without running them
     targets: tuple[str, ...] = ("all-linear", "auto")  # lora.target-modules
     sources: tuple[str, ...] = ("jsonl",)  # data.source
     paths: tuple[str, ...] = ()  # values that data.path and data.dataset may have besides ""
@@ -108,6 +109,14 @@ class Policy:
                 f"model.name = {shown(name)} is {fingerprint[:12]} here, this site's policy allows {meant[:12]}"
             )
 
+    def check_files(self, name: str, *, pickled: bool) -> None:
+        """Raises PolicyRefused for a model in pickled files where the policy wants safetensors."""
+        if pickled and not self.allow_bin:
+            raise PolicyRefused(
+                f"model.name = {shown(name)} holds pickled weights (pytorch_model.bin); this site allows only "
+                "safetensors (allow-bin = false)"
+            )
+
     def lets_out(self, metric: str) -> bool:
         return any(fnmatchcase(metric, pattern) for pattern in self.metrics)
 
@@ -158,7 +167,8 @@ class Policy:
 
 FACTS = ("census", "data", "skipped", "truth")
 OPEN: Mapping[str, Any] = {  # a field's type
-    "tasks": (ANY,), "strategies": (ANY,), "advise": True, "engines": (ANY,), "models": ((ANY, ""),), "targets": (ANY,),
+    "tasks": (ANY,), "strategies": (ANY,), "advise": True, "engines": (ANY,), "models": ((ANY, ""),), "allow_bin": True,
+    "targets": (ANY,),
     "sources": (ANY,), "max_runs": MANY, "max_rounds": MANY, "max_total_rounds": MANY, "max_steps": MANY,
     "max_epochs": float(MANY), "max_order_bytes": MANY << 10, "min_rows": 1, "round_counts_to": 1,
     "updates": "clear", "metrics": (ANY,), "facts": FACTS,

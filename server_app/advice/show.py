@@ -5,8 +5,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
 from core import store
+from core.naming import client_label, client_mark
 from server_app import page
 from server_app.advice.conflict import Conflict, clustered, draw_conflict, read_conflict
 from server_app.advice.plot import draw_gains
@@ -36,6 +38,8 @@ METHOD = (
     "chosen so far has its whole interval above 0."
 )
 WIDTH = 100
+Names = Mapping[int, str]  # client -> its name
+NOBODY: Names = MappingProxyType({})
 
 
 def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
@@ -48,14 +52,15 @@ def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
     advice = advise(scores, int(runs["clusters"].config["strategy.selectors"]), seed=seed)
     chosen = advice.option if advice.shown else LOCAL
     drawn = [draw_conflict(conflict, groups, truth), draw_gains(scores, chosen, seed=seed)]
-    table = options(found, seed)
+    names = probe.names
+    table = options(found, seed, names)
     contents = page.Contents(
         title="Federate, cluster or personalise?",
         subtitle=subtitle(probe),
         state=f"Advice: {advice.word}.",
         resume=None,
         verdict=advice.reason,
-        headline=headline(found, advice, seed),
+        headline=headline(found, advice, seed, names),
         method=METHOD,
         plots=[plot for plot in drawn if plot],
         sections=[
@@ -63,7 +68,13 @@ def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
             ("Clusters", clusters(conflict, groups)),
             (
                 "Clients",
-                clients(scores, found[FEDAVG], dict(zip(conflict.clients, groups, strict=True)), truth),
+                clients(
+                    scores,
+                    found[FEDAVG],
+                    dict(zip(conflict.clients, groups, strict=True)),
+                    truth,
+                    probe.names,
+                ),
             ),
             ("Differences", pairs(scores, seed)),
             ("Runs", Table(("option", "folder"), tuple((NAMES[o], _beside(folder, runs[o])) for o in ORDER))),
@@ -95,16 +106,16 @@ def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
     ]
 
 
-def options(found: Mapping[str, Measured], seed: int) -> Table:
+def options(found: Mapping[str, Measured], seed: int, names: Names = NOBODY) -> Table:
     """One row an option, the simplest first; before them what the base scores."""
     scores = {name: one.scores for name, one in found.items()}
     combined = any(one.combined for one in found.values())
     head = ("option", "mean", "worst client", "over alone", "95 %", "over FedAvg", "95 %", "harmed")
     rows = []
     if base := found[FEDAVG].base:
-        rows.append(("base", percent(mean(base)), _worst(base), *[ABSENT] * (5 + combined)))
+        rows.append(("base", percent(mean(base)), _worst(base, names), *[ABSENT] * (5 + combined)))
     for name in ORDER:
-        row = [NAMES[name], percent(mean(scores[name])), _worst(scores[name])]
+        row = [NAMES[name], percent(mean(scores[name])), _worst(scores[name], names)]
         for other in (LOCAL, FEDAVG):
             change = None if name == other else gain(scores[other], scores[name], seed=seed)
             row += [value(change).removesuffix(" points"), interval(change)] if change else [ABSENT] * 2
@@ -117,7 +128,9 @@ def options(found: Mapping[str, Measured], seed: int) -> Table:
     return Table(head, tuple(rows), numbers=tuple(range(1, len(head))))
 
 
-def headline(found: Mapping[str, Measured], advice: Advice, seed: int) -> list[Estimate]:
+def headline(
+    found: Mapping[str, Measured], advice: Advice, seed: int, names: Names = NOBODY
+) -> list[Estimate]:
     """The cards: the base, the option that is advised, its gain over each alone, its worst client."""
     chosen = found[advice.option].scores
     count, base = len(chosen), found[FEDAVG].base
@@ -128,7 +141,7 @@ def headline(found: Mapping[str, Measured], advice: Advice, seed: int) -> list[E
     )
     other = FEDAVG if advice.option == LOCAL else LOCAL
     cards.append(gain(found[other].scores, chosen, f"Gain over {NAMES[other]}", seed=seed))
-    return [*cards, Estimate("worst", f"Worst client ({low})", chosen[low])]
+    return [*cards, Estimate("worst", f"Worst client ({client_mark(low, names)})", chosen[low])]
 
 
 def clusters(conflict: Conflict, groups: Sequence[int]) -> Table:
@@ -149,11 +162,12 @@ def clients(
     probe: Measured,
     groups: Mapping[int, int],
     truth: Mapping[int, int],
+    names: Names = NOBODY,
 ) -> Table:
     """Every client under every option."""
     rows = [
         (
-            str(client),
+            client_label(client, names),
             str(groups.get(client, ABSENT)),
             *((str(truth.get(client, ABSENT)),) if truth else ()),
             percent(probe.base.get(client)),
@@ -196,9 +210,9 @@ def _write(folder: Path, contents: page.Contents) -> None:
         (folder / "advice.html").write_text(page.html(contents), "utf-8")
 
 
-def _worst(scores: Mapping[int, float]) -> str:
+def _worst(scores: Mapping[int, float], names: Names) -> str:
     client = min(scores, key=lambda c: (scores[c], c))
-    return f"{percent(scores[client])} ({client})"
+    return f"{percent(scores[client])} ({client_mark(client, names)})"
 
 
 def _cosine(values: Sequence[float]) -> str:

@@ -99,7 +99,8 @@ def _flwr(kit: Path, *words: str) -> Mapping[str, Any]:
         [str(BIN / "flwr"), "supernode", *words, "--format", "json"],
         env=environment(FLWR_HOME=str(connection(kit))),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     try:
         answer = json.loads(done.stdout)

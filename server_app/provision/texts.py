@@ -221,6 +221,7 @@ def site_toml(plan: SitePlan, number: int, sites: int) -> str:
         "address": plan.address,
         "partition-id": number,
         "num-partitions": sites,
+        "name": plan.name,
     }
     if plan.data_path:
         facts["data-path"] = plan.data_path

@@ -32,6 +32,7 @@ from tasks.kit.encode import Encoder
 from tasks.kit.evaluate import exact_kl
 from tasks.kit.generate import Talker
 from tasks.kit.jury import Jury
+from tasks.kit.loading import check_length
 from tasks.kit.model import get_adapter, initial_adapter, load_base, save_adapter, set_adapter
 from tasks.kit.stepper import Bend
 
@@ -64,7 +65,11 @@ class Rlft:
         """The base of the policies; without rlft.policy-model the very one of the selectors."""
         name = self.config.rlft.policy_model
         model = replace(self.config.model, name=name, revision="main")
-        return load_base(model, self.config.lora) if name else self.base
+        if not name:
+            return self.base
+        base = load_base(model, self.config.lora)
+        check_length(base.causal, self.config.train.max_length, name)
+        return base
 
     @cached_property
     def judge(self) -> Judge:

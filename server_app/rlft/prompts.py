@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import ConfigError, DataError
+from core.files import read_text
 from core.sections import RlftConfig
 from tasks.data.base import Planted, Source
 
@@ -28,7 +29,8 @@ def public_prompts(rlft: RlftConfig, source: Source) -> list[Asked]:
     path = Path(rlft.prompts).expanduser()
     if not path.is_file():
         raise ConfigError(f"rlft.prompts = {rlft.prompts!r}: no such file on the server")
-    lines = [(i, line) for i, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.strip()]
+    text = read_text(path, "rlft.prompts")
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     read = _row if path.suffix == ".jsonl" else lambda line, where: Asked(line.strip())
     found = [read(line, f"{path.name} line {number}") for number, line in lines]
     found = list({asked.prompt: asked for asked in found}.values())

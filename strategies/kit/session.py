@@ -62,6 +62,11 @@ class Roster:
     said: dict[int, Json] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)  # nodes whose own policy keeps them out of this run
 
+    @property
+    def names(self) -> dict[int, str]:
+        """What clients that have a name are called."""
+        return {c: str(said["name"]) for c, said in self.said.items() if said.get("name")}
+
     def clients(self) -> list[Client]:
         return [Client(c, int(self.said[c]["examples"])) for c in sorted(self.nodes)]
 

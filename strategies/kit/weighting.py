@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 
+from core.sections import StrategyConfig
 from core.seeds import rng_for
 from core.types import Client, Update
 
@@ -16,6 +17,17 @@ def weight(update: Update, weighting: str) -> float:
     return {"examples": float(update.examples), "tokens": float(update.tokens), "uniform": 1.0}[weighting]
 
 
+def cohort_size(clients: int, fraction: float) -> int:
+    """How many of the clients connected are asked in a round."""
+    return max(1, round(fraction * clients))
+
+
+def smallest_cohort(participation: StrategyConfig) -> int:
+    """The size of a round's cohort when no more clients are connected than a run waits for."""
+    clients = participation.min_available_nodes
+    return clients if participation.sampling == "all" else cohort_size(clients, participation.fraction_train)
+
+
 def sample(everyone: Sequence[Client], fraction: float, how: str, seed: int, rnd: int) -> list[Client]:
     """The cohort of round rnd (from 1): max(1, round(fraction * n)) clients by (seed, rnd), ascending by id.
 
@@ -23,7 +35,7 @@ def sample(everyone: Sequence[Client], fraction: float, how: str, seed: int, rnd
     openfedllm: Python's `random` seeded with rnd - 1 alone, whatever the run's seed: every run asks the same.
     """
     ids = sorted(c.id for c in everyone)
-    count = max(1, round(fraction * len(ids)))
+    count = cohort_size(len(ids), fraction)
     if how == "all":
         chosen = ids
     elif how == "openfedllm":

@@ -6,51 +6,37 @@ bring `label_confidence`, the probability that its label is right, which selecto
 """
 
 import random
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError
 from core.types import Json
 from tasks.base import Row
+from tasks.data.kit.columns import (
+    DEMONSTRATION,
+    EXTRA,
+    KINDS,
+    PAIR,
+    THUMB,
+    BadRow,
+    ColumnUse,
+    Converted,
+    convert,
+    split_prompt,
+    texts_of,
+)
+from tasks.data.kit.places import at_place_of
+from tasks.data.kit.table import Entry, Found, Table, kind_of, tabulate
 
-PAIR = ("prompt", "chosen", "rejected")
-THUMB = ("prompt", "completion", "label")
-DEMONSTRATION = ("prompt", "completion")
-EXTRA = "label_confidence"  # of a pair, where it has one
-KINDS = {PAIR: "pairs", THUMB: "thumbs", DEMONSTRATION: "demonstrations"}
-SHP_ANSWERS = ("human_ref_A", "human_ref_B")  # Stanford Human Preferences: labels == 1 is a vote for A
-SHP = {"history", "labels", *SHP_ANSWERS}
-ANSWER_TURN = "\n\nAssistant:"  # of the transcripts of HH-RLHF
+__all__ = [
+    "DEMONSTRATION", "EXTRA", "KINDS", "PAIR", "THUMB", "BadRow", "ColumnUse", "Entry", "Found", "Table", "kind_of",
+    "split_prompt",
+]  # fmt: skip
 
+MESSAGE_BODY = {"content", "tool_calls"}  # of a message: its text, and the tools that it calls
 
-@dataclass(frozen=True)
-class Found:
-    """A row as a source found it, before anybody looked at it."""
-
-    where: str  # "a.jsonl line 7", for messages
-    raw: Json = None
-    owner: str = ""  # its natural client; "" where unknown
-    heldout: bool = False  # the source's own split
-    fault: str = ""  # why it could not even be read
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A good row, in canonical form."""
-
-    row: Row
-    owner: str
-    heldout: bool
-
-
-@dataclass(frozen=True)
-class Table:
-    """All the good rows of a source, of one kind, and a count of the bad ones by reason."""
-
-    entries: tuple[Entry, ...]
-    skipped: Mapping[str, int] = field(default_factory=dict)
+DEEPEST = 100  # levels of a value; a parser takes more, and what writes the rows again may take less
 
 
 class Source(Protocol):
@@ -89,110 +75,65 @@ class Planted(Protocol):
         ...
 
 
-class BadRow(DataError):
-    """Why a row cannot be used; never its text."""
+@runtime_checkable
+class Selective(Protocol):
+    """A source that reads some files of a folder and not others."""
+
+    def unread(self) -> tuple[str, ...]:
+        """Names of the others, for the user to see."""
+        ...
+
+
+def load(source: Source, seed: int, clients: int, on_bad_row: str) -> Table:
+    """The table of a source, with the names of files that it passed over. Raises as read() and find() do."""
+    table = read(source.find(seed, clients), on_bad_row)
+    return replace(table, unread=source.unread()) if isinstance(source, Selective) else table
 
 
 def read(found: Iterable[Found], on_bad_row: str) -> Table:
-    """Canonical rows; a bad one raises DataError with its place (`error`) or is counted (`skip`)."""
-    entries: list[Entry] = []
-    skipped: Counter[str] = Counter()
-    first = ""
-    kind: tuple[str, ...] = ()
-    for one in found:
-        try:
-            row = canonical(one)
-            kind = kind or kind_of(row)
-            if kind_of(row) != kind:
-                raise BadRow(
-                    f"is one of {KINDS[kind_of(row)]}, but the first good row is one of {KINDS[kind]}"
-                )
-        except BadRow as bad:
-            skipped[str(bad)] += 1
-            first = first or f"{one.where}: {bad}"
-            continue
-        entries.append(Entry(row, one.owner, one.heldout))
-    if first and on_bad_row == "error":
-        more = f"; {skipped.total() - 1} more bad rows" if skipped.total() > 1 else ""
-        raise DataError(f"{first}{more} (data.on-bad-row = 'skip' leaves bad rows out and counts them)")
-    return Table(tuple(entries), dict(skipped))
+    """Canonical rows, of the kind that most are.
+
+    A bad row raises DataError with its place (`error`) or is counted (`skip`). A file without a usable row raises
+    DataError in both cases, with the commonest reason.
+    """
+    return tabulate([(one, _converted(one)) for one in found], on_bad_row)
 
 
 def canonical(found: Found) -> Row:
     """The row in canonical form, other columns left out. Raises BadRow."""
-    if found.fault:
-        raise BadRow(found.fault)
-    if not isinstance(found.raw, Mapping):
-        raise BadRow("is no JSON object")
-    raw = renamed(found.raw)
-    for kind in KINDS:
-        if all(column in raw for column in kind):
-            row = {column: raw[column] for column in kind}
-            _check(row)
-            if kind == PAIR and EXTRA in raw:
-                row[EXTRA] = _probability(raw[EXTRA])
-            return row
-    wanted = " or ".join("+".join(kind) for kind in KINDS)
-    raise BadRow(f"misses columns: expected {wanted}, got {_columns(found.raw)}")
+    made = _converted(found)
+    if isinstance(made, BadRow):
+        raise made
+    return made.row
 
 
-def _columns(raw: Mapping[str, Any]) -> str:  # Any: not checked yet
-    """The names of columns; what does not look like a name may be somebody's words, and is counted."""
-    names = sorted(name for name in raw if str(name).isidentifier() and len(name) <= 32)
-    others = [f"{len(raw) - len(names)} others"] if len(names) < len(raw) else []
-    return "+".join(names + others) or "none"
+def _converted(found: Found) -> Converted | BadRow:
+    try:
+        if found.fault:
+            raise BadRow(found.fault, found.detail)
+        if not isinstance(found.raw, Mapping):
+            raise BadRow("is no JSON object")
+        made = convert(found.raw, found.client_column)
+        return replace(made, row=_checked(made.row))
+    except BadRow as bad:
+        return bad
 
 
-def kind_of(row: Row) -> tuple[str, ...]:
-    """The columns that a canonical row has for certain: a key of KINDS."""
-    return tuple(column for column in row if column != EXTRA)
-
-
-def renamed(raw: Mapping[str, Any]) -> dict[str, Any]:  # Any: not checked yet
-    """Common column names to canonical ones, and a prompt for pairs that hold it only implicitly."""
-    out = dict(raw)
-    if "prompt" not in out and "instruction" in out:
-        extra = out.get("input")  # one space, as OpenFedLLM joins them
-        joined = isinstance(extra, str) and extra != "" and isinstance(out["instruction"], str)
-        out["prompt"] = f"{out['instruction']} {extra}" if joined else out["instruction"]
-    if raw.keys() >= SHP and raw["labels"] in (0, 1):
-        better, other = SHP_ANSWERS if raw["labels"] == 1 else SHP_ANSWERS[::-1]
-        out |= {"prompt": raw["history"], "chosen": raw[better], "rejected": raw[other]}
-    for alias in ("output", "response"):
-        if "completion" not in out and alias in out:
-            out["completion"] = out[alias]
-    if "prompt" not in out and "chosen" in out and "rejected" in out:
-        prompt, chosen, rejected = split_prompt(out["chosen"], out["rejected"])
-        out |= {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    return out
-
-
-def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:  # Any: strings or messages
-    """The prompt that two full conversations share, and what follows it in each.
-
-    Messages are cut where they first differ, transcripts at the last shared "Assistant:" turn, other
-    strings at the last shared word, so that nothing of an answer is lost to the prompt (the fault of
-    cutting at the first character that differs). Raises BadRow when there is nothing to compare.
-    """
-    if not (type(chosen) is type(rejected) and isinstance(chosen, str | list)):
-        raise BadRow("has no prompt, and chosen and rejected are not two strings or two message lists")
-    if chosen == rejected:
-        raise BadRow("chosen equals rejected")
-    same = 0
-    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
-        same += 1
-    if isinstance(chosen, str):
-        turn = chosen.rfind(ANSWER_TURN, 0, same)
-        same = turn + len(ANSWER_TURN) if turn >= 0 else max(chosen.rfind(" ", 0, same), 0)
-    elif same == min(len(chosen), len(rejected)):
-        same -= 1  # one conversation goes on after the other: its last answer is the completion
-    return chosen[:same], chosen[same:], rejected[same:]
+def owner_of(raw: Json, column: str) -> str:
+    """The natural client of a row, "" where it names none. Raises BadRow for a value that is no name."""
+    value = raw.get(column) if isinstance(raw, dict) else None
+    if value is None or value != value:  # NaN, as pandas writes a missing value
+        return ""
+    if not isinstance(value, str | int | float):
+        raise BadRow(f"{column} must be a string or a number, got {type(value).__name__}")
+    _check_characters(column, str(value))
+    return str(value)
 
 
 def thumbs(pairs: Sequence[Row]) -> list[Row]:
     """KTOO: a client's n pairs become its n desirable rows, in order, and then its n undesirable ones."""
     return [
-        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        at_place_of(pair, {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"})
         for side in ("chosen", "rejected")
         for pair in pairs
     ]
@@ -201,9 +142,11 @@ def thumbs(pairs: Sequence[Row]) -> list[Row]:
 def demonstrations(rows: Sequence[Row]) -> list[Row]:
     """What was preferred or desired, as prompt and completion."""
     if rows and "chosen" in rows[0]:
-        return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+        return [at_place_of(row, {"prompt": row["prompt"], "completion": row["chosen"]}) for row in rows]
     return [
-        {"prompt": row["prompt"], "completion": row["completion"]} for row in rows if row.get("label", True)
+        at_place_of(row, {"prompt": row["prompt"], "completion": row["completion"]})
+        for row in rows
+        if row.get("label", True)
     ]
 
 
@@ -222,9 +165,9 @@ def ktor(clients: Sequence[Sequence[Row]], seed: int = 2023) -> list[list[Row]]:
 def flipped(row: Row) -> Row:
     """The opposite preference, in equal words. Raises ConfigError for a demonstration, which has none."""
     if "chosen" in row:
-        return {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+        return at_place_of(row, {**row, "chosen": row["rejected"], "rejected": row["chosen"]})
     if "label" in row:
-        return {**row, "label": not row["label"]}
+        return at_place_of(row, {**row, "label": not row["label"]})
     raise ConfigError("data.flipped-clients turns pairs and thumbs round; the data are demonstrations")
 
 
@@ -245,21 +188,47 @@ def view(rows: Sequence[Row], columns: tuple[str, ...]) -> list[Row]:
     )
 
 
-def _check(row: Row) -> None:
+def _checked(row: Row) -> Row:
     for column, value in row.items():
+        if column == EXTRA:
+            continue
         if column == "label":
             if not isinstance(value, bool):
                 raise BadRow(f"label must be true or false, got {type(value).__name__}")
         elif isinstance(value, list):
+            _check_depth(column, value)
             _check_messages(column, value)
         elif not isinstance(value, str):
             raise BadRow(f"{column} must be a string or a list of messages, got {type(value).__name__}")
         elif not value.strip():
             raise BadRow(f"{column} is empty")
-    if len({type(value) for column, value in row.items() if column != "label"}) > 1:
-        raise BadRow("mixes strings and lists of messages")
+        for text in texts_of(value):
+            _check_characters(column, text)
+    if len({type(value) for column, value in row.items() if column not in ("label", EXTRA)}) > 1:
+        raise BadRow("mixes strings and lists of messages: prompt and answers have to be of one form")
     if "chosen" in row and row["chosen"] == row["rejected"]:
         raise BadRow("chosen equals rejected")
+    return {**row, EXTRA: _probability(row[EXTRA])} if EXTRA in row else row
+
+
+def _check_characters(column: str, text: str) -> None:
+    if "\0" in text:
+        raise BadRow(f"{column} holds a NUL character")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadRow(f"{column} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
+
+
+def _check_depth(column: str, value: list[Any]) -> None:
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for item in level
+            if isinstance(item, list | dict)
+            for part in (item.values() if isinstance(item, dict) else item)
+        ]
+    if level:
+        raise BadRow(f"{column} is nested more than {DEEPEST} levels deep")
 
 
 def _probability(value: Json) -> float:
@@ -272,7 +241,21 @@ def _check_messages(column: str, messages: list[Any]) -> None:  # Any: not check
     if not messages:
         raise BadRow(f"{column} is empty")
     for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        if not isinstance(message, Mapping) or "role" not in message or not message.keys() & MESSAGE_BODY:
             raise BadRow(f"{column} holds a message without role and content")
-        if not all(isinstance(message[key], str) and message[key].strip() for key in ("role", "content")):
+        role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
+        if calls is not None and not (isinstance(calls, list) and all(isinstance(c, Mapping) for c in calls)):
+            raise BadRow(f"{column} holds a message whose tool_calls are not a list of objects")
+        if isinstance(content, list):
+            content = _joined(column, content)
+        said = isinstance(content, str) and content.strip()
+        silent = content in (None, "") and calls  # only calls tools
+        if not (isinstance(role, str) and role.strip()) or not (said or silent):
             raise BadRow(f"{column} holds a message whose role or content is empty or no string")
+
+
+def _joined(column: str, parts: list[Any]) -> str:  # Any: not checked yet
+    texts = [p.get("text") for p in parts if isinstance(p, Mapping) and p.get("type") == "text"]
+    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
+        raise BadRow(f"{column} holds a message with a content part that is no text; only text can be used")
+    return "".join(texts)

@@ -1,16 +1,16 @@
 """Rows from JSON lines, plain or gzip: one file for all clients, or a folder with one file per client."""
 
-import gzip
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import ConfigError
 from core.types import Json
-from tasks.data.base import Found
+from tasks.data.base import BadRow, Found, owner_of
+from tasks.data.kit.folders import ENDINGS, WANTED, client_files, one_file, stem, unread
+from tasks.data.kit.lines import numbered_lines, parse
 
-ENDINGS = (".jsonl", ".jsonl.gz")
+__all__ = ["ENDINGS", "PLUGIN", "WANTED", "Jsonl", "client_files"]
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,14 @@ class Jsonl:
     client_column: str = "client_id"  # in one file for all: whose row it is; a folder's files are the clients
 
     def find(self, seed: int, clients: int) -> Iterator[Found]:
-        files = self._files()
-        for file in files:
-            owner = file.name.split(".jsonl")[0] if Path(self.path).is_dir() else None
-            opener = gzip.open if file.name.endswith(".gz") else open
-            with opener(file, "rb") as lines:
-                try:
-                    for number, line in enumerate(lines, start=1):
-                        if line.strip():
-                            yield self._found(f"{file.name} line {number}", line, owner)
-                except (EOFError, gzip.BadGzipFile) as error:
-                    raise ConfigError(f"{file} is no complete gzip file: {error}") from error
+        shared = not self._place().is_dir()
+        for file in self._files():
+            empty = True
+            for number, line in numbered_lines(file):
+                empty = False
+                yield self._found(file, f"{file.name} line {number}", line, None if shared else stem(file))
+            if empty:
+                yield Found(file.name, fault="holds no row", file=file.name)
 
     def stamp(self) -> Json:
         return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in self._files())
@@ -40,32 +37,29 @@ class Jsonl:
     def truth(self, client: int) -> int | None:
         return None
 
-    def _files(self) -> list[Path]:
+    def unread(self) -> tuple[str, ...]:
+        return unread(self._place()) if self._place().is_dir() else ()
+
+    def _place(self) -> Path:
         if not self.path:
             raise ConfigError(
                 "data.source = 'jsonl' needs data.path, or each site's own data-path in its node config"
             )
-        path = Path(self.path).expanduser()
-        files = [path]
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.name.endswith(ENDINGS))
-        if not files or not files[0].is_file():
-            raise ConfigError(
-                f"no {' or '.join(ENDINGS)} file at {self.path} (data.path, or data-path of a node)"
-            )
-        return files
+        return Path(self.path).expanduser()
 
-    def _found(self, where: str, line: bytes, owner: str | None) -> Found:
+    def _files(self) -> list[Path]:
+        place = self._place()
+        return client_files(place) if place.is_dir() else [one_file(place)]
+
+    def _found(self, file: Path, where: str, line: bytes, owner: str | None) -> Found:
+        """owner: of every row of the file; None where a column says it."""
+        column = self.client_column if owner is None else ""
         try:
-            raw = json.loads(line)
-        except UnicodeDecodeError:
-            return Found(where, fault="is no UTF-8 text")
-        except json.JSONDecodeError as error:
-            return Found(where, fault=f"malformed JSON: {error.msg} at column {error.colno}")
-        if owner is None:
-            value = raw.get(self.client_column) if isinstance(raw, dict) else None
-            owner = "" if value is None else str(value)
-        return Found(where, raw, owner)
+            raw = parse(line)
+            owner = owner_of(raw, column) if owner is None else owner
+        except BadRow as bad:
+            return Found(where, fault=bad.reason, detail=bad.detail, file=file.name)
+        return Found(where, raw, owner, file=file.name, client_column=column)
 
 
 PLUGIN = Jsonl

@@ -5,6 +5,7 @@ each prompt attends to itself and each branch to its prompt and itself. Exact: a
 continuation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,19 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "accord_tree"
 NO_MASK = torch.zeros(1, 1, 1, 1)  # four dimensions: transformers passes it on as it is, and builds none
-NOT_COVERED = ("softcap", "s_aux", "position_bias", "head_mask")  # what a model may ask for beyond this
+# what architectures hand to their attention that changes nothing, or is looked at; all else is refused
+HANDLED = frozenset(
+    {
+        "dropout",
+        "is_causal",
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "return_dict",
+        "output_attentions",
+    }
+    | {"output_hidden_states", "output_router_logits", "logits_to_keep"}
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +49,14 @@ class Layout:
     forks: (prompt, (branch, branch, ...)) of each fork, in the order of the row; or, with a trunk,
     grafts: (start in the trunk, prompt, branch): branches alone, whose prompts the trunk has kept.
     kept: keys and values of every layer, without graph; None unless asked for.
+    calls: the attention modules that were called, with the window each named; None unless asked for.
     """
 
     forks: tuple[tuple[int, tuple[int, ...]], ...]
     grafts: tuple[tuple[int, int, int], ...] = ()
     trunk: "Layout | None" = None
     kept: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
+    calls: list[tuple[nn.Module, int | None]] | None = None
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
@@ -75,14 +90,28 @@ def tree_attention(
     if accord_layout is None:
         extra = {"scaling": scaling, "sliding_window": sliding_window, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **extra)
-    if asked := [name for name in NOT_COVERED if kwargs.get(name) is not None]:
-        raise NotImplementedError(f"packed attention does not cover {', '.join(asked)}")
+    if extra := _not_covered(module, attention_mask, kwargs):
+        raise NotImplementedError(f"packed attention does not cover {', '.join(extra)}")
+    if accord_layout.calls is not None:
+        accord_layout.calls.append((module, sliding_window))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if accord_layout.trunk:
         return _grafted(accord_layout, module, query, key, value, scale, sliding_window), None
     if accord_layout.kept is not None:
         accord_layout.kept[module] = key.detach(), value.detach()
     return _forked(accord_layout, query, key, value, scale, sliding_window), None
+
+
+def _not_covered(module: nn.Module, mask: Tensor | None, extra: Mapping[str, Any]) -> list[str]:
+    """What a module asks of its attention beyond scale and window."""
+    names = [name for name, value in extra.items() if value is not None and name not in HANDLED]
+    if extra.get("dropout"):
+        names.append("dropout")
+    if not (vars(module).get("is_causal", True) if extra.get("is_causal") is None else extra["is_causal"]):
+        names.append("attention in both directions")
+    if mask is not None and mask.shape != NO_MASK.shape:
+        names.append("a mask of its own")
+    return names
 
 
 def _forked(

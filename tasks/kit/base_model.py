@@ -39,6 +39,11 @@ class Base:
     rank: int  # of the adapter in use; the places above it are zero in A and in B, and stay so
     head: Head
     packed: bool  # packed forks; else padded batches and full logits
+    path_reason: str = ""  # why it is not packed; "" where it is
+    logit_scale: float = 1.0  # of a packed base: by which the model multiplies the logits of its head
+    alone_above: int | None = (
+        None  # sequences of more tokens are run one by one: their length is part of the result
+    )
 
     @property
     def adapter(self) -> dict[str, nn.Parameter]:

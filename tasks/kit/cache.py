@@ -20,7 +20,7 @@ from tasks.base import Example, Row
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of both file formats and of the arithmetic behind them
+VERSION = 3  # of both file formats and of the arithmetic behind them
 Made = tuple[list[Example], Counter[str]]
 
 

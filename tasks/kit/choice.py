@@ -3,6 +3,7 @@
 One place for training, grouping, labelling and evaluation: a model tuned with these bytes must be asked with them.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError
 from core.types import Metrics
 from tasks.base import Batch, Example, Row
 from tasks.kit.encode import Encoder, Text
+from tasks.kit.formats import Message, text_of
 
 CUE = "### YOUR CHOICE:"
 POST = re.compile(  # the prompts of TL;DR data as TRL has them
@@ -127,7 +129,9 @@ class Asker:
         if _longest(ids) <= limit:
             return ids
         if self.encode.on_long_row == "error":
-            raise DataError(f"row {row}: {_longest(ids)} tokens exceed train.max-length = {limit}")
+            return self.encode.refuse(
+                row, "too long", f"{_longest(ids)} tokens exceed train.max-length = {limit}"
+            )
         least = _longest(self.encode.ids(render("")))
         if self.encode.on_long_row == "skip" or least > limit:
             self.encode.skipped["too long"] += 1
@@ -204,9 +208,15 @@ def _longest(ids: Sequence[Sequence[int]]) -> int:
 
 
 def _plain(text: Text) -> str:
-    """A text, or a conversation as its only turn's text, or as a transcript."""
+    """A text, or a conversation as its only turn's text, or as a transcript; tool calls as JSON."""
     if isinstance(text, str):
         return text.strip()
     if len(text) == 1:
-        return text[0]["content"].strip()
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in text)
+        return _said(text[0])
+    return "\n\n".join(f"{turn['role'].capitalize()}: {_said(turn)}" for turn in text)
+
+
+def _said(turn: Message) -> str:
+    calls = turn.get("tool_calls")
+    lines = [text_of(turn).strip(), json.dumps(calls, ensure_ascii=False) if calls else ""]
+    return "\n".join(line for line in lines if line)

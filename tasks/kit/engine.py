@@ -8,10 +8,11 @@ from core.errors import ConfigError, DataError
 from core.sections import Config, TrainConfig
 from core.types import Metrics, Scalar
 from tasks.base import Example, Row, Task
+from tasks.data.kit.places import place_of
 from tasks.kit import loop, parallel
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache, rows_key
-from tasks.kit.encode import Encoder
+from tasks.kit.encode import REMARKS, Encoder
 from tasks.kit.evaluate import evaluate as score
 from tasks.kit.evaluate import heldout_examples
 from tasks.kit.loop import TrainReport
@@ -22,6 +23,7 @@ from tasks.kit.stepper import Bend
 class Examples:
     kept: list[Example]
     skipped: Mapping[str, int]  # by reason
+    remarks: Mapping[str, int]  # of rows that are used, by REMARKS of tasks.kit.encode
 
 
 def examples(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> Examples:
@@ -36,13 +38,13 @@ def examples(base: Base, task: Task, rows: Sequence[Row], config: Config, cache:
 
 def usable(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> Examples:
     """Rows as the task reads them, from the cache on the client's disk where they are known; there may be none."""
-    key = rows_key(rows, type(task).__name__, base.fingerprint, *_lengths(config))
+    key = rows_key(rows, type(task).__name__, base.fingerprint, *_lengths(config), config.data.on_bad_row)
 
     def make() -> tuple[list[Example], Counter[str]]:
-        encoder = Encoder(base.tokenizer, *_lengths(config))
-        return task.examples(rows, encoder), encoder.skipped
+        encoder = _encoder(base, rows, config)
+        return task.examples(rows, encoder), encoder.skipped + encoder.remarks
 
-    return Examples(*cache.examples(key, make))
+    return _examples(*cache.examples(key, make))
 
 
 def train(
@@ -80,14 +82,31 @@ def evaluate(base: Base, task: Task, heldout: Sequence[Row], config: Config, cac
 
 def heldout_of(base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache) -> list[Example]:
     """Held-out rows as they are scored, from the cache on the client's disk where they are known."""
+    return usable_heldout(base, task, heldout, config, cache).kept
+
+
+def usable_heldout(base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache) -> Examples:
+    """Held-out rows as they are scored, and a count of those that cannot be; there may be none."""
     kind = "heldout" if task.reads == "logps" else type(task).__name__  # choices have prompts of their own
-    key = rows_key(heldout, kind, base.fingerprint, *_lengths(config))
+    key = rows_key(heldout, kind, base.fingerprint, *_lengths(config), config.data.on_bad_row)
 
     def make() -> tuple[list[Example], Counter[str]]:
-        encoder = Encoder(base.tokenizer, *_lengths(config))
-        return heldout_examples(heldout, encoder, task), encoder.skipped
+        encoder = _encoder(base, heldout, config)
+        return heldout_examples(heldout, encoder, task), encoder.skipped + encoder.remarks
 
-    return cache.examples(key, make)[0]
+    return _examples(*cache.examples(key, make))
+
+
+def _examples(usable: list[Example], counts: Mapping[str, int]) -> Examples:
+    """Examples with the counts of an encoder, which the cache holds in one."""
+    skipped = {why: count for why, count in counts.items() if why not in REMARKS}
+    return Examples(usable, skipped, {why: counts[why] for why in REMARKS if why in counts})
+
+
+def _encoder(base: Base, rows: Sequence[Row], config: Config) -> Encoder:
+    """An encoder of these rows, which names them by where they were read."""
+    places = [place_of(row, number) for number, row in enumerate(rows)]
+    return Encoder(base.tokenizer, *_lengths(config), on_bad_row=config.data.on_bad_row, places=places)
 
 
 def _lengths(config: Config) -> tuple[str, int, str]:

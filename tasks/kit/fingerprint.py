@@ -3,14 +3,15 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from core.errors import ConfigError
+from tasks.kit.convert import home, stamp, weights_of
+from tasks.kit.weights import read_config
 
 VOLATILE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "pad_token_id"}
 
@@ -18,13 +19,14 @@ VOLATILE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "us
 def fingerprint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """blake2b over the configuration, the stored weights in order of their names, and the tokenizer.
 
-    The same for any sharding and for any dtype, quantization or device the model is loaded with.
+    The weights are the tensors of the files that are loaded, and of no others in the folder. The same for any sharding
+    and for any dtype, quantization or device the model is loaded with.
     """
     digest = hashlib.blake2b(digest_size=32)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     facts = {key: value for key, value in config.items() if key not in VOLATILE}
     digest.update(json.dumps(facts, sort_keys=True).encode())
-    digest.update(_weights(folder).encode())
+    digest.update(_digest(weights_of(folder).files).encode())
     digest.update(tokenizer_digest(tokenizer).encode())
     return digest.hexdigest()
 
@@ -40,18 +42,10 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=32).hexdigest()
 
 
-def _weights(folder: Path) -> str:
-    """The digest of the stored weights; remembered by path, size and time of change, for large models."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(
-            f"{folder} holds no .safetensors file; save the model once with "
-            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)"
-        )
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
-    home = Path(os.environ.get("ACCORD_HOME") or Path.home() / ".accord").expanduser()
-    note = home / "fingerprints" / key
+def _digest(files: Sequence[Path]) -> str:
+    """The digest of the stored tensors; remembered by the state of their files, for large models."""
+    key = stamp(files)
+    note = home() / "fingerprints" / key
     if note.is_file() and len(known := note.read_text()) == 64:
         return known
     digest = hashlib.blake2b(digest_size=32)
@@ -68,7 +62,7 @@ def _weights(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _stored(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+def _stored(files: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
     where: dict[str, Path] = {}
     for file in files:
         with safe_open(file, framework="pt") as handle:

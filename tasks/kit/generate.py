@@ -1,19 +1,28 @@
 """A model that talks: greedy and sampled answers, and the log-probability of given ones."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from core.seeds import seed_for
 from tasks.kit.base_model import Base
 from tasks.kit.encode import Encoder
+from tasks.kit.loading import learned_positions
 from tasks.kit.logprobs import completion_logps
-from tasks.kit.model import reference
+from tasks.kit.modes import reference
 
 NEW_TOKENS = 64
+REPEATED = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)  # of a cache: keys and values alone, which repeat for each answer
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,13 @@ class Talker:
 
     def generate(self, prompts: Sequence[str]) -> list[str]:
         with self._mode():
-            return [greedy(self.base, self.encoder.prompt(p), self.new_tokens) for p in prompts]
+            ends = self.encoder.ends
+            return [greedy(self.base, self.encoder.prompt(p), self.new_tokens, ends=ends) for p in prompts]
 
     def sample(self, prompt: str, how: Sampling, *, seed: int) -> list[str]:
         """Several answers; the same arguments give the same answers on the same machine."""
         with self._mode():
-            return sampled(self.base, self.encoder.prompt(prompt), how, seed=seed)
+            return sampled(self.base, self.encoder.prompt(prompt), how, seed=seed, ends=self.encoder.ends)
 
     def logprob(self, prompt: str, answers: Sequence[str]) -> list[float]:
         example = self.encoder.example(prompt, list(answers))
@@ -54,13 +64,17 @@ class Talker:
         return reference(self.base) if self.frozen else nullcontext()
 
 
-def greedy(base: Base, ids: Sequence[int], new_tokens: int = NEW_TOKENS) -> str:
-    """The model's own continuation of one prompt, up to its end token."""
-    (text,) = _continued(base, ids, 1, max_new_tokens=new_tokens, do_sample=False)
+def greedy(
+    base: Base, ids: Sequence[int], new_tokens: int = NEW_TOKENS, *, ends: Collection[int] = ()
+) -> str:
+    """The model's own continuation of one prompt, up to one of its own end tokens or of `ends`."""
+    (text,) = _continued(base, ids, 1, ends, max_new_tokens=new_tokens, do_sample=False)
     return text
 
 
-def sampled(base: Base, ids: Sequence[int], how: Sampling, *, seed: int) -> list[str]:
+def sampled(
+    base: Base, ids: Sequence[int], how: Sampling, *, seed: int, ends: Collection[int] = ()
+) -> list[str]:
     """`how.completions` continuations of one prompt, which is read once. The global generators are left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(seed, "tokens"))
@@ -68,6 +82,7 @@ def sampled(base: Base, ids: Sequence[int], how: Sampling, *, seed: int) -> list
             base,
             ids,
             how.completions,
+            ends,
             max_new_tokens=how.new_tokens,
             do_sample=True,
             temperature=how.temperature,
@@ -77,13 +92,19 @@ def sampled(base: Base, ids: Sequence[int], how: Sampling, *, seed: int) -> list
 
 
 @torch.no_grad()
-def _continued(base: Base, ids: Sequence[int], count: int, **how: Any) -> list[str]:
-    # Any: transformers' own settings
+def _continued(
+    base: Base, ids: Sequence[int], count: int, ends: Collection[int], **how: Any
+) -> list[str]:  # Any: transformers' own settings
     """The texts after the prompt, cut off by number of tokens, without special tokens and the space around them."""
     base.model.eval()
+    most = learned_positions(base.causal)
+    if most is not None:  # the last token of an answer is not read, and needs no position
+        how["max_new_tokens"] = min(how["max_new_tokens"], max(1, most + 1 - len(ids)))
+    own = base.causal.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [] if own is None else [own]
+    stops = list(dict.fromkeys([*own, *ends]))
     prompt = torch.tensor([list(ids)], device=base.device)
-    if count > 1 and len(ids) > 1:
-        cache = base.causal(input_ids=prompt[:, :-1], use_cache=True).past_key_values
+    if count > 1 and len(ids) > 1 and (cache := _prompt_cache(base, prompt)):
         cache.batch_repeat_interleave(count)
         how["past_key_values"] = cache
     prompt = prompt.repeat(count, 1)
@@ -91,7 +112,25 @@ def _continued(base: Base, ids: Sequence[int], count: int, **how: Any) -> list[s
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
         pad_token_id=base.tokenizer.pad_token_id,
+        eos_token_id=stops or None,
         **how,
     )
-    texts = base.tokenizer.batch_decode(made[:, prompt.shape[1] :], skip_special_tokens=True)
+    answers = [_until(row, stops) for row in made[:, prompt.shape[1] :].tolist()]
+    texts = base.tokenizer.batch_decode(answers, skip_special_tokens=True)
     return [text.strip() for text in texts]
+
+
+def _prompt_cache(base: Base, prompt: Tensor) -> DynamicCache | None:
+    """Keys and values of all of the prompt but its last token; None where a model keeps more than those, or where a
+    token's depend on the length of the sequence: then every answer reads the prompt by itself."""
+    if base.alone_above is not None and prompt.shape[1] > base.alone_above:
+        return None
+    cache = base.causal(input_ids=prompt[:, :-1], use_cache=True).get("past_key_values")
+    if not isinstance(cache, DynamicCache) or not all(type(layer) in REPEATED for layer in cache.layers):
+        return None
+    return cache
+
+
+def _until(ids: Sequence[int], stops: Collection[int]) -> list[int]:
+    """What stands before the first of `stops`: not every tokenizer calls the end of a turn special."""
+    return list(takewhile(lambda token: token not in stops, ids))

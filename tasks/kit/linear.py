@@ -1,8 +1,12 @@
-"""Products with frozen float32 weights on the CPU through oneDNN.
+"""Products with frozen float32 weights, through oneDNN on the processors where it is faster than torch's own.
 
-torch sends them to MKL; oneDNN was measured twice as fast on an AMD processor with AVX-512 (docs/performance.md).
-The operator is the one that torch.compile uses for linear layers; a torch without it computes as ever.
+torch sends them to MKL, which leaves the 512-bit units of AMD processors idle: there oneDNN was measured twice as fast.
+On processors without AVX-512, and on Intel's with it, MKL is the faster one (docs/performance.md). The choice depends
+on the processor alone, so that one machine always computes the same bytes. The operator is the one that torch.compile
+uses for linear layers; a torch without it uses its own product.
 """
+
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +14,21 @@ from torch.nn.functional import linear
 
 # multiply-adds; oneDNN prepares a kernel for each new shape, which smaller products do not earn
 LEAST = 1 << 25
-FOUND = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def is_onednn_faster(cpuinfo: str, capability: str) -> bool:
+    """Whether oneDNN beats MKL on the processor that Linux describes so, with the vector units that torch uses."""
+    vendors = (
+        line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("vendor_id")
+    )
+    return next(vendors, "") == "AuthenticAMD" and capability.startswith("AVX512")
+
+
+ENABLED = AVAILABLE and is_onednn_faster(
+    CPUINFO.read_text() if CPUINFO.is_file() else "", torch.backends.cpu.get_cpu_capability()
+)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -21,7 +39,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let all plain linear layers whose weights are frozen compute through `product`."""
+    """Let all plain linear layers whose weights are frozen compute through `product`, where oneDNN is faster."""
+    if not ENABLED:
+        return
     for module in model.modules():
         if type(module) is nn.Linear and not any(p.requires_grad for p in module.parameters()):
             module.__class__ = FrozenLinear
@@ -47,4 +67,4 @@ class _Product(torch.autograd.Function):
 
 
 def _covered(x: Tensor, weight: Tensor) -> bool:
-    return FOUND and x.is_cpu and x.dtype == weight.dtype == torch.float32
+    return ENABLED and x.is_cpu and x.dtype == weight.dtype == torch.float32

@@ -39,19 +39,21 @@ def with_strangers(base: Base, forks: Sequence[Fork], strangers: Sequence[Tokens
     """
     if not any(strangers):
         return completion_logps(base, forks), torch.zeros(0)
-    if not base.packed:
+    added = [(prompt, (s,)) for (prompt, _), s in zip(forks, strangers, strict=True) if s]
+    if not base.packed or _alone(base, [*forks, *added]):
         own = completion_logps(base, forks)
-        added = [(prompt, (s,)) for (prompt, _), s in zip(forks, strangers, strict=True) if s]
         with torch.no_grad():
             return own, completion_logps(base, added)
     trunk = pack(forks)
     trunk.layout.kept = {}
-    hidden = _hidden(base, trunk)
-    own = _sums(base.head.logps(_states(base, hidden, trunk.rows), trunk.targets), trunk.counts)
+    hidden = hidden_states(base, trunk)
+    own = _sums(base.head.logps(head_features(base, hidden, trunk.rows), trunk.targets), trunk.counts)
     with torch.no_grad():
         branch = graft(trunk, strangers)
-        states = torch.cat([hidden.detach(), _hidden(base, branch)]) if len(branch.ids) else hidden.detach()
-        theirs = base.head.logps(_states(base, states, branch.rows), branch.targets)
+        states = (
+            torch.cat([hidden.detach(), hidden_states(base, branch)]) if len(branch.ids) else hidden.detach()
+        )
+        theirs = base.head.logps(head_features(base, states, branch.rows), branch.targets)
     trunk.layout.kept = None  # the graph may still hold the layout
     return own, _sums(theirs, branch.counts)
 
@@ -63,11 +65,31 @@ def predictions(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tupl
 
 def _read(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tuple[int, ...], Tensor | None]:
     """predictions, and the states (C, channels) from which the client's own head reads a reward, if there is one."""
+    if not _alone(base, forks):
+        return _read_together(base, forks)
+    each = [_read_together(base, [(prompt, (c,))], whole=True) for prompt, cs in forks for c in cs]
+    features, targets, counts, ends = zip(*each, strict=True)
+    states = [end for end in ends if end is not None]
+    return torch.cat(features), torch.cat(targets), sum(counts, ()), torch.cat(states) if states else None
+
+
+def _alone(base: Base, forks: Sequence[Fork]) -> bool:
+    """Whether some sequence is so long that its numbers depend on the others that are run with it."""
+    if base.alone_above is None:
+        return False
+    return any(len(prompt) + max(map(len, cs)) > base.alone_above for prompt, cs in forks)
+
+
+def _read_together(
+    base: Base, forks: Sequence[Fork], *, whole: bool = False
+) -> tuple[Tensor, Tensor, tuple[int, ...], Tensor | None]:
+    """_read of all forks in one pass. whole: the last tokens are read as well, so that the length is the sequence's."""
     if base.packed:
-        packed = pack(forks, ends=base.personal.gives_rewards())
-        hidden = _hidden(base, packed)
-        ends = None if packed.ends is None else _states(base, hidden, packed.ends)
-        return _states(base, hidden, packed.rows), packed.targets, packed.counts, ends
+        packed = pack(forks, ends=whole or base.personal.gives_rewards())
+        hidden = hidden_states(base, packed)
+        ends = base.personal.mix(hidden[packed.ends.to(hidden.device)]) if packed.ends is not None else None
+        features = head_features(base, hidden, packed.rows)
+        return features, packed.targets, packed.counts, ends if base.personal.gives_rewards() else None
     ids, mask, spans = padded(forks, filler=end_token(base.tokenizer))
     out = base.model(input_ids=ids.to(base.device), attention_mask=mask.to(base.device), use_cache=False)
     features = torch.cat([logits[span].float() for logits, span in zip(out.logits, spans, strict=True)])
@@ -80,11 +102,13 @@ def _read(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tuple[int,
     return features, targets, tuple(map(len, completions)), ends
 
 
-def _states(base: Base, hidden: Tensor, rows: Tensor) -> Tensor:
-    return base.personal.mix(hidden[rows.to(hidden.device)])
+def head_features(base: Base, hidden: Tensor, rows: Tensor) -> Tensor:
+    """(R, channels): what the head reads for these rows, scaled as the model scales its logits."""
+    states = base.personal.mix(hidden[rows.to(hidden.device)])
+    return states if base.logit_scale == 1.0 else states * base.logit_scale
 
 
-def _hidden(base: Base, packed: Packed) -> Tensor:
+def hidden_states(base: Base, packed: Packed) -> Tensor:
     """(T, channels): the last hidden states of a packed row."""
     device = base.device
     out = base.causal.base_model(

@@ -4,17 +4,17 @@ An upper bound meant for packing clients: every row is taken to be as long as it
 safetensors headers; activations are what a Llama-like layer with LoRA keeps for the way back.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from core.sections import Config, ModelConfig
 from core.types import Json
-from tasks.kit import toy_base
+from tasks.kit.snapshot import check_folder, fetch
+from tasks.kit.weights import read_config
 
 PROCESS = 600_000_000  # bytes: Python with torch, transformers and peft, and their buffers; measured
 LOGITS = (
@@ -55,11 +55,8 @@ class Estimate:
 
 
 def shape_of(model: ModelConfig) -> Shape | None:
-    """None for a model that is not here and cannot be reached, or whose config.json has other names."""
-    try:
-        page, parameters = _described(model)
-    except (OSError, ValueError, SafetensorError):
-        return None
+    """None for pickled weights, and for a model whose config.json has other names; ConfigError as fetch()."""
+    page, parameters = _described(model)
     hidden = _first(page, "hidden_size", "n_embd", "d_model")
     layers = _first(page, "num_hidden_layers", "n_layer")
     if not hidden or not layers or not parameters:
@@ -90,21 +87,13 @@ def estimate(config: Config, shape: Shape) -> Estimate:
 
 
 def _described(model: ModelConfig) -> tuple[Json, int]:
-    """config.json, and how many weights there are."""
-    if model.name in toy_base.FILES or Path(model.name).is_dir():
-        folder = toy_base.folder(model.name) if model.name in toy_base.FILES else Path(model.name)
-        return json.loads((folder / "config.json").read_text()), sum(
-            map(_count, folder.glob("*.safetensors"))
-        )
-    from huggingface_hub import get_safetensors_metadata, hf_hub_download  # slow to import
-    from huggingface_hub.errors import NotASafetensorsRepoError
-
-    page = json.loads(Path(hf_hub_download(model.name, "config.json", revision=model.revision)).read_text())
-    try:
-        counted = get_safetensors_metadata(model.name, revision=model.revision).parameter_count
-    except NotASafetensorsRepoError:
-        return page, 0
-    return page, sum(counted.values())
+    """config.json, and how many weights there are; downloads a model of the Hub. Raises ConfigError for one that is not
+    there or not whole.
+    """
+    folder = fetch(model, progress=True)
+    stored = check_folder(folder)
+    files = [] if stored.pickled else [folder / name for name in stored.files]
+    return read_config(folder), sum(map(_count, files))
 
 
 def _count(path: Path) -> int:

@@ -2,8 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,34 +12,29 @@ import torch
 from tasks.kit import quantized  # first: it decides whether peft finds bitsandbytes
 
 # isort: split
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils.hub import cached_file
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel
 
 from core import factors
 from core.errors import ConfigError, TreeMismatch
 from core.sections import LoraConfig, ModelConfig
 from core.tree import Tree, same_layout
-from tasks.base import NO_PARTS, Parts, everything
-from tasks.kit import toy_base
+from tasks.base import NO_PARTS, Parts
 from tasks.kit.attach import attach, config_to_load
 from tasks.kit.base_model import Base
 from tasks.kit.beside import Beside
+from tasks.kit.causal import refuse_encoders
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.flat import Flat
 from tasks.kit.head import Head
 from tasks.kit.linear import use_onednn
+from tasks.kit.loading import check_vocabulary, load_causal, load_tokenizer
+from tasks.kit.modes import reference as reference  # for those who have a base from here
+from tasks.kit.modes import training as training
 from tasks.kit.path import choose_path
 from tasks.kit.personal import Personal
+from tasks.kit.snapshot import check_folder, fetch
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +55,12 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
     folder = resolve(model)
     placement = _placement(model)
     quantization = quantized.settings(model)
+    refuse_encoders(
+        folder
+    )  # first: an encoder's tokenizer may have no end of text, which is not what is wrong
     tokenizer = load_tokenizer(folder)
-    causal = _load(folder, model, placement, quantization)
+    causal = load_causal(folder, model, placement, quantization)
+    check_vocabulary(tokenizer, causal, folder)
     if quantization is not None:
         causal = quantized.prepared(causal)
     if model.gradient_checkpointing:
@@ -100,38 +98,23 @@ def forget() -> None:
     global _forgotten
     _forgotten = loads()
     load_base.cache_clear()
+    resolve.cache_clear()
+    is_pickled.cache_clear()
     gc.collect()  # modules and hooks are cycles
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
+@cache
 def resolve(model: ModelConfig) -> Path:
-    """The folder of a model: Accord's own toy, a local folder, or the local snapshot of a hub id."""
-    if model.name in toy_base.FILES:
-        return toy_base.folder(model.name)
-    try:
-        return Path(str(cached_file(model.name, "config.json", revision=model.revision))).parent
-    except OSError as error:
-        raise ConfigError(
-            f"model.name = {model.name!r} (revision {model.revision!r}) is none of {' | '.join(toy_base.FILES)}, no "
-            f"folder with a config.json and no hub model that can be reached: {str(error).splitlines()[0]}"
-        ) from error
+    """The folder of a model (tasks/kit/snapshot.py), the same for the life of the process until forget()."""
+    return fetch(model)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Raises ConfigError without an end-of-text token; without a padding token that one is used."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            f"the tokenizer in {folder} has no eos_token: a model cannot learn where an answer ends; "
-            "set eos_token in its tokenizer_config.json"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+@cache
+def is_pickled(model: ModelConfig) -> bool:
+    """Whether a model comes as pickled files (pytorch_model.bin), which are converted before they are loaded."""
+    return check_folder(resolve(model)).pickled
 
 
 def initial_adapter(base: Base, seed: int, adapter: str = "global") -> Tree:
@@ -181,38 +164,6 @@ def is_untouched(base: Base) -> bool:
     one function."""
     b = (p for name, p in base.adapter.items() if factors.is_b(name))
     return not base.beside.factors and not base.personal.moves_policy() and not any(p.any() for p in b)
-
-
-@contextmanager
-def reference(base: Base) -> Iterator[None]:
-    """Inside, the model is the frozen base: adapters and private parts off, no gradient."""
-    with torch.no_grad(), base.model.disable_adapter(), base.personal.off():
-        yield
-
-
-@contextmanager
-def training(
-    base: Base, *, dropout: bool, seed: int, trains: Callable[[str], bool] = everything
-) -> Iterator[None]:
-    """Inside, the base is set up for local steps: LoRA dropout if asked for, checkpointing if configured,
-    no gradient for the tensors that do not train.
-
-    The global generators, from which dropout draws, are seeded inside and restored after.
-    """
-    base.model.eval()
-    base.flat.bind(trains)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for module in base.model.modules():
-            if isinstance(module, LoraLayer) and dropout:
-                module.lora_dropout.train()  # type: ignore[operator]  # a ModuleDict
-            elif isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # its own flag only: the layers inside stay without dropout
-        try:
-            yield
-        finally:
-            base.model.eval()
-            base.flat.bind()
 
 
 def save_adapter(
@@ -292,22 +243,6 @@ def _placement(model: ModelConfig) -> str | dict[str, str]:
     if model.device != "cpu" and not wants_cuda:
         raise ConfigError(f"model.device must be auto | cpu | cuda | cuda:N | balanced, got {model.device!r}")
     return {"": model.device}
-
-
-def _load(
-    folder: Path, model: ModelConfig, placement: Any, quantization: quantized.BitsAndBytesConfig | None
-) -> PreTrainedModel:
-    # Any: transformers' own union of placements
-    options = {"quantization_config": quantization} if quantization else {}
-    disable_progress_bar()  # of the weights: a log has no place for it
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, model.dtype), device_map=placement, **options
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.name = {model.name!r} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def _name(parameter: str) -> str:

@@ -1,7 +1,6 @@
 """How rows are shared out over simulated clients: pure functions from counts and labels to row numbers."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -38,29 +37,18 @@ def dirichlet(labels: Sequence[str], clients: int, alpha: float, seed: int) -> S
     return [sorted(share) for share in shares]
 
 
-def natural(owners: Sequence[str], clients: int) -> Shares:
+def natural(sizes: Mapping[str, int], clients: int) -> list[str]:
     """Each client is one of the data's own: the `clients` owners with most rows, in the order of their names.
 
-    Raises DataError where rows name no owner, or fewer owners than there are clients.
+    sizes: owner -> its number of rows. Raises DataError for fewer owners than there are clients.
     """
-    if unnamed := sum(not owner for owner in owners):
+    if len(sizes) < clients:
         raise DataError(
-            f"{unnamed} of {len(owners)} rows do not say whose they are; set data.client-column, "
-            "or data.partitioner = 'iid'"
-        )
-    counts = Counter(owners)
-    if len(counts) < clients:
-        raise DataError(
-            f"the data have {len(counts)} natural clients, but the federation has {clients}; "
+            f"the data have {len(sizes)} natural clients, but the federation has {clients}; "
             "use fewer clients or data.partitioner = 'iid'"
         )
-    largest = sorted(counts, key=lambda owner: (-counts[owner], by_number(owner)))[:clients]
-    places = {owner: place for place, owner in enumerate(sorted(largest, key=by_number))}
-    shares: Shares = [[] for _ in range(clients)]
-    for number, owner in enumerate(owners):
-        if owner in places:
-            shares[places[owner]].append(number)
-    return shares
+    largest = sorted(sizes, key=lambda owner: (-sizes[owner], by_number(owner)))[:clients]
+    return sorted(largest, key=by_number)
 
 
 def flipped(clients: int, share: float, seed: int) -> set[int]:

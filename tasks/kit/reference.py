@@ -9,7 +9,7 @@ from tasks.kit.batches import by_budget
 from tasks.kit.cache import Cache, reference_key
 from tasks.kit.encode import key_of
 from tasks.kit.logprobs import completion_logps
-from tasks.kit.model import reference
+from tasks.kit.modes import reference
 from tasks.kit.pack import Fork
 
 GPU_TOKENS = 16384

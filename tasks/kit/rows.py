@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 from core.errors import ConfigError, DataError
-from core.sections import Choice, Config
+from core.sections import Config
 from core.seeds import seed_for
 from core.types import Json
 from tasks.base import Row, Task
-from tasks.data.base import PAIR, THUMB, Entry, Source, Table, flipped, kind_of, ktor, read, thumbs, view
+from tasks.data.base import PAIR, THUMB, ColumnUse, Source, kind_of, ktor, load, thumbs, view
 from tasks.data.jsonl import Jsonl
 from tasks.kit import partition
+from tasks.kit.shares import pool, share_of_one, turned
+from tasks.kit.split import HeldOut, prompt_key, share_in
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ class ClientRows:
     skipped: dict[str, int]  # bad rows by reason; those of a source that all share are told by client 0 alone
     fingerprint: str  # of its own rows before any view, keyed by the run's seed
     truth: int | None  # planted preference type
+    columns: ColumnUse = field(default_factory=ColumnUse)  # of the whole source
+    unread: tuple[str, ...] = ()  # files beside those of the source
+    split: HeldOut = field(default_factory=HeldOut)
+    # its natural client in a shared source; "" for a private file and for other partitions
+    owner: str = field(default="", compare=False)
+    # owners that are no client, by reason; told by client 0 alone
+    left_out: Json = field(default_factory=dict, compare=False)
 
 
 def client_rows(
@@ -37,40 +44,45 @@ def client_rows(
     Raises DataError for a bad row (with file and line) or a client without rows, ConfigError for settings
     that need all rows in one place where there is only a private file. Never keeps rows on disk.
     """
+    flips = client in partition.flipped(clients, config.data.flipped_clients, config.run.seed)
     if path:
         _refuse_what_needs_all_rows(config, client, everyone)
         source: Source = Jsonl(path)
-        table = read(source.find(config.run.seed, 1), config.data.on_bad_row)
-        held = [_split(config, client, table.entries)]
+        table = load(source, config.run.seed, 1, config.data.on_bad_row)
+        own, shares, trained_on, left_out = share_of_one(config, table.entries), (), None, {}
+        own = turned(own) if flips else own
     else:
         source = config.source_choice.build()
-        table = _table(config.source_choice, source.stamp(), config.run.seed, clients, config.data.on_bad_row)
-        held = [_split(config, place, share) for place, share in enumerate(_shares(config, table, clients))]
-    turned = partition.flipped(clients, config.data.flipped_clients, config.run.seed)
-    held = [
-        ([flipped(row) for row in train], [flipped(row) for row in out]) if place in turned else (train, out)
-        for place, (train, out) in zip([client] if path else range(clients), held, strict=True)
-    ]
-    own, heldout = held[0 if path else client]
-    if not own:
-        raise DataError(_empty(config, client, clients, path))
+        whole = pool(config, task.columns, source.stamp(), clients)
+        table, shares, trained_on = whole.table, whole.shares, whole.prompts
+        own, left_out = shares[client], whole.left_out
+    if not own.train:
+        raise DataError(_empty(config, client, clients, path), names=[path])
     if everyone:
-        train = view([row for share, _ in held for row in share], task.columns)
+        train = view([row for share in shares for row in share.train], task.columns)
     elif config.data.allocation == "ktor":
-        train = _redistributed(config, [share for share, _ in held])[client]
+        train = _redistributed(config, [share.train for share in shares])[client]
     else:
-        train = view(own, task.columns)
+        train = view(own.train, task.columns)
     if not train:
         raise DataError(
-            f"client {client} has {len(own)} rows, but none to train task.name = {config.task_choice.name!r} on"
+            f"client {client} has {len(own.train)} rows, but none to train task.name = {config.task_choice.name!r} on"
         )
     natural = not path and config.data.partitioner == "natural"
+    prompts = trained_on if everyone and trained_on else {prompt_key(row["prompt"]) for row in train}
+    shared = share_in(own.heldout, prompts)
+    anywhere = None if trained_on is None else share_in(own.heldout, trained_on)
     return ClientRows(
         train,
-        heldout,
+        own.heldout,
         dict(table.skipped) if path or client == 0 else {},
-        _fingerprint(config.run.seed, [own, heldout]),
-        _truth(source.truth(client) if natural else None, client in turned, config),
+        _fingerprint(config.run.seed, [own.train, own.heldout]),
+        _truth(source.truth(client) if natural else None, flips, config),
+        table.columns,
+        table.unread,
+        HeldOut(len(own.heldout), own.unit, shared, anywhere),
+        own.owner,
+        left_out if client == 0 else {},
     )
 
 
@@ -80,44 +92,9 @@ def stamp(config: Config, path: str) -> Json:
     return source.stamp()
 
 
-@lru_cache(maxsize=2)  # one process of a simulation serves many clients; `stamp` changes when the rows do
-def _table(choice: Choice, stamp: Json, seed: int, clients: int, on_bad_row: str) -> Table:
-    source: Source = choice.build()
-    return read(source.find(seed, clients), on_bad_row)
-
-
 def forget_tables() -> None:
     """Let go of the sources that this process has read."""
-    _table.cache_clear()
-
-
-def _shares(config: Config, table: Table, clients: int) -> list[list[Entry]]:
-    """Every client's entries; a source's own held-out rows are shared out by the same rule."""
-    how, entries = config.data.partitioner, table.entries
-    if how == "natural":
-        shares = partition.natural([entry.owner for entry in entries], clients)
-        return [[entries[number] for number in share] for share in shares]
-    out: list[list[Entry]] = [[] for _ in range(clients)]
-    for heldout in (False, True):
-        part = [entry for entry in entries if entry.heldout == heldout]
-        if how == "iid":
-            shares = partition.iid(len(part), clients, seed_for(config.run.seed, "iid", int(heldout)))
-        else:  # one seed, so that a client's held-out rows are mixed like its training rows
-            seed = seed_for(config.run.seed, "dirichlet")
-            shares = partition.dirichlet([e.owner for e in part], clients, config.data.dirichlet_alpha, seed)
-        for mine, share in zip(out, shares, strict=True):
-            mine.extend(part[number] for number in share)
-    return out
-
-
-def _split(config: Config, client: int, entries: Sequence[Entry]) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows of one client: the source's split, else a seeded one."""
-    rows = [entry.row for entry in entries]
-    if any(entry.heldout for entry in entries):
-        return [e.row for e in entries if not e.heldout], [e.row for e in entries if e.heldout]
-    seed = seed_for(config.run.seed, "heldout", client)
-    train, out = partition.held_out([_text(row) for row in rows], config.data.eval_fraction, seed)
-    return [rows[number] for number in train], [rows[number] for number in out]
+    pool.cache_clear()
 
 
 def _redistributed(config: Config, shares: list[list[Row]]) -> list[list[Row]]:

@@ -44,6 +44,18 @@ def test_without_the_process_that_forks_the_command_is_flowers(clientapp, tmp_pa
     assert "usage: flwr-clientapp" in done.stderr
 
 
+def test_paths_may_hold_spaces(tmp_path, monkeypatch):
+    """Of Python, and of the folder for temporary files; a first line of a script ends at a space."""
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    folder = tmp_path / "mit Leerzeichen"
+    folder.mkdir()
+    (folder / "python").symlink_to(os.path.realpath(sys.executable))
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    fork_for_messages(folder).kill()
+    done = subprocess.run(["flwr-clientapp", "--nonsense"], capture_output=True, text=True, check=False)
+    assert "usage: flwr-clientapp" in done.stderr
+
+
 def test_who_asks_for_tasks_is_flowers_superexec(clientapp):
     done = subprocess.run(["flower-superexec", "--nonsense"], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -244,7 +244,7 @@ def test_a_file_without_rows_is_refused(site, tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     config = parse({"data.source": "jsonl"})
     empty = Site(config, Node(0, 1, data_path=str(tmp_path / "empty.jsonl"), state_dir=str(tmp_path)))
-    with pytest.raises(DataError, match="client 0 has no training rows"):
+    with pytest.raises(DataError, match=r"empty\.jsonl holds no row"):
         empty.hello({})
 
 

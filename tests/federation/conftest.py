@@ -21,6 +21,13 @@ from tests.shared import once
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+ROUGH = {  # what a shell may hold and no command of Accord may stumble over
+    "http_proxy": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "RAY_ADDRESS": "127.0.0.1:9",
+    "LC_ALL": "C",
+}
 SMALL = [
     "run.num-server-rounds=3",
     "train.local-steps=3",
@@ -61,8 +68,9 @@ class Place:
         self, *words: str, timeout: float = 240, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "accord.py"), *words]
+        env = {**self.env, **ROUGH}
         done = subprocess.run(
-            command, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=timeout
+            command, cwd=self.path, env=env, capture_output=True, text=True, timeout=timeout
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done

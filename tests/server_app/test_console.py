@@ -174,3 +174,9 @@ def test_as_json_a_round_is_an_object_and_what_it_lacks_is_absent(monkeypatch, c
     assert (said[2]["clients"], said[2]["failed"].keys()) == (6, {"0", "2"})
     assert said[2]["loss"] == pytest.approx(record["train"]["mean"]["loss"])
     assert said[2]["logps/accuracies"] == record["eval"]["mean"]["logps/accuracies"]
+
+
+def test_a_remark_of_the_strategy_is_a_line_of_its_own():
+    record = {**dpo_record(1), "remarks": ["strategy.robust = 'median' protected nobody"]}
+    _, remark = console.round_lines([dpo_record(0), record], 12)
+    assert remark.strip() == "strategy.robust = 'median' protected nobody"

@@ -1,10 +1,14 @@
 """Starting a run: what is refused before a SuperLink is started."""
 
+import os
+
 import pytest
 
 from core.errors import ConfigError
-from server_app.launch import launch
+from server_app.launch import clear_away, launch
+from server_app.run_folder import RunFolder
 from server_app.words import FEDERATION, Request
+from tests.federation.conftest import SMALL, Place, environment
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/here"])
@@ -13,3 +17,32 @@ def test_a_place_that_cannot_hold_runs_is_refused(tmp_path, monkeypatch, place):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"run.dir = '.*' cannot hold runs"):
         launch(Request({"run.dir": place}, FEDERATION), verbose=False)
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_start_is_refused_in_a_line_and_leaves_no_folder(tmp_path):
+    """In a folder whose name has spaces and an umlaut, from which modules of our names are not imported."""
+    folder = tmp_path / "ein Ordner mit ü"
+    folder.mkdir()
+    place = Place(folder, environment(folder))
+    (place.path / "core.py").write_text("raise SystemExit('imported')")
+    (place.path / "prompts.txt").write_bytes(b"\xff")
+    done = place.accord("run", *SMALL, "eval.prompts=prompts.txt", check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["accord: eval.prompts = 'prompts.txt' is not UTF-8 text: see byte 0"]
+    assert place.runs() == []
+    assert not place.alive()
+
+
+def test_only_new_folders_in_which_nothing_began_are_cleared_away(tmp_path):
+    begun, empty, at_work, other = (tmp_path / name for name in ("begun", "empty", "at work", "other"))
+    for folder in (begun, empty, at_work, other):
+        folder.mkdir()
+        (folder / ("notes.txt" if folder == other else "config.toml")).touch()
+    (begun / "metrics.jsonl").write_text('{"round": 0}\n')
+    holding = RunFolder(at_work).hold()
+    clear_away(tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == 4, "they are too young: their runs may be about to hold them"
+    clear_away(tmp_path.iterdir(), fresh_s=-1.0)
+    os.close(holding)
+    assert {p.name for p in tmp_path.iterdir()} == {"begun", "at work", "other"}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from core.config import parse
-from server_app.packing import Machine, Packing, pack
+from server_app.packing import Machine, Packing, pack, visible_gpus
 from tasks.kit.memory import estimate, shape_of
 
 GB = 1e9
@@ -67,3 +67,23 @@ def test_of_an_unknown_model_nothing_is_said() -> None:
     packing, told = pack(unknown, FEDERATION, Machine(4, 64 * GB))
     assert packing == Packing(4, 0.0)
     assert "unknown" in told[0]
+
+
+TABLE = "0, GPU-aaaa, 40000\n1, GPU-bbbb, 20000\n2, MIG-cccc, [N/A]\n"
+
+
+@pytest.mark.parametrize(
+    ("visible", "mib"),
+    [
+        (None, [40000, 20000]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("1", [20000]),
+        ("1,0", [20000, 40000]),
+        ("GPU-b,7,0", [20000]),
+    ],
+)
+def test_gpus_that_cuda_visible_devices_hides_are_none(visible: str | None, mib: list[int]) -> None:
+    """CUDA reads the list up to the first entry that is no GPU."""
+    assert visible_gpus(TABLE, visible) == tuple(n * 2**20 for n in mib)

@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from core.config import parse
-from core.errors import CheckpointError, DataError
+from core.errors import CheckpointError, ConfigError, DataError
 from core.types import ServerState
+from server_app.card import card
+from server_app.main import Run
 from server_app.reading import read_run
 from server_app.run_folder import RunFolder
+from server_app.show import state as state_of
+from server_app.words import request
 from tests.core.test_store import no_file_above
 
 
@@ -73,6 +77,55 @@ def test_a_run_that_still_goes_on_is_not_resumed_beside_itself(folder):
     os.close(again.hold())
 
 
+def resumed(folder: RunFolder, **keys) -> RunFolder:
+    """As the server resumes it."""
+    words = {key.replace("__", ".").replace("_", "-"): value for key, value in keys.items()}
+    asked = {"run.dir": str(folder.path.parent), "run.resume": str(folder.path), **words}
+    again = RunFolder.reopen(parse(asked))
+    state = again.load_state()
+    again.write_manifest(asked=again.resumed(parse(asked), state.round if state else 0))
+    again.write_config(parse(asked))
+    return again
+
+
+def test_fewer_rounds_than_are_done_are_refused(folder):
+    for rnd in range(4):
+        commit(folder, rnd)
+    with pytest.raises(
+        CheckpointError, match=r"has done 3 rounds, and run.num-server-rounds = 2 asks for fewer"
+    ):
+        resumed(folder, run__num_server_rounds=2)
+    resumed(folder, run__num_server_rounds=3)
+
+
+def test_a_run_says_that_it_was_resumed_with_more_rounds(folder):
+    """In config.toml, which holds what was asked for last, and in the one sentence of report and card."""
+    folder.write_config(parse({"run.dir": str(folder.path.parent)}), clients=5)
+    for rnd in range(3):
+        commit(folder, rnd)
+    resumed(folder)
+    assert not (folder.path / "config.toml").read_text().startswith("#")
+    for rounds_asked in (20, 20, 30):  # the second is a plain resumption
+        resumed(folder, run__num_server_rounds=rounds_asked)
+    sentence = "12 rounds, then resumed after round 2 to 20 rounds, then resumed after round 2 to 30 rounds"
+    assert (folder.path / "config.toml").read_text().startswith(f"# {sentence}\n")
+    folder.write_manifest(status="finished", rounds=30)
+    run = read_run(folder.path)
+    assert run.config["run.num-server-rounds"] == 30
+    assert run.config["run.resume"] == ""
+    assert run.federation == {"num-supernodes": 5}
+    assert sentence in state_of(run)
+    assert sentence in card(run)
+
+
+def test_config_toml_is_a_preset_that_asks_for_the_whole_run_again(folder):
+    config = parse({"run.dir": str(folder.path.parent), "strategy.min-available-nodes": 5})
+    folder.write_config(config, clients=5)
+    asked = request([str(folder.path / "config.toml")])
+    assert parse(asked.keys).flat == config.flat
+    assert asked.federation["num-supernodes"] == 5
+
+
 def test_a_run_laid_out_over_its_rounds_is_not_extended(tmp_path):
     cosine = {"run.dir": str(tmp_path), "train.lr-schedule": "cosine"}
     path = str(RunFolder.create(parse(cosine)).path)
@@ -120,3 +173,31 @@ def test_a_damaged_line_of_metrics_is_refused_and_kept(folder, line):
     assert path.read_bytes().startswith(line)
     with pytest.raises(DataError, match=r"metrics.jsonl, line 1: expected a round's metrics"):
         read_run(folder.path)
+
+
+def test_a_run_that_never_began_leaves_nothing(folder):
+    folder.write_manifest(status="running")
+    assert folder.discard_unbegun()
+    assert not folder.path.exists()
+
+
+def test_a_run_with_a_round_stays(folder):
+    commit(folder, 0)
+    assert not folder.discard_unbegun()
+    assert rounds(folder) == [0]
+
+
+@pytest.mark.parametrize("words", [{"lora.target-modules": "nope"}, {"model.name": "/no/such/folder"}])
+def test_a_server_that_cannot_start_leaves_no_folder(tmp_path, words):
+    with pytest.raises(ConfigError):
+        Run.open(parse({"run.dir": str(tmp_path), **words}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_resumed_in_vain_is_kept(tmp_path, folder):
+    words = {"run.resume": str(folder.path), "run.dir": str(tmp_path)}
+    torn = folder.path / "config.toml"
+    torn.write_text(torn.read_text().replace('target-modules = "all-linear"', 'target-modules = "nope"'))
+    with pytest.raises(ConfigError, match="target-modules"):
+        Run.open(parse({**words, "lora.target-modules": "nope"}))
+    assert folder.path.is_dir()

@@ -1,10 +1,13 @@
 """A real site behind its policy: what it still answers, and that nothing of it goes round the checks."""
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from client_app.policy.ledger import Ledger
 from core.errors import BaseMismatch, PolicyRefused
 from core.tree import norm
+from tests import tiny
 from tests.client_app.policy.guarded import STRICT, greeting, guarded, order, with_policy
 
 
@@ -51,6 +54,20 @@ def test_a_base_of_another_fingerprint_is_refused_before_rows_are_read(tmp_path)
         guard.hello(greeting(guard))
     with pytest.raises(BaseMismatch):
         guarded(tmp_path).hello({"run": "r", "base": "f" * 64})
+
+
+def test_pickled_weights_are_for_policies_that_allow_them(tmp_path):
+    """Refused before anything is unpickled; without a word in the policy, too."""
+    folder = tiny.folder(tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    guard = with_policy(
+        guarded(tmp_path, model__name=str(folder)), models=((str(folder), ""),), allow_bin=False
+    )
+    with pytest.raises(PolicyRefused, match="allow-bin"):
+        guard.hello({"run": "r", "base": ""})
+    assert not list(tmp_path.rglob("converted"))
+    assert with_policy(guard, allow_bin=True).hello({"run": "r", "base": ""})["client"] == 0
 
 
 def test_what_is_refused_costs_nothing_and_leaves_no_memory(tmp_path):

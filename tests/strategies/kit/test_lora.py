@@ -269,7 +269,7 @@ def test_the_merged_part_goes_with_every_order():
         ("scaffold", {}),
         ("fedavgm", {}),
         ("fedadam", {}),
-        ("fedavg", {"strategy.robust": "median"}),
+        ("fedavg", {"strategy.robust": "median", "strategy.min-available-nodes": 3}),
     ],
 )
 def test_what_fixes_tensors_goes_with_every_server_rule(method, name, keys):

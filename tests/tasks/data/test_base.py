@@ -72,7 +72,7 @@ def test_known_columns_become_canonical_ones(raw, row):
         ({"prompt": "p", "chosen": "c"}, r"misses columns: .*got chosen\+prompt"),
         ({**pair(1), "prompt": " \n"}, "prompt is empty"),
         ({**pair(1), "chosen": ""}, "chosen is empty"),
-        ({**pair(1), "rejected": None}, "rejected must be a string or a list of messages, got NoneType"),
+        ({**pair(1), "rejected": None}, r"misses columns: .*got chosen\+prompt; null: rejected"),
         ({**pair(1), "rejected": "good1"}, "chosen equals rejected"),
         ({"prompt": "p", "completion": "c", "label": 1}, "label must be true or false, got int"),
         ({"prompt": "p", "completion": "c", "label": "yes"}, "label must be true or false, got str"),
@@ -219,9 +219,7 @@ def test_the_opposite_of_a_preference_by_hand():
 
 
 def test_all_rows_must_be_of_one_kind():
-    with pytest.raises(
-        DataError, match=r"line 2: is one of demonstrations, but the first good row is one of pairs"
-    ):
+    with pytest.raises(DataError, match=r"line 2: is one of demonstrations, but most rows are pairs"):
         read(found(pair(1), {"prompt": "p", "completion": "c"}), "error")
 
 

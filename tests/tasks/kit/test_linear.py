@@ -6,12 +6,36 @@ from torch import nn
 from torch.nn.functional import linear as torchs
 
 from tasks.kit import linear
-from tasks.kit.linear import FrozenLinear, product, use_onednn
+from tasks.kit.linear import FrozenLinear, is_onednn_faster, product, use_onednn
+
+AMD, INTEL = "vendor_id\t: AuthenticAMD\nflags\t: avx2", "processor\t: 0\nvendor_id\t: GenuineIntel\n"
 
 
 @pytest.fixture(autouse=True)
-def _no_product_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def _every_product_goes_through_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "LEAST", 0)
+    monkeypatch.setattr(linear, "ENABLED", linear.AVAILABLE)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "capability", "faster"),
+    [
+        (AMD, "AVX512", True),
+        (AMD, "AVX2", False),
+        (INTEL, "AVX512", False),
+        (INTEL, "AVX2", False),
+        ("", "AVX512", False),
+    ],
+)
+def test_the_processor_decides(cpuinfo: str, capability: str, faster: bool) -> None:
+    assert is_onednn_faster(cpuinfo, capability) is faster
+
+
+def test_layers_stay_torchs_where_its_own_products_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "ENABLED", False)
+    layer = nn.Linear(2, 2).requires_grad_(False)
+    use_onednn(layer)
+    assert type(layer) is nn.Linear
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -138,7 +138,7 @@ def test_a_tokenizer_needs_an_end_but_no_padding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"name": "/nowhere/at/all"}, "none of toy | toy-judge"),
+        ({"name": "/nowhere/at/all"}, "no such folder"),
         ({"device": "tpu"}, "model.device must be"),
     ],
 )

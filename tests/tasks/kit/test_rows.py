@@ -167,7 +167,7 @@ def test_a_client_without_rows_is_named(tmp_path):
         rows_of(4, 5, data__source="jsonl", data__path=str(path))
     empty = tmp_path / "empty.jsonl"
     empty.touch()
-    with pytest.raises(DataError, match="client 0 has no training rows in"):
+    with pytest.raises(DataError, match=r"empty\.jsonl holds no row"):
         rows_of(0, 2, path=str(empty))
     down = tmp_path / "down.jsonl"
     down.write_text(json.dumps({"prompt": "p", "completion": "c", "label": False}) + "\n")

@@ -1,0 +1,328 @@
+"""What only a GPU can show, as functions that return rows of a table; `python -m benchmarks.gpu` prints them.
+
+The models have random weights and are made on the spot. Neither Flower nor Ray is imported. Every function takes the
+device, so that the CPU runs the same code on small shapes (tests/benchmarks/test_gpu.py).
+"""
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers.models.gemma2 import Gemma2Config
+from transformers.models.llama import LlamaConfig
+from transformers.models.mistral import MistralConfig
+from transformers.models.qwen2 import Qwen2Config
+
+from core import sections
+from core.plugins import build
+from core.sections import Choice, Config, LoraConfig, ModelConfig, TrainConfig
+from core.tree import flat
+from tasks.base import Example
+from tasks.kit import loop
+from tasks.kit.base_model import Base
+from tasks.kit.cache import Cache
+from tasks.kit.logprobs import completion_logps
+from tasks.kit.memory import estimate, shape_of
+from tasks.kit.model import forget, get_adapter, initial_adapter, load_base, set_adapter
+from tasks.kit.pack import Fork
+from tasks.kit.reference import reference_logps
+from tasks.kto import rotated
+
+SEED = 20
+PAD, EOS = 0, 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. passed: None for a figure that nothing is demanded of."""
+
+    check: str
+    figure: str
+    passed: bool | None = None
+
+    def line(self) -> str:
+        verdict = {None: "", True: "ok", False: "FAILED"}[self.passed]
+        return f"| {self.check} | {self.figure} | {verdict} |"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model, and of the rows it trains on."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    tokens: tuple[int, int]  # of a prompt and of a response: from, to
+    pairs: int = 8  # a step
+    steps: int = 4
+
+
+TINY = Size(64, 128, 2, 4, 2, 256, (4, 12), pairs=2, steps=2)
+SMALL = Size(256, 688, 4, 8, 4, 8_192, (32, 128))
+HALF_BILLION = Size(896, 4864, 24, 14, 2, 151_936, (64, 256))  # Qwen2.5-0.5B's shape
+
+
+def config_of(family: str, size: Size) -> PreTrainedConfig:
+    """llama: tied head; qwen2: tied head, biases; mistral: a sliding window; gemma2: soft-capping, the padded path."""
+    shared = {
+        "vocab_size": size.vocabulary,
+        "hidden_size": size.hidden,
+        "intermediate_size": size.inner,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.kv_heads,
+        "max_position_embeddings": 4096,
+        "pad_token_id": PAD,
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+        "tie_word_embeddings": True,
+    }
+    if family == "mistral":
+        return MistralConfig(**shared, sliding_window=size.tokens[1])
+    if family == "gemma2":
+        return Gemma2Config(**shared, head_dim=size.hidden // size.heads)
+    return {"llama": LlamaConfig, "qwen2": Qwen2Config}[family](**shared)
+
+
+def build_model(folder: Path, family: str, size: Size, dtype: str = "float32") -> Path:
+    """A model with random weights and a tokenizer whose words are its token ids, saved under `folder`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        model = AutoModelForCausalLM.from_config(config_of(family, size), dtype=getattr(torch, dtype))
+    model.save_pretrained(folder)
+    words = {"<pad>": PAD, "<eos>": EOS, **{f"w{i}": i for i in range(2, size.vocabulary)}}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>").save_pretrained(
+        folder
+    )
+    return folder
+
+
+def rows_of(task: str, size: Size, count: int) -> list[Example]:
+    """Prompts and responses of random words; the last token of a response is EOS."""
+    draw = random.Random(SEED)
+
+    def words() -> tuple[int, ...]:
+        return tuple(draw.randrange(2, size.vocabulary) for _ in range(draw.randint(*size.tokens)))
+
+    if task == "dpo":
+        return [Example(words(), ((*words(), EOS), (*words(), EOS))) for _ in range(count)]
+    rows = [Example(words(), ((*words(), EOS),), label=bool(i % 2)) for i in range(count)]
+    return rotated(rows, 2 * size.pairs, max_length=4 * size.tokens[1])
+
+
+def settings(task: str, size: Size) -> TrainConfig:
+    rows = size.pairs if task == "dpo" else 2 * size.pairs
+    return TrainConfig(
+        learning_rate=1e-3, local_steps=size.steps, per_device_batch_size=rows, max_length=4 * size.tokens[1]
+    )
+
+
+def loaded(folder: Path, device: str, dtype: str) -> Base:
+    base = load_base(ModelConfig(name=str(folder), device=device, dtype=dtype), LoraConfig())  # type: ignore[arg-type]
+    set_adapter(base, initial_adapter(base, SEED))
+    return base
+
+
+def moved(base: Base, size: float = 0.02) -> None:
+    """Give the adapter random weights, so that policy and reference differ."""
+    rng = torch.Generator().manual_seed(SEED)
+    set_adapter(base, {n: size * torch.randn(t.shape, generator=rng) for n, t in get_adapter(base).items()})
+
+
+# --- packed against padded -----------------------------------------------------------------
+
+
+def packing(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
+    """Log-probabilities of the path that Accord takes, against one plain forward pass of each sequence alone; beside
+    them the model's own noise: the same sequences in one padded batch against alone."""
+    out = []
+    for family in ("llama", "qwen2", "mistral", "gemma2"):
+        with tempfile.TemporaryDirectory() as folder:
+            base = loaded(build_model(Path(folder), family, size), device, dtype)
+            moved(base)
+            forks = [(e.prompt, e.completions) for e in rows_of("dpo", size, 4)]
+            with torch.no_grad():
+                mine = completion_logps(base, forks).cpu()
+            base.causal.set_attn_implementation(
+                "sdpa" if base.packed else base.causal.config._attn_implementation
+            )
+            alone, together = plain_logps(base, forks, batched=False), plain_logps(base, forks, batched=True)
+        error, noise = float((mine - alone).abs().max()), float((together - alone).abs().max())
+        path = "packed" if base.packed else "padded"
+        figure = (
+            f"{path}: off by {error:.1e} nats; batched against alone {noise:.1e}, of {alone.abs().max():.0f}"
+        )
+        out.append(Row(f"log-probabilities, {family} {dtype}", figure, error <= 4 * noise + 1e-3))
+        forget()
+    return out
+
+
+@torch.no_grad()
+def plain_logps(base: Base, forks: Sequence[Fork], *, batched: bool) -> Tensor:
+    """Summed log-probabilities of the completions, (C,), by transformers alone, in float32 after the head."""
+    sequences = [(prompt, completion) for prompt, completions in forks for completion in completions]
+    groups = [sequences] if batched else [[one] for one in sequences]
+    out = []
+    for group in groups:
+        longest = max(len(prompt) + len(completion) for prompt, completion in group)
+        ids = torch.full((len(group), longest), PAD)
+        mask = torch.zeros_like(ids)
+        for i, (prompt, completion) in enumerate(group):
+            ids[i, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
+            mask[i, : len(prompt) + len(completion)] = 1
+        logits = base.model(input_ids=ids.to(base.device), attention_mask=mask.to(base.device)).logits.float()
+        for i, (prompt, completion) in enumerate(group):
+            part = logits[i, len(prompt) - 1 : len(prompt) + len(completion) - 1].log_softmax(-1).cpu()
+            out.append(part.gather(1, torch.tensor(completion)[:, None]).sum())
+    return torch.stack(out)
+
+
+# --- repetition ------------------------------------------------------------------------------
+
+
+def trained(folder: Path, device: str, dtype: str, size: Size, seed: int) -> str:
+    """The digest of the adapter after a local training by dpo."""
+    base = loaded(folder, device, dtype)
+    cfg, rows = settings("dpo", size), rows_of("dpo", size, size.pairs * size.steps)
+    loop.train(base, build("tasks", "dpo", {}), rows, cfg, seed=seed, cache=Cache(None))
+    return hashlib.sha256(flat(get_adapter(base)).numpy().tobytes()).hexdigest()
+
+
+def repetition(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
+    """The same training twice in one process and once in another; then two clients as two processes at a time."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = build_model(Path(name), "qwen2", size)
+        first, second = (trained(folder, device, dtype, size, SEED) for _ in range(2))
+        other = trained(folder, device, dtype, size, SEED + 1)
+        (alone,) = side_by_side(folder, device, dtype, size, [SEED])
+        pair = side_by_side(folder, device, dtype, size, [SEED, SEED + 1])
+        forget()
+    same = {
+        "twice in one process": first == second,
+        "in another process": first == alone,
+        "two clients at a time, as two processes": pair == [first, other],
+    }
+    rows = [
+        Row(f"adapter bytes, {dtype}, {name}", "identical" if equal else "different", equal)
+        for name, equal in same.items()
+    ]
+    return [
+        *rows,
+        Row(
+            f"adapter bytes, {dtype}, another seed",
+            "different" if first != other else "identical",
+            first != other,
+        ),
+    ]
+
+
+def side_by_side(folder: Path, device: str, dtype: str, size: Size, seeds: Sequence[int]) -> list[str]:
+    """`trained` in a process for each seed, all at the same time."""
+    code = (
+        "import json, sys; from pathlib import Path; from benchmarks import gpu_checks as g; "
+        "a = json.loads(sys.argv[1]); "
+        "print(g.trained(Path(a['folder']), a['device'], a['dtype'], g.Size(**a['size']), a['seed']))"
+    )
+    arguments = {"folder": str(folder), "device": device, "dtype": dtype, "size": size.__dict__}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps({**arguments, "seed": seed})],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in seeds
+    ]
+    outputs = [child.communicate()[0] for child in children]
+    return [output.strip().splitlines()[-1] if output.strip() else "no answer" for output in outputs]
+
+
+# --- memory and speed ------------------------------------------------------------------------
+
+
+def speed(device: str, dtype: str, size: Size = HALF_BILLION) -> list[Row]:
+    """Tokens per second of DPO and KTO with references ready, beside TRL's, and the peak beside the estimate."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = build_model(Path(name), "qwen2", size, dtype)
+        rows = []
+        for task in ("dpo", "kto"):
+            rows += speed_of(task, folder, device, dtype, size)
+            forget()  # the next task's peak must not hold this one's base
+        return rows
+
+
+def speed_of(task: str, folder: Path, device: str, dtype: str, size: Size) -> list[Row]:
+    base = loaded(folder, device, dtype)
+    cfg, cache, plugin = settings(task, size), Cache(None), build("tasks", task, {})
+    rows = rows_of(task, size, cfg.per_device_batch_size * size.steps)
+    reference_logps(base, rows, cache)
+    tokens = sum(len(e.prompt) * len(e.completions) + sum(map(len, e.completions)) for e in rows)
+    training = {"seed": SEED, "cache": cache}
+    seconds, peak = timed(lambda: loop.train(base, plugin, rows, cfg, **training), base, device)
+    out = [Row(f"{task}, tokens per second, {dtype}", f"Accord {tokens / seconds:,.0f}")]
+    if device.startswith("cuda"):
+        bound = bound_of(folder, device, dtype, task, cfg)
+        figure = f"{peak / 1e9:.2f} GB; estimate {bound / 1e9:.2f} GB"
+        out.append(Row(f"{task}, peak memory, {dtype}", figure, peak <= bound))
+    try:
+        from tasks.kit import trl_engine
+    except ModuleNotFoundError as error:
+        return [*out, Row(f"{task}, TRL beside it, {dtype}", f"not measured: {error.name} is not installed")]
+    base.causal.set_attn_implementation("sdpa")
+    theirs, their_peak = timed(lambda: trl_engine.train(base, plugin, rows, cfg, **training), base, device)
+    memory = f", peak {their_peak / 1e9:.2f} GB" if their_peak else ""
+    figure = f"TRL {tokens / theirs:,.0f}{memory}; Accord is {theirs / seconds:.2f} times as fast"
+    return [*out, Row(f"{task}, TRL beside it, {dtype}", figure)]
+
+
+def timed(train: Callable[[], object], base: Base, device: str) -> tuple[float, float]:
+    """Seconds of the second of two runs, and the peak of the device's memory in it, in bytes (0 on the CPU)."""
+    cuda = device.startswith("cuda")
+    seconds = peak = 0.0
+    for _ in range(2):
+        set_adapter(base, initial_adapter(base, SEED))
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        train()
+        if cuda:
+            torch.cuda.synchronize()
+            peak = float(torch.cuda.max_memory_allocated())
+        seconds = time.perf_counter() - started
+    return seconds, peak
+
+
+def bound_of(folder: Path, device: str, dtype: str, task: str, cfg: TrainConfig) -> float:
+    """Bytes on the device by the estimate that packs simulated clients, the process's own memory left out."""
+    model = ModelConfig(name=str(folder), device=device, dtype=dtype)  # type: ignore[arg-type]
+    chosen = {name: cls() for name, cls in sections.SECTIONS.items()} | {"model": model, "train": cfg}
+    choice = Choice("tasks", task, ())
+    config = Config(
+        **chosen,
+        task_choice=choice,
+        strategy_choice=choice,
+        source_choice=choice,
+        benchmarks=(),
+        judge=None,
+        flat=(),
+    )
+    shape = shape_of(model)
+    assert shape is not None, folder
+    expected = estimate(config, shape)
+    return expected.total - expected.process

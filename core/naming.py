@@ -1,0 +1,30 @@
+"""How a client is called: by its number, and by its name where it has one."""
+
+from collections.abc import Mapping
+
+LONGEST = 40  # characters of a name
+SHORT = 14  # where a table has little room
+
+
+def shown_name(name: object, longest: int = LONGEST) -> str:
+    """A name of unknown origin on one line, without control and formatting characters; "" where there is none."""
+    text = "".join(c if c.isprintable() else " " for c in name) if isinstance(name, str) else ""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[: longest - 3].rstrip() + "..."
+
+
+def client_label(client: int, names: Mapping[int, str], longest: int = LONGEST) -> str:
+    """ "north (0)", or "0" for a client without a name or with one that only repeats its number."""
+    name = _name(client, names, longest)
+    return f"{name} ({client})" if name else str(client)
+
+
+def client_mark(client: int, names: Mapping[int, str], longest: int = SHORT) -> str:
+    """ "north, 0", or "0": for parentheses."""
+    name = _name(client, names, longest)
+    return f"{name}, {client}" if name else str(client)
+
+
+def _name(client: int, names: Mapping[int, str], longest: int) -> str:
+    name = shown_name(names.get(client, ""), longest)
+    return "" if name in (str(client), f"client-{client}") else name

@@ -1,0 +1,43 @@
+"""The checks of `make gpu`: on a GPU as they are, on the CPU at tiny shapes, so that the script is known to run."""
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_checks
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@CUDA
+@pytest.mark.parametrize(
+    "check", gpu.checks("cuda", quick=True), ids=lambda check: f"{check.func.__name__} {check.args[1]}"
+)
+def test_a_gpu_passes(check) -> None:
+    assert [row for row in check() if row.passed is False] == []
+
+
+def test_what_the_gpu_checks_look_at_holds_on_the_cpu() -> None:
+    """Packed and padded paths against plain transformers; every row proves something and none fails."""
+    rows = gpu_checks.packing("cpu", "float32", gpu_checks.TINY)
+    assert [row.passed for row in rows] == [True] * len(rows)
+    assert {row.figure.split(":")[0] for row in rows} == {"packed", "padded"}
+
+
+def test_a_wrong_log_probability_fails_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = gpu_checks.completion_logps
+    monkeypatch.setattr(gpu_checks, "completion_logps", lambda base, forks: real(base, forks) + 0.01)
+    assert not any(row.passed for row in gpu_checks.packing("cpu", "float32", gpu_checks.TINY))
+
+
+@pytest.mark.slow
+def test_speed_is_measured_on_any_device() -> None:
+    figures = [row.figure for row in gpu_checks.speed("cpu", "float32", gpu_checks.TINY)]
+    assert sum(figure.startswith("Accord ") for figure in figures) == 2
+
+
+def test_without_a_gpu_the_script_says_so_in_a_line() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        list(gpu.run("cuda", quick=True))

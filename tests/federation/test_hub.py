@@ -1,0 +1,68 @@
+"""A model and a data set of a Hub on the loopback, from empty caches: eight simulated clients, and three sites."""
+
+from collections.abc import Iterator
+
+import pytest
+from datasets import Dataset
+
+from tests import tiny
+from tests.federation.conftest import BIN, Place, environment, free_port
+from tests.federation.deployment import LONG_S, SITES, Deployment
+from tests.hub import Hub
+
+pytestmark = pytest.mark.slow
+WORDS = ["model.name=org/tiny", "data.source=hub", "data.dataset=org/prefs", "data.partitioner=iid"]
+SHORT = ["run.num-server-rounds=1", "train.local-steps=1", "train.per-device-batch-size=2", "eval.every=0"]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> Iterator[Hub]:
+    here, root = Hub(), tmp_path_factory.mktemp("hub")
+    here.model("org/tiny", tiny.folder(root / "tiny", shard_size="50KB"))
+    rows = [{"prompt": f"question {n}", "chosen": "yes, please", "rejected": f"no {n}"} for n in range(64)]
+    (root / "rows").mkdir()
+    Dataset.from_list(rows).to_parquet(root / "rows" / "train.parquet")
+    here.dataset("org/prefs", root / "rows")
+    yield here
+    here.close()
+
+
+@pytest.fixture
+def online(hub, tmp_path) -> Iterator[Place]:
+    hub.forget()
+    env = {k: v for k, v in environment(tmp_path).items() if k != "HF_HUB_OFFLINE"}
+    here = Place(tmp_path, {**env, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")})
+    yield here
+    here.end()
+
+
+def test_eight_simulated_clients_download_once(hub, online):
+    done = online.accord("run", *WORDS, *SHORT, "federation.num-supernodes=8", timeout=400)
+    assert "model    org/tiny at main" in done.stdout, "what is downloaded is said before Flower starts"
+    assert done.stdout.index("model    org/tiny") < done.stdout.index("start    SuperLink")
+    assert "8/8" in done.stdout
+    assert set(hub.weights_sent("org/tiny")) == {1.0}
+    assert hub.fetched("org/prefs/train.parquet") == 1
+    print(sum(hub.requests.values()), dict(hub.requests))
+
+
+class OnHub(Deployment):
+    """Sites with caches of their own, as on machines of their own."""
+
+    def supernode(self, site: int):
+        home = self.place.path / f"home-{site}"
+        return self.place.start(
+            str(BIN / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{self.fleet}", "--host",
+            "127.0.0.1", "--port", str(free_port()), "--node-config", f"partition-id={site} num-partitions={SITES}",
+            log=f"site-{site}.log", ACCORD_HOME=str(home), HF_HOME=str(home / "hf"),
+        )  # fmt: skip
+
+
+def test_each_of_three_sites_downloads_for_itself(hub, online):
+    deployment = OnHub(online)
+    least = f"strategy.min-available-nodes={SITES}"
+    assert deployment.accord("run", *WORDS, *SHORT, least).wait(LONG_S) == 0, deployment.log()
+    assert f"{SITES}/{SITES}" in deployment.log()
+    assert set(hub.weights_sent("org/tiny")) == {1.0 + SITES}, "the server's and each site's"
+    assert hub.fetched("org/prefs/train.parquet") == SITES
+    print(sum(hub.requests.values()), dict(hub.requests))
