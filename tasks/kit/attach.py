@@ -97,7 +97,7 @@ def targets_of(config: Mapping[str, object]) -> str:
     modules, parameters = config["target_modules"], config.get("target_parameters") or []
     assert isinstance(modules, list), modules
     assert isinstance(parameters, list), parameters
-    return ",".join([*modules, *(name.removesuffix(".weight") for name in parameters)])
+    return ",".join([*modules, *parameters])
 
 
 def _words(causal: PreTrainedModel, value: str) -> list[str]:

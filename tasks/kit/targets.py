@@ -42,7 +42,7 @@ def choose_targets(causal: PreTrainedModel, words: Sequence[str]) -> Targets:
     for word in words:
         if word == ALL:
             linear |= parts.usual.keys()
-        elif layers := parts.layers_named(word):
+        elif layers := parts.layers_named(word.removesuffix(".weight")):
             linear |= set(layers)
         elif stacks := matching(parts.experts, word):
             experts |= set(stacks)
