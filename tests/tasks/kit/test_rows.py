@@ -196,6 +196,28 @@ def test_bad_rows_of_a_shared_file_are_told_once(tmp_path):
     assert sum(rows_of(1, 2, path=str(path), data__on_bad_row="skip").skipped.values()) == 2
 
 
+def test_owners_that_are_no_client_are_counted_by_client_0_with_the_reason(tmp_path):
+    """c has the fewest rows; d liked nothing, so that there is nothing of its to imitate."""
+    path = tmp_path / "a.jsonl"
+    rows = [(owner, n) for owner, size in {"a": 4, "b": 5, "c": 3, "d": 9}.items() for n in range(size)]
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": f"p{n}", "completion": "c", "label": owner != "d", "client_id": owner})
+            + "\n"
+            for owner, n in rows
+        )
+    )
+    where = {"data__source": "jsonl", "data__path": str(path), "task__name": "sft"}
+    first, second = (rows_of(client, 2, **where) for client in (0, 1))
+    assert (first.owner, second.owner) == ("a", "b")
+    assert first.left_out == {
+        "smaller": {"owners": 1, "rows": 3, "names": ["c"]},
+        "untrainable": {"owners": 1, "rows": 9, "names": ["d"]},
+    }
+    assert second.left_out == {}
+    assert rows_of(0, 2, data__partitioner="iid", **where).owner == ""
+
+
 def test_an_edited_file_is_read_again(tmp_path):
     path = write(tmp_path / "a.jsonl", "x", range(8))
     where = {"data__source": "jsonl", "data__path": str(path), "data__partitioner": "iid"}
