@@ -221,12 +221,21 @@ def test_a_row_that_can_be_read_in_two_ways_is_refused(raw, reason):
     [
         ({**PAIR, "label_confidence": None}, PAIR),
         ({**PAIR, "instruction": None, "input": None, "label": None, "completion": None}, PAIR),
-        ({**THUMB, "chosen": None, "rejected": None, "label_confidence": 0.5}, {**THUMB, "label_confidence": 0.5}),
+        (
+            {**THUMB, "chosen": None, "rejected": None, "label_confidence": 0.5},
+            {**THUMB, "label_confidence": 0.5},
+        ),
         ({**DEMONSTRATION, "label": None, "output": None, "response": None}, DEMONSTRATION),
-        ({"prompt": None, "instruction": "Why?", "input": None, "completion": None, "output": "Because."}, DEMONSTRATION),
-        ({"prompt": None, "chosen": [USER, GOOD], "rejected": [USER, BAD]}, {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}),
+        (
+            {"prompt": None, "instruction": "Why?", "input": None, "completion": None, "output": "Because."},
+            DEMONSTRATION,
+        ),
+        (
+            {"prompt": None, "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+            {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_column_that_is_null_decides_nothing(raw, kept):
     assert row(raw) == kept
 
@@ -257,8 +266,10 @@ def test_the_kind_of_most_rows_counts_and_not_that_of_the_first():
 
 @pytest.mark.skipif(not REAL.exists(), reason="the shared data are not here")
 @pytest.mark.parametrize(
-    "name", ["general_pref_demo/dpo_en_300", "general_pref_demo/kto_en_300", "tldr_workers/pairs_train",
-             "hh_rlhf/helpful-online_train", "code_vuln_pref/train", "sft_general/alpaca_cleaned_1000", "mtbench_human/pairs_turn1_train", "imdb_pref/dev"]
+    "name",
+    ["general_pref_demo/dpo_en_300", "general_pref_demo/kto_en_300", "tldr_workers/pairs_train",
+             "hh_rlhf/helpful-online_train", "code_vuln_pref/train", "sft_general/alpaca_cleaned_1000",
+             "mtbench_human/pairs_turn1_train", "imdb_pref/dev"]
 )  # fmt: skip
 def test_real_sets_are_read_whole(name):
     path = REAL / f"{name}.jsonl.gz"
