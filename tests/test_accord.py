@@ -2,8 +2,10 @@
 
 import re
 
+import pytest
 from typer.testing import CliRunner
 
+import accord
 from accord import app
 from core.errors import ConfigError
 from server_app import console
@@ -38,3 +40,20 @@ def test_a_run_of_a_deployment_is_resumed_there_and_nowhere_else(tmp_path):
     assert isinstance(done.exception, ConfigError)
     assert f"name it, `accord resume {run} federation.superlink=NAME`" in str(done.exception)
     assert f"accord resume {run} federation.superlink=NAME" in console.summary_lines(run)[-1]
+
+
+def test_an_unexpected_error_is_told_without_its_text_and_without_variables(monkeypatch, capsys):
+    """Both may be a row; accord doctor and accord check have rows in hand."""
+
+    def fault() -> None:
+        row = "marker-77b0"
+        int(row)
+
+    monkeypatch.setattr(accord, "app", fault)
+    with pytest.raises(SystemExit, match="1"):
+        accord.main()
+    told = capsys.readouterr()
+    assert "unexpected ValueError" in told.err
+    assert "test_accord.py" in told.err
+    assert "marker-77b0" not in told.err.replace('row = "marker-77b0"', "") + told.out
+    assert not app.pretty_exceptions_show_locals

@@ -93,3 +93,27 @@ def test_rows_whose_columns_no_run_can_use_are_told(site):
     verdict, said = found(site)["rows"]
     assert verdict == "no"
     assert "misses columns" in said
+
+
+def test_rows_that_no_parser_takes_are_counted(site):
+    with (site.parent / "rows.jsonl").open("a") as rows:
+        rows.write(f'{{"prompt": "{SECRET} \\ud800", "chosen": "b", "rejected": "c"}}\n')
+        rows.write(f'{{"prompt": "{SECRET}", "id": {"7" * 5000}}}\n')
+        rows.write("[" * 100_000 + "\n")
+    told = found(site)
+    assert told["rows"][1].startswith(
+        "3 rows, and 3 that cannot be used; rows.jsonl line 4: prompt holds half of"
+    )
+    assert SECRET not in str(told)
+
+
+def test_columns_and_files_that_are_left_out_are_listed(site):
+    (site.parent / "rows").mkdir()
+    (site.parent / "rows" / "a.jsonl").write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1}\n'
+    )
+    (site.parent / "rows" / "b.csv").touch()
+    site.write_text(GOOD.replace("rows.jsonl", "rows"))
+    told = found(site)
+    assert told["columns"] == ("ok", "prompt, chosen, rejected; ignored: margin")
+    assert told["files"][1].endswith("b.csv")

@@ -4,6 +4,7 @@ A column that is null or blank decides nothing. One that may carry a part of the
 answer, is never left out: the row is refused and the column named.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -258,7 +259,12 @@ def _holds(kept: Row, value: Any) -> bool:
     """Whether every text of a value stands in the prompt; a turn of a conversation may stand in an answer too."""
     spoken = kept if _is_conversation(value) else {"prompt": kept["prompt"]}
     known = _plain(" ".join(text for column in spoken.values() for text in texts_of(column)))
-    return all(_plain(text) in known for text in texts_of(value))
+    return all(_is_in(_plain(text), known) for text in texts_of(value))
+
+
+def _is_in(text: str, known: str) -> bool:
+    """As whole words; scripts without spaces have no such borders."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])", known) is not None
 
 
 def _plain(text: str) -> str:

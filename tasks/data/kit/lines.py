@@ -47,8 +47,8 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
                         yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"{file.name} is no complete gzip file: {_damage(error)}; {_whole_lines(file)} lines can be read, but none of them "
-            "can be relied on: copy or compress it again",
+            f"{file.name} is no complete gzip file: {_damage(error)}; {_whole_lines(file)} lines can be read, but "
+            "none of them can be relied on: copy or compress it again",
             names=[file.name],
         ) from None
     except OSError as error:

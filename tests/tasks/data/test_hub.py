@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset
 
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from tasks.data.base import read
 from tasks.data.hub import Hub
 
@@ -48,3 +48,26 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(folder, options, message):
     with pytest.raises(ConfigError, match=message) as error:
         list(Hub(**options).find(0, 1))
     assert "\n" not in str(error.value)
+
+
+def test_a_value_that_does_not_fit_its_column_is_not_quoted(folder):
+    """pyarrow and pandas put the value into their errors."""
+    (folder / "train.parquet").unlink()
+    (folder / "train.jsonl").write_text(
+        '{"prompt": 1}\n' * 3 + '{"prompt": "marker-31d0"}\n{"prompt": {"marker-31d0"\n'
+    )
+    with pytest.raises(ConfigError, match="cannot be read as one table") as error:
+        list(Hub(str(folder)).find(0, 1))
+    assert "marker-31d0" not in str(error.value)
+    assert error.value.__suppress_context__
+
+
+def test_a_set_without_rows_and_a_row_without_its_prompt_are_refused(folder):
+    (folder / "train.parquet").unlink()
+    Dataset.from_list([{"question": "q", "chosen": "a b", "rejected": "a c"}]).to_parquet(
+        folder / "train.parquet"
+    )
+    with pytest.raises(
+        DataError, match=r"set split train: none of its 1 rows can be used; .* a column question"
+    ):
+        read(Hub(str(folder)).find(0, 1), "skip")

@@ -1,4 +1,4 @@
-"""What users bring as JSON lines: each layout is read exactly, or refused in one line that says where and what to do."""
+"""Files as users bring them: each is read exactly, or refused in one line that says where and what to do."""
 
 import bz2
 import gzip
@@ -300,13 +300,18 @@ def test_a_layout_is_refused_in_a_line_that_says_where_and_what_to_do(
 
 def test_what_is_beside_the_rows_is_listed(tmp_path: Path) -> None:
     build = in_folder(
-        northDOTjsonl=LINES, northDOTcsv=b"", READMEDOTmd=b"", dataset_infoDOTjson=b"{}", oldSLASHxDOTjsonl=LINES, DOTgit=b""
-    )  # fmt: skip
+        northDOTjsonl=LINES,
+        northDOTcsv=b"",
+        READMEDOTmd=b"",
+        dataset_infoDOTjson=b"{}",
+        oldSLASHxDOTjsonl=LINES,
+        DOTgit=b"",
+    )
     assert table(build(tmp_path)).unread == ("README.md", "dataset_info.json", "north.csv", "old/")
 
 
 def test_the_first_rows_of_a_damaged_file_are_not_used(tmp_path: Path) -> None:
-    """Its checksum says that something is wrong and not where: none of the rows can be relied on, under skip as well."""
+    """Its checksum says that something is wrong and not where: no row can be relied on, under skip as well."""
     many = gz(LINES * 2000)
     (tmp_path / "north.jsonl").write_bytes(LINES)
     (tmp_path / "south.jsonl.gz").write_bytes(flipped(many, len(many) - 6))
