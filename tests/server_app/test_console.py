@@ -9,6 +9,7 @@ from server_app import console
 from server_app.reading import ASKED
 from server_app.show import duration, interval, number, points, ranges, size, value
 from server_app.stats import Estimate
+from tasks.kit.encode import DIFFERS, NO_CALLS
 from tests.server_app.sample import EVIL, dpo_record, dpo_run, selector_record, sft_record, write_run
 
 
@@ -174,3 +175,19 @@ def test_as_json_a_round_is_an_object_and_what_it_lacks_is_absent(monkeypatch, c
     assert (said[2]["clients"], said[2]["failed"].keys()) == (6, {"0", "2"})
     assert said[2]["loss"] == pytest.approx(record["train"]["mean"]["loss"])
     assert said[2]["logps/accuracies"] == record["eval"]["mean"]["logps/accuracies"]
+
+
+def test_the_plan_says_once_what_a_template_does_and_to_how_many_rows():
+    """Counts are summed over the clients; what is no count of a known remark says nothing."""
+    said = [
+        {"remarks": {DIFFERS: 3}},
+        {"remarks": {DIFFERS: 4, NO_CALLS: 0, "secret": 9}},
+        {"remarks": {DIFFERS: "many", NO_CALLS: True}},
+        {"remarks": None},
+        {},
+    ]
+    assert console.notes(["the template is odd"], said) == [
+        "note     the template is odd",
+        f"note     7 rows: {DIFFERS}",
+    ]
+    assert console.notes([], [{}]) == []
