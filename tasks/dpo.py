@@ -4,7 +4,11 @@ Also IPO (Azar et al. 2023, Eq. 17, arXiv:2310.12036; log-ratios per token, as i
 of SLiC (Zhao et al. 2023, arXiv:2305.10425) and label smoothing (Mitchell 2023, "conservative DPO"). A pair that
 brings the probability c that its label is right has the expected loss, c l(m) + (1 - c) l(-m): conservative DPO with
 a smoothing of its own; for IPO the squared distance from (2c - 1) / (2 beta), but for a constant.
-Deviations: none.
+Deviations: none in the loss. Long pairs are cut in another way than by TRL 1.16, which cuts the end of prompt and
+answer together and drops a pair whose prompt fills max_length: here the start of the prompt goes first, for both
+answers alike, and the end of an answer only where it is too long alone. Of 1000 pairs of HH-RLHF's helpful-base,
+tokenised by stories260K, train.max-length = 512 cuts 51 %; 98 % of the answers' tokens are left here and 54 % by TRL,
+which drops 31 % of the pairs: python -m benchmarks.truncation helpful-base_train.jsonl.gz --model stories260K
 """
 
 from collections.abc import Sequence

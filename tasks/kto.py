@@ -4,7 +4,8 @@ The reference point z is the mean log pi/pi_ref of mismatched pairs, never below
 brings the probability c that its label is right, or comes from a pair that does, has the expected loss over the label,
 c L(label) + (1 - c) L(the other): what conservative DPO (Mitchell 2023) does to a pair; z knows no labels.
 Deviations from TRL 1.16: a mismatched pair is fixed for a client instead of for a batch (`deranged`; TRL's own
-pairing is `rotated`), weights can come from the federation's pooled counts, and z can be carried by the server.
+pairing is `rotated`; both cut the completion once, from the whole one to what fits behind the prompt), weights can come
+from the federation's pooled counts, z can be carried by the server, and long rows are cut as in tasks/dpo.py.
 """
 
 import random

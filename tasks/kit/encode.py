@@ -82,9 +82,10 @@ class Encoder:
             return self.refuse(row, "the prompt is empty and the tokenizer has no BOS to start from")
         if not all(tails):
             return self.refuse(row, "an answer has no tokens behind the prompt")
-        if stem < len(self._opened(ids[0])):
+        fitted = self._fitted(head, tails, label, row)
+        if fitted and stem < len(self._opened(ids[0])):
             self.remarks[DIFFERS] += 1
-        return self._fitted(head, tails, label, row)
+        return fitted
 
     def prompt(self, prompt: Text) -> tuple[int, ...]:
         """The ids to generate from: what training has before a plain answer. The start of a long prompt goes.
@@ -96,7 +97,7 @@ class Encoder:
         except (Unsuited, jinja2.TemplateError) as error:
             raise DataError(f"a prompt to answer: {_reason(error)}") from None
         alone, *answered = self._tokens(texts)
-        ids = alone[: common(alone, answered[0])] if answered else self._opened(alone)
+        ids = (alone[: common(alone, answered[0])] or alone) if answered else self._opened(alone)
         return tuple(_cut(ids, self.max_length, self._fixed(ids)))
 
     @cached_property
@@ -123,10 +124,11 @@ class Encoder:
         if self._chat:
             turns = _turns(prompt, "user")
             answers = [_turns(completion, "assistant") for completion in completions]
+            texts = [self._chat.render(turns, generation=True)]
+            texts += [self._chat.render(turns + answer) for answer in answers]
             if not self._chat.writes_calls and any(t.get("tool_calls") for t in sum(answers, turns)):
                 self.remarks[NO_CALLS] += 1
-            whole = [self._chat.render(turns + answer) for answer in answers]
-            return [self._chat.render(turns, generation=True), *whole]
+            return texts
         eos = str(self.tokenizer.eos_token)
         start, gap = render(prompt, self.prompt_format, eos)
         answers = [_content(completion) for completion in completions]

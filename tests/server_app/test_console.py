@@ -9,6 +9,7 @@ from server_app import console
 from server_app.reading import ASKED
 from server_app.show import duration, interval, number, points, ranges, size, value
 from server_app.stats import Estimate
+from tasks.kit.encode import DIFFERS, NO_CALLS
 from tests.server_app.sample import EVIL, dpo_record, dpo_run, selector_record, sft_record, write_run
 
 
@@ -207,3 +208,19 @@ def test_a_remark_of_the_strategy_is_a_line_of_its_own():
     record = {**dpo_record(1), "remarks": ["strategy.robust = 'median' protected nobody"]}
     _, remark = console.round_lines([dpo_record(0), record], 12)
     assert remark.strip() == "strategy.robust = 'median' protected nobody"
+
+
+def test_the_plan_says_once_what_a_template_does_and_to_how_many_rows():
+    """Counts are summed over the clients; what is no count of a known remark says nothing."""
+    said = [
+        {"remarks": {DIFFERS: 3}},
+        {"remarks": {DIFFERS: 4, NO_CALLS: 0, "secret": 9}},
+        {"remarks": {DIFFERS: "many", NO_CALLS: True}},
+        {"remarks": None},
+        {},
+    ]
+    assert console.template_notes(["the template is odd"], said) == [
+        "note     the template is odd",
+        f"note     7 rows: {DIFFERS}",
+    ]
+    assert console.template_notes([], [{}]) == []
