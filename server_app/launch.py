@@ -64,7 +64,7 @@ def launch(asked: Request, *, verbose: bool) -> int:
         return 0
     clear_away(set(run_dir.iterdir()) - known)
     if code != REFUSED:
-        _tell_how_it_ended(asked, code, stream)
+        tell_how_it_ended(asked, code, stream)
     return code
 
 
@@ -164,7 +164,8 @@ def clear_away(folders: Iterable[Path], fresh_s: float = FRESH_S) -> None:
             RunFolder(folder).discard_unbegun()
 
 
-def _tell_how_it_ended(asked: Request, code: int, stream: Stream) -> None:
+def tell_how_it_ended(asked: Request, code: int, stream: Stream) -> None:
+    """Say on stderr why a run stopped, and how to continue what it has committed."""
     word = "stopped" if code > 128 else "the run failed"
     if code == 1 and not stream.told:
         word = simulation_failure(stream.log) or word
