@@ -64,7 +64,7 @@ def launch(asked: Request, *, verbose: bool) -> int:
         return 0
     clear_away(set(run_dir.iterdir()) - known)
     if code != REFUSED:
-        _tell_how_it_ended(asked, code, stream)
+        tell_how_it_ended(asked, code, stream)
     return code
 
 
@@ -76,7 +76,7 @@ def _run(
     if not asked.federation["superlink"]:
         check_this_device(config.model, machine)
     env, notes = _environment(scratch)
-    checked = stack.enter_context(checking(asked, scratch, env))
+    check = stack.enter_context(checking(asked, scratch, env))
     env |= QUIET
     name, simulation = str(asked.federation["superlink"]), list[str]()
     if not name:
@@ -88,19 +88,14 @@ def _run(
         typer.echo("\n".join([*told, *(f"note     {note}" for note in (*notes, *dropped)), start]))
         if not packing.share:  # else Ray must first say which GPU is whose
             env["RAY_preload_python_modules"] = "client_app.site"  # now, not at the first message
-        name = stack.enter_context(superlink(scratch, env))
-    if not simulation or base_bytes(config) > SMALL:  # no run at others, and no second model in memory
-        if code := checked():
-            return code
-        checked = _passed
+        name = stack.enter_context(superlink(scratch, env, check.has_refused))
+    # a run of a deployment begins after its check, and so does one whose model is not to be in memory once more
+    if (not simulation or base_bytes(config) > SMALL or check.has_refused()) and (code := check.wait()):
+        return code
     file = scratch / "run.toml"
     file.write_text(tomli_w.dumps(dict(keys)), encoding="utf-8")
     command = [str(BIN / "flwr"), "run", str(stage(scratch / "app")), name, "--stream"]
-    return stream.follow([*command, "--run-config", str(file), *simulation], env, name, checked)
-
-
-def _passed() -> int:
-    return 0
+    return stream.follow([*command, "--run-config", str(file), *simulation], env, name, check.wait)
 
 
 def _place_for_runs(asked: Request) -> Path:
@@ -166,7 +161,8 @@ def clear_away(folders: Iterable[Path], fresh_s: float = FRESH_S) -> None:
             RunFolder(folder).discard_unbegun()
 
 
-def _tell_how_it_ended(asked: Request, code: int, stream: Stream) -> None:
+def tell_how_it_ended(asked: Request, code: int, stream: Stream) -> None:
+    """Say on stderr why a run stopped, and how to continue what it has committed."""
     word = "stopped" if code > 128 else "the run failed"
     if code == 1 and not stream.told:
         word = simulation_failure(stream.log) or word

@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -24,8 +24,8 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the loo
 
 
 @contextlib.contextmanager
-def superlink(scratch: Path, env: Mapping[str, str]) -> Iterator[str]:
-    """Inside, a SuperLink is up whose name in FLWR_HOME this is."""
+def superlink(scratch: Path, env: Mapping[str, str], given_up: Callable[[], bool]) -> Iterator[str]:
+    """Inside, a SuperLink is up whose name in FLWR_HOME this is; or it is not waited for, since the run is given up."""
     home = Path(env["FLWR_HOME"])
     home.mkdir()
     port = _free_port()
@@ -46,18 +46,22 @@ def superlink(scratch: Path, env: Mapping[str, str]) -> Iterator[str]:
         )
     patience_s = 5.0
     try:
-        _wait_healthy(process, port, scratch / "superlink.log")
+        _wait_healthy(process, port, scratch / "superlink.log", given_up)
         yield NAME
         patience_s = 0.5  # the run is over: Ray has ended, and the SuperLink keeps nothing
     finally:
         _stop(process, patience_s)
 
 
-def _wait_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_healthy(
+    process: subprocess.Popen[bytes], port: int, log: Path, given_up: Callable[[], bool]
+) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(urllib.error.URLError, OSError):
             DIRECT.open(f"http://127.0.0.1:{port}/health", timeout=1).close()
+            return
+        if given_up():
             return
         time.sleep(0.1)
     what = "ended" if process.poll() is not None else f"did not come up within {START_S:.0f} s"

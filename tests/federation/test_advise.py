@@ -1,17 +1,16 @@
 """`accord advise` in real processes: what it leaves, and that it goes on where it was stopped."""
 
-import contextlib
 import json
 import shutil
-import socket
-import threading
 
 import pytest
 
 from server_app.advice.arms import ARMS, is_finished, open_folder, run_arms, run_of
 from server_app.advice.recommend import FEDPDPO, ORDER
+from server_app.launch import tell_how_it_ended
 from server_app.reading import ASKED
-from server_app.words import request
+from server_app.stream import Stream
+from server_app.words import FEDERATION, Request, request
 from tests.faults.federation import start
 from tests.federation.conftest import SMALL, metrics_of
 from tests.server_app.sample import dpo_record, write_run
@@ -52,25 +51,13 @@ def test_an_advice_scores_every_option_and_continues_to_the_same_numbers(place):
 
 
 @pytest.mark.parametrize("advice", [True, False])
-def test_an_option_that_stopped_is_continued_by_its_advice_alone(place, advice):
-    """Behind the connection `nowhere` is no SuperLink, so that the run ends at once."""
-    run = write_run(place.path / "advice" / "fedavg", [dpo_record(0)], status="running")
+def test_an_option_that_stopped_is_continued_by_its_advice_alone(tmp_path, advice, capsys):
+    run = write_run(tmp_path / "advice" / "fedavg", [dpo_record(0)], status="running")
     (run / "checkpoints").mkdir()
     if advice:
-        (place.path / "advice" / ASKED).write_text("")
-    (place.path / "flwr").mkdir(exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        address = f"127.0.0.1:{mute.getsockname()[1]}"
-        threading.Thread(target=_hang_up, args=(mute,), daemon=True).start()
-        link = f'[superlink.nowhere]\naddress = "{address}"\ninsecure = true\n'
-        (place.path / "flwr" / "config.toml").write_text(link)
-        done = place.accord("resume", str(run), "federation.superlink=nowhere", check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "accord: the run failed" in done.stderr
-    assert ("continue with: accord resume" in done.stderr) is not advice
-
-
-def _hang_up(server: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the test is over
-        while True:
-            server.accept()[0].close()
+        (tmp_path / "advice" / ASKED).write_text("")
+    stream = Stream(tmp_path / "stream.log", asked_of_others=True, verbose=False)
+    tell_how_it_ended(Request({"run.resume": str(run)}, {**FEDERATION, "superlink": "clinics"}), 1, stream)
+    told = capsys.readouterr().err
+    assert "accord: the run failed" in told
+    assert (f"continue with: accord resume {run} federation.superlink=clinics" in told) is not advice
