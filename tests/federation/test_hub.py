@@ -44,7 +44,6 @@ def test_eight_simulated_clients_download_once(hub, online):
     assert "8/8" in done.stdout
     assert set(hub.weights_sent("org/tiny")) == {1.0}
     assert hub.fetched("org/prefs/train.parquet") == 1
-    print(sum(hub.requests.values()), dict(hub.requests))
 
 
 class OnHub(Resident):
@@ -72,4 +71,3 @@ def test_each_of_three_sites_downloads_for_itself(hub, online):
     for site in range(SITES):
         told = [line for line in deployment.site_log(site).splitlines() if "org/tiny at main" in line]
         assert len(told) == 2, "when it begins and when it is complete"
-    print(sum(hub.requests.values()), dict(hub.requests))
