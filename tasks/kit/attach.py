@@ -30,7 +30,7 @@ def attach(causal: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     Raises ConfigError for targets that are not there, and for what cannot go with fused experts.
     """
     words = _words(causal, lora.target_modules)
-    targets = choose_targets(causal, words)
+    targets = choose_targets(causal, words, lora.target_modules)
     if targets.experts:
         _check_experts(lora)
     renamed = _renamed_by_peft(causal, targets.linear)

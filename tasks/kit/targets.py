@@ -31,12 +31,12 @@ class Targets:
     left_out: str = ""  # what one may expect to be adapted and is not, in one line
 
 
-def choose_targets(causal: PreTrainedModel, words: Sequence[str]) -> Targets:
+def choose_targets(causal: PreTrainedModel, words: Sequence[str], value: str) -> Targets:
     """words: `all-linear`, names of modules or parameters, or ends of such names that begin at a dot.
 
     Raises ConfigError for a word that names nothing that can be adapted.
     """
-    parts = Parts.of(causal)
+    parts = Parts.of(causal, value)
     linear: set[str] = set()
     experts: set[str] = set()
     for word in words:
@@ -49,9 +49,7 @@ def choose_targets(causal: PreTrainedModel, words: Sequence[str]) -> Targets:
         else:
             raise ConfigError(parts.refusal(word))
     if not linear and not experts:
-        raise ConfigError(
-            f"{KEY} = {','.join(words)!r}: {type(causal).__name__} has no linear layer to adapt"
-        )
+        raise ConfigError(f"{parts.key}: {type(causal).__name__} has no linear layer to adapt")
     return Targets(
         tuple(name for name in parts.modules if name in linear),
         tuple(name for name in parts.experts if name in experts),
@@ -74,6 +72,7 @@ def matching(names: Iterable[str], word: str) -> list[str]:
 class Parts:
     """A model's modules by what LoRA may do with them."""
 
+    key: str  # lora.target-modules and its value, for messages
     causal: PreTrainedModel
     modules: Mapping[str, nn.Module]
     text: frozenset[str]  # modules of the language model
@@ -81,7 +80,7 @@ class Parts:
     routers: frozenset[str]
 
     @staticmethod
-    def of(causal: PreTrainedModel) -> "Parts":
+    def of(causal: PreTrainedModel, value: str) -> "Parts":
         modules = dict(causal.named_modules())
         text = frozenset(_text_modules(causal, modules))
         holders = [n for n in text if "Expert" in type(modules[n]).__name__ and not _is_linear(modules[n])]
@@ -93,7 +92,7 @@ class Parts:
         }
         blocks = {name.rsplit(".", 2)[0] for name in experts}
         routers = frozenset(name for name in text if any(_routes(modules, name, block) for block in blocks))
-        return Parts(causal, modules, text, experts, routers)
+        return Parts(f"{KEY} = {value!r}", causal, modules, text, experts, routers)
 
     @property
     def usual(self) -> dict[str, nn.Module]:
@@ -111,7 +110,7 @@ class Parts:
         layers = [n for n in names if _is_linear(self.modules[n])]
         if layers and (others := [n for n in names if n not in layers]):
             raise ConfigError(
-                f"{KEY}: {word!r} names linear layers and {others[0]!r}, which is a "
+                f"{self.key}: {word!r} names linear layers and {others[0]!r}, which is a "
                 f"{type(self.modules[others[0]]).__name__}; use longer names, of linear layers only"
             )
         for name in layers:
@@ -122,13 +121,13 @@ class Parts:
         module, head = self.modules[name], self.causal.get_output_embeddings()
         if module is head and module.weight is self.causal.get_input_embeddings().weight:
             raise ConfigError(
-                f"{KEY}: {word!r} is the vocabulary head, whose weights are also the input embedding's "
+                f"{self.key}: {word!r} is the vocabulary head, whose weights are also the input embedding's "
                 "(tie_word_embeddings): an adapter of one alone could never be merged; leave it out"
             )
         if name in self.routers and type(module).forward is not nn.Linear.forward:
             raise ConfigError(
-                f"{KEY}: {word!r} is a router ({type(module).__name__}), which gives more than a linear layer does; "
-                "leave it out"
+                f"{self.key}: {word!r} is a router ({type(module).__name__}), which gives more than a linear layer "
+                "does; leave it out"
             )
 
     def refusal(self, word: str) -> str:
@@ -140,10 +139,11 @@ class Parts:
         there = f"{close}There are: {', '.join(self._short_names())}"
         if inside:
             kind = type(self.modules[inside[0]]).__name__
-            return f"{KEY}: {word!r} ({kind}) is not a linear layer; name linear layers only. {there}"
+            return f"{self.key}: {word!r} ({kind}) is not a linear layer; name linear layers only. {there}"
         if names:
-            return f"{KEY}: {word!r} is only outside the language model ({names[0]}), where no text reaches. {there}"
-        return f"{KEY}: {type(self.causal).__name__} has no module {word!r}. {there}"
+            where = f"only outside the language model ({names[0]}), where no text reaches"
+            return f"{self.key}: {word!r} is {where}. {there}"
+        return f"{self.key}: {type(self.causal).__name__} has no module {word!r}. {there}"
 
     def _short_names(self) -> list[str]:
         """The last parts of what can be named."""

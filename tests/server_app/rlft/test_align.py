@@ -129,7 +129,7 @@ def test_another_model_can_be_the_policy_and_public_pairs_its_judge(tmp_path):
     more = {"rlft.judge": "pairs", "eval.pairs": str(tmp_path / "pairs.jsonl"), "rlft.epochs": 1}
     rlft = aligned(tmp_path / "one", **more, **{"rlft.policy-model": str(other)})
     saved = json.loads((rlft.run / "policy" / "adapter_config.json").read_text())
-    assert saved["base_model_name_or_path"] == str(other)
+    assert saved["base_model_name_or_path"] == other.name
     assert rlft.policy.fingerprint != rlft.base.fingerprint
     epochs = json.loads((rlft.folder / "record.json").read_text())["policies"]["population"]["epochs"]
     assert all(e["judge/n"] == len(PROMPTS) and 0 <= e["judge/accuracy"] <= 1 for e in epochs)
