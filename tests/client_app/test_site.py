@@ -282,3 +282,14 @@ def test_an_update_counts_rows_and_completion_tokens(site):
     rows = engine.examples(here.base(), here.task, here.rows().train, here.config, here.cache).kept
     assert update.examples == len(rows) == 12
     assert update.tokens == sum(len(tokens) for row in rows for tokens in row.completions) > 12
+
+
+def test_the_truth_of_its_own_answers_is_measured_before_and_after_a_run(site):
+    told = [site().evaluate(order(site(), rnd=rnd)).metrics for rnd in (0, 1, 12)]
+    assert [{name for name in m if name.startswith("truth/")} for m in told] == [
+        {"truth/valid", "truth/right", "truth/utility"}, set(), {"truth/valid", "truth/right", "truth/utility"},
+    ]  # fmt: skip
+    dealt = site(data__partitioner="iid")
+    assert "truth/utility" not in dealt.evaluate(order(dealt, rnd=0)).metrics
+    judge = site(task__name="selector", train__max_length=512)
+    assert "truth/valid" not in judge.evaluate(order(judge, rnd=0)).metrics
