@@ -210,10 +210,10 @@ def test_moments_and_a_clients_own_adapter_are_kept_side_by_side(site):
 
 
 def test_the_rate_falls_with_the_rounds_and_is_reported(site):
-    """Linear over 12 rounds: 2e-3 in the first, half of it in the seventh."""
+    """Linear over 12 rounds: 5e-4 in the first, half of it in the seventh."""
     one = site(train__lr_schedule="linear")
     rates = [one.train(order(one, rnd=rnd)).metrics["learning_rate"] for rnd in (1, 7)]
-    assert rates == pytest.approx([2e-3, 1e-3])
+    assert rates == pytest.approx([5e-4, 2.5e-4])
     constant = site()
     full = constant.train(order(constant, rnd=7)).trees["delta"]
     assert not any(
