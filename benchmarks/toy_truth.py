@@ -2,9 +2,9 @@
 
     python -m benchmarks.toy_truth [KEY=VALUE ...] --seeds 1 2 3 [--runs fedavg scaffold ...]
 
-Every cell is one `accord run` (8 simulated clients). Valid: answers to the 24 topics that are sentences of the world about
-the topic; right: those that also state the right fact; utility: their mean worth to the clients, 0 for one that is not
-valid. Each is the mean over clients of the model that the client would use itself. Means over the seeds, and of valid
+Every cell is one `accord run` (8 simulated clients). Valid: answers to the 24 topics that are sentences of the world
+about the topic; right: those that also state the right fact; utility: their mean worth to the clients, 0 for one that
+is not valid. Each is the mean over clients of the model that the client would use itself. Means over the seeds, and of valid
 and utility the lowest seed as well.
 """
 
@@ -53,7 +53,10 @@ def main() -> None:
     print("| run | pair accuracy | KL | valid (lowest) | right fact | utility (lowest) |")
     print("|---|---|---|---|---|---|")
     for name in args.runs:
-        ends = [ends_of(federation([f"run.seed={s}", "eval.every=0", *RUNS[name], *args.words])) for s in args.seeds]
+        ends = [
+            ends_of(federation([f"run.seed={s}", "eval.every=0", *RUNS[name], *args.words]))
+            for s in args.seeds
+        ]
         if name == args.runs[0]:
             print(row(BASE, [before for before, _ in ends]), flush=True)
         print(row(name, [after for _, after in ends]), flush=True)

@@ -28,7 +28,9 @@ COMBINED = "combined/accuracies"  # that and the implicit reward together do
 TOKENS = "mean_token_accuracy"
 CHOSEN = "logps/chosen"
 VALID, RIGHT, UTILITY = "truth/valid", "truth/right", "truth/utility"  # tasks/kit/truth.py
-TRUTHS: Sequence[tuple[str, str, Literal["share", "number"]]] = (  # of the model's own answers in a planted world
+TRUTHS: Sequence[
+    tuple[str, str, Literal["share", "number"]]
+] = (  # of the model's own answers in a planted world
     (VALID, "Valid answers", "share"),
     (RIGHT, "Right facts", "share"),
     (UTILITY, "Utility of answers", "number"),
@@ -305,7 +307,10 @@ def _texts(run: Run) -> list[Estimate | None]:
         change = last.eval.mean[CHOSEN] - base.eval.mean[CHOSEN]
         name = "Log-prob. of chosen answers, change"
         found.append(Estimate("chosen", name, change, n=rows(last.eval), unit="number"))
-    for when, texts in (("base", [a.before for a in run.answers]), ("trained", [a.after for a in run.answers])):
+    for when, texts in (
+        ("base", [a.before for a in run.answers]),
+        ("trained", [a.after for a in run.answers]),
+    ):
         if measured := repetition(texts):
             share, n = measured
             key = "repetition before" if when == "base" else "repetition after"
@@ -316,7 +321,9 @@ def _texts(run: Run) -> list[Estimate | None]:
             if record and metric in record.eval.mean:
                 n = len(record.eval.by_client(metric)) or None
                 value = record.eval.mean[metric]
-                found.append(Estimate(f"{metric} {when}", f"{name}, {label}", value, n=n, of="clients", unit=unit))
+                found.append(
+                    Estimate(f"{metric} {when}", f"{name}, {label}", value, n=n, of="clients", unit=unit)
+                )
     return found
 
 

@@ -2,8 +2,8 @@
 
 openfedllm: m = D in round 1, then m = beta m + (1 - beta) D: an average, whose long-run gain is 1 where the
 paper's is 1 / (1 - beta). flower: the paper's formula.
-Deviations: the paper's momentum may be Nesterov's; plain heavy ball here, as in flwr. eta = 0.1 (paper, flower), so that
-the gain in the long run is 1 at beta = 0.9; flwr's own defaults are eta = 1 and beta = 0.
+Deviations: the paper's momentum may be Nesterov's; plain heavy ball here, as in flwr. eta = 0.1 (paper, flower), so
+that the gain in the long run is 1 at beta = 0.9; flwr's own defaults are eta = 1 and beta = 0.
 """
 
 from dataclasses import dataclass

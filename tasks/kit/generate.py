@@ -40,7 +40,7 @@ class Talker:
             return [greedy(self.base, self.encoder.prompt(p), self.new_tokens) for p in prompts]
 
     def generate_together(self, prompts: Sequence[str]) -> list[str]:
-        """As generate(), with the prompts of one length as one batch; in low precision a near tie may fall otherwise."""
+        """As generate(), the prompts of one length in one batch; in low precision a near tie may fall otherwise."""
         rows = [self.encoder.prompt(p) for p in prompts]
         answers: dict[int, str] = {}
         with self._mode():
