@@ -4,8 +4,8 @@
 
 Every cell is one `accord run` (8 simulated clients). Valid: answers to the 24 topics that are sentences of the world
 about the topic; right: those that also state the right fact; utility: their mean worth to the clients, 0 for one that
-is not valid. Each is the mean over clients of the model that the client would use itself. Means over the seeds, and of valid
-and utility the lowest seed as well.
+is not valid. Each is the mean over clients of the model that the client would use itself. Means over the seeds, and of
+valid and utility the lowest seed as well.
 """
 
 from collections.abc import Mapping, Sequence
