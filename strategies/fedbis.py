@@ -20,7 +20,7 @@ from strategies.kit.metrics import weighted_mean
 from strategies.kit.server_opt import ServerOpt, adam, adaptive, momentum, plain
 from strategies.kit.weighting import weight
 
-OWN_RATE = {"plain": 1.0, "momentum": 0.1, "adam": 0.002}  # as FedAvgM and FedAdam
+OWN_RATE = {"plain": 1.0, "momentum": 1.0, "adam": 0.01}
 READS = {"server_momentum": ("momentum",), "tau": ("adam",), "beta_1": ("adam",), "beta_2": ("adam",)}
 
 
