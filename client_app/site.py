@@ -20,9 +20,11 @@ from strategies.base import Strategy
 from strategies.kit.client_rule import FINISH, PERSONAL, ClientRule, Outcome
 from strategies.kit.metrics import SUM
 from tasks.base import Example, Row, Task
-from tasks.kit import engine, parallel, partition, schedule
+from tasks.data.base import Planted
+from tasks.kit import engine, parallel, partition, schedule, truth
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
+from tasks.kit.encode import Encoder
 from tasks.kit.loading import check_length
 from tasks.kit.loop import TrainReport
 from tasks.kit.model import get_adapter, get_private, initial_adapter, load_base, set_adapter
@@ -257,12 +259,25 @@ class Site:
             tree = self._finished(base, order, tree, finish)
         set_adapter(base, tree, merged)
         metrics: Metrics = engine.evaluate(base, self.task, self._heldout(), self.config, self.cache)
+        metrics |= self._truth(base, int(knobs["rnd"]))
         last = int(knobs["rnd"]) == self.config.run.num_server_rounds
         if last and (finish or kept.keys() & {"own", PERSONAL}) and parallel.leads():
             folder = personal.folder(self.state_dir, str(knobs["run"]), self.node.client)
             personal.export(base, tree, merged, folder, self.config, metrics.get("combined/lambda"))
         examples = int(metrics.pop("examples", 0))
         return Update(self.node.client, examples, order.adapter, {}, {**metrics, **beside})
+
+    def _truth(self, base: Base, rnd: int) -> Metrics:
+        """What the model's own answers are worth before and after a run on a source that knows the truth."""
+        source = self.config.source_choice.build()
+        planted = isinstance(source, Planted) and not self.node.data_path and self.task.reads == "logps"
+        if not planted or rnd not in (0, self.config.run.num_server_rounds):
+            return {}
+        data, kind = self.config.data, self.rows().truth
+        typed = data.partitioner == "natural" and not (data.flipped_clients and (kind or 0) % 2)
+        encoder = Encoder(base.tokenizer, data.prompt_format, self.config.train.max_length)
+        client = self.node.client if typed else None
+        return truth.answered(base, encoder, source, seed=self.config.run.seed, client=client)
 
     def _heldout(self) -> list[Row]:
         heldout, most = self.rows().heldout, self.config.eval.max_rows

@@ -43,7 +43,7 @@ class TrainConfig:
     engine: Literal["accord", "trl"] = "accord"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     optimizer_state: Literal["reset", "keep"] = "reset"
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-4
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     min_learning_rate: float = 0.0
     local_steps: int = 10

@@ -34,7 +34,7 @@ from server_app.show import (
     value,
     verdict,
 )
-from server_app.stats import ACCURACIES, TOKENS, headline, worst
+from server_app.stats import ACCURACIES, RIGHT, TOKENS, UTILITY, VALID, headline, worst
 from server_app.words import FEDERATION, has_owners
 from tasks.kit.encode import REMARKS
 from tasks.kit.toy_base import FILES
@@ -86,7 +86,7 @@ def say_round(lines: Sequence[Mapping[str, Json]], rounds: int, names: Mapping[i
         "failed": {str(client): why for client, why in record.failed.items()},
         "remarks": list(record.remarks) or None,
         "loss": record.train.mean.get("loss"),
-        **{name: record.eval.mean.get(name) for name in ACCURACIES},
+        **{name: record.eval.mean.get(name) for name in (*ACCURACIES, VALID, RIGHT, UTILITY)},
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
         "seconds": record.total_s,

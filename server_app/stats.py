@@ -16,6 +16,7 @@ import numpy as np
 
 from core.seeds import seed_for
 from server_app.reading import Half, Record, Run
+from server_app.repetition import repetition
 
 PREFERENCE = "logps/accuracies"  # the model itself prefers the chosen answer
 CHOICE = "accuracy"  # a selector or a reward model picks the chosen answer
@@ -25,6 +26,15 @@ ORDERS = "order_consistency"  # both orders of a pair lead to the same pick
 EXPLICIT = "explicit/accuracies"  # a client's own reward head scores the chosen answer higher
 COMBINED = "combined/accuracies"  # that and the implicit reward together do
 TOKENS = "mean_token_accuracy"
+CHOSEN = "logps/chosen"
+VALID, RIGHT, UTILITY = "truth/valid", "truth/right", "truth/utility"  # tasks/kit/truth.py
+TRUTHS: Sequence[
+    tuple[str, str, Literal["share", "number"]]
+] = (  # of the model's own answers in a planted world
+    (VALID, "Valid answers", "share"),
+    (RIGHT, "Right facts", "share"),
+    (UTILITY, "Utility of answers", "number"),
+)
 ACCURACIES = (PREFERENCE, CHOICE, TOKENS)  # what a run can be about; the first that was measured is
 MIN_CLUSTERS = (
     6  # all clients fall on one side of the true median with probability 2^(1-C): above 5 % below 6
@@ -50,7 +60,7 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     n: int | None = None
-    of: Literal["rows", "clients", "prompts"] = "rows"
+    of: Literal["rows", "clients", "prompts", "answers"] = "rows"
     unit: Literal["share", "points", "number"] = "share"  # points: a difference of two shares
 
 
@@ -158,6 +168,7 @@ def headline(run: Run) -> list[Estimate]:
         _, last = first_and_last(run, metric)
         if last and metric in last.eval.mean:
             found.append(Estimate(metric, name, last.eval.mean[metric], n=rows(last.eval), unit="number"))
+    found += _texts(run)
     found += _groups(run)
     found += _policies(run)
     return [estimate for estimate in found if estimate is not None]
@@ -289,6 +300,35 @@ def _before_after(
         for key, when, r in halves
         if r and metric in r.eval.mean
     ]
+
+
+def _texts(run: Run) -> list[Estimate | None]:
+    """What became of the model as a writer: how likely it finds the chosen answers, how its own repeat themselves, and
+    what those are worth where the truth is planted."""
+    base, last = first_and_last(run, CHOSEN)
+    found: list[Estimate | None] = []
+    if base and last and CHOSEN in base.eval.mean and CHOSEN in last.eval.mean:
+        change = last.eval.mean[CHOSEN] - base.eval.mean[CHOSEN]
+        name = "Log-prob. of chosen answers, change"
+        found.append(Estimate("chosen", name, change, n=rows(last.eval), unit="number"))
+    for when, texts in (
+        ("base", [a.before for a in run.answers]),
+        ("trained", [a.after for a in run.answers]),
+    ):
+        if measured := repetition(texts):
+            share, n = measured
+            key = "repetition before" if when == "base" else "repetition after"
+            found.append(Estimate(key, f"Repeated 4-grams, {when}", share, n=n, of="answers"))
+    for metric, name, unit in TRUTHS:
+        base, last = first_and_last(run, metric)
+        for when, label, record in (("before", "base", base), ("after", "trained", last)):
+            if record and metric in record.eval.mean:
+                n = len(record.eval.by_client(metric)) or None
+                value = record.eval.mean[metric]
+                found.append(
+                    Estimate(f"{metric} {when}", f"{name}, {label}", value, n=n, of="clients", unit=unit)
+                )
+    return found
 
 
 def _share(key: str, name: str, record: Record | None, metric: str) -> Estimate | None:

@@ -113,13 +113,10 @@ def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
                 keys[key] = checked(key, value)
             except ConfigError as error:
                 raise ConfigError(f"{error} ({source})") from error
-        if source.endswith(".toml"):
-            preset = set(keys)
-        else:
-            preset -= found.keys()
-            lost = without_effect(found, preset)
-            preset -= lost
-            keys = {key: value for key, value in keys.items() if key not in lost}
+        preset -= found.keys()
+        lost = without_effect(found, preset)
+        keys = {key: value for key, value in keys.items() if key not in lost}
+        preset = set(keys) if source.endswith(".toml") else preset - lost
     return keys, federation
 
 

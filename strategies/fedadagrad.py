@@ -3,7 +3,8 @@
 
 D is the uniform mean in paper and openfedllm, weighted by examples in flower, where v_0 = 0.
 Deviations: beta_1 = 0, as in the paper's experiments and in both other variants; the paper tunes eta and tau
-for each task, the defaults here are eta = 0.01 (paper), 0.001 (openfedllm), 0.1 (flower) and tau = 0.001.
+for each task, the defaults here are tau = 0.001 and eta = 0.001 (openfedllm's own) or 0.002, which is 2 tau: a small
+step is then FedAvg's (docs/aggregators.md). flwr's own default is eta = 0.1.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class FedAdagrad(FedAvg):
         "openfedllm": "uniform",
         "flower": "examples",
     }
-    own_learning_rate: ClassVar[dict[str, float]] = {"paper": 1e-2, "openfedllm": 1e-3, "flower": 1e-1}
+    own_learning_rate: ClassVar[dict[str, float]] = {"paper": 2e-3, "openfedllm": 1e-3, "flower": 2e-3}
 
     def __post_init__(self) -> None:
         super().__post_init__()

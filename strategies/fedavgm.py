@@ -2,10 +2,12 @@
 
 openfedllm: m = D in round 1, then m = beta m + (1 - beta) D: an average, whose long-run gain is 1 where the
 paper's is 1 / (1 - beta). flower: the paper's formula.
-Deviations: the paper's momentum may be Nesterov's; plain heavy ball here, as in flwr.
+Deviations: the paper's momentum may be Nesterov's; plain heavy ball here, as in flwr. eta = 0.1 (paper, flower), so
+that the gain in the long run is 1 at beta = 0.9; flwr's own defaults are eta = 1 and beta = 0.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from core.errors import ConfigError
 from strategies.fedavg import FedAvg
@@ -15,6 +17,8 @@ from strategies.kit.server_opt import ServerOpt, momentum
 @dataclass
 class FedAvgM(FedAvg):
     server_momentum: float = 0.9  # beta
+
+    own_learning_rate: ClassVar[dict[str, float]] = {"paper": 0.1, "openfedllm": 1.0, "flower": 0.1}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,8 @@
 Reddi et al. 2021, Algorithm 2 (arXiv:2003.00295); m_0 = 0, v_0 = tau^2.
 
 openfedllm: m = D in round 1, and v takes m^2 where the paper takes D^2. flower: v_0 = 0, D weighted by examples.
-Deviations: the paper tunes eta and tau for each task; eta = 0.01 (paper, flower), 0.001 (openfedllm), tau = 0.001.
+Deviations: the paper tunes eta and tau for each task; here tau = 0.001 and eta = 0.001 (openfedllm's own) or 0.002
+(docs/aggregators.md). flwr's own default is eta = 0.01.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ class FedYogi(FedAdagrad):
     beta_1: float = 0.9
     beta_2: float = 0.99
 
-    own_learning_rate: ClassVar[dict[str, float]] = {"paper": 1e-2, "openfedllm": 1e-3, "flower": 1e-2}
+    own_learning_rate: ClassVar[dict[str, float]] = {"paper": 2e-3, "openfedllm": 1e-3, "flower": 2e-3}
 
     def __post_init__(self) -> None:
         super().__post_init__()

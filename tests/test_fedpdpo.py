@@ -268,6 +268,8 @@ def mean_scores(path: Path, **more) -> dict:
     world = {
         "data.rows-per-client": 64,
         "data.eval-rows-per-client": 192,
+        "task.beta": 0.1,
+        "train.learning-rate": 2e-3,
         "run.num-server-rounds": 8,
         "eval.every": 0,
     }

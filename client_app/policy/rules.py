@@ -19,7 +19,7 @@ MANY = 10**9
 METRICS = (
     "loss", "loss/*", "nll", "kl", "ece", "accuracy", "accuracy/single_order", "order_consistency", "grad_norm",
     "learning_rate", "mean_token_accuracy", "rewards/*", "logps/*", "length/accuracies", "explicit/*", "combined/*",
-    "race/scored", "vote/accuracy", "sum/kl_sum", "sum/kl_count", "seconds/*",
+    "race/scored", "vote/accuracy", "sum/kl_sum", "sum/kl_count", "seconds/*", "truth/*",
 )  # fmt: skip
 HASH = 8  # hex digits of a bundle's hash that Flower writes into the name of its folder, the least that is compared
 

@@ -71,6 +71,14 @@ class Planted(Protocol):
         """Public prompts to align a policy on, more than there are prompts() to show."""
         ...
 
+    def probes(self) -> list[str]:
+        """The questions whose answers show what a model has learned; few, the same under every seed."""
+        ...
+
+    def states_fact(self, seed: int, prompt: str, answer: str) -> bool | None:
+        """Whether an answer states the right fact; None for a text that is no answer of this world."""
+        ...
+
     def utility_of(self, seed: int, prompt: str, answer: str, client: int) -> float | None:
         """How much a client likes an answer, 0 for one that is none; None for a prompt that is not of this world."""
         ...

@@ -97,6 +97,15 @@ class Toy:
         """Every form of question about every topic."""
         return list(_asked())
 
+    def probes(self) -> list[str]:
+        """One question about every topic, in its first form."""
+        return [topic.question(0) for topic in topics()]
+
+    def states_fact(self, seed: int, prompt: str, answer: str) -> bool | None:
+        place = _asked().get(prompt)
+        meant = None if place is None else _answers(place).get(answer)
+        return None if place is None or meant is None else meant.fact == World.draw(seed).right[place]
+
     def utility_of(self, seed: int, prompt: str, answer: str, client: int) -> float | None:
         place = _asked().get(prompt)
         if place is None:

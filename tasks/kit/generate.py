@@ -49,6 +49,23 @@ class Talker:
             ends = self.encoder.ends
             return [greedy(self.base, self.encoder.prompt(p), self.new_tokens, ends=ends) for p in prompts]
 
+    def generate_together(self, prompts: Sequence[str]) -> list[str]:
+        """As generate(), the prompts of one length in one batch; in low precision a near tie may fall otherwise."""
+        rows = [self.encoder.prompt(p) for p in prompts]
+        answers: dict[int, str] = {}
+        with self._mode():
+            for length in sorted({len(row) for row in rows}):
+                places = [i for i, row in enumerate(rows) if len(row) == length]
+                texts = _continued(
+                    self.base,
+                    [rows[i] for i in places],
+                    self.encoder.ends,
+                    max_new_tokens=self.new_tokens,
+                    do_sample=False,
+                )
+                answers |= zip(places, texts, strict=True)
+        return [answers[i] for i in range(len(rows))]
+
     def sample(self, prompt: str, how: Sampling, *, seed: int) -> list[str]:
         """Several answers; the same arguments give the same answers on the same machine."""
         with self._mode():
@@ -68,7 +85,7 @@ def greedy(
     base: Base, ids: Sequence[int], new_tokens: int = NEW_TOKENS, *, ends: Collection[int] = ()
 ) -> str:
     """The model's own continuation of one prompt, up to one of its own end tokens or of `ends`."""
-    (text,) = _continued(base, ids, 1, ends, max_new_tokens=new_tokens, do_sample=False)
+    (text,) = _continued(base, [ids], ends, max_new_tokens=new_tokens, do_sample=False)
     return text
 
 
@@ -80,9 +97,9 @@ def sampled(
         torch.manual_seed(seed_for(seed, "tokens"))
         return _continued(
             base,
-            ids,
-            how.completions,
+            [ids],
             ends,
+            count=how.completions,
             max_new_tokens=how.new_tokens,
             do_sample=True,
             temperature=how.temperature,
@@ -93,21 +110,22 @@ def sampled(
 
 @torch.no_grad()
 def _continued(
-    base: Base, ids: Sequence[int], count: int, ends: Collection[int], **how: Any
+    base: Base, prompts: Sequence[Sequence[int]], ends: Collection[int], *, count: int = 1, **how: Any
 ) -> list[str]:  # Any: transformers' own settings
-    """The texts after the prompt, cut off by number of tokens, without special tokens and the space around them."""
+    """The texts after prompts of one length, `count` after each, cut off by number of tokens, without special tokens
+    and the space around them."""
     base.model.eval()
+    prompt = torch.tensor([list(ids) for ids in prompts], device=base.device)
     most = learned_positions(base.causal)
     if most is not None:  # the last token of an answer is not read, and needs no position
-        how["max_new_tokens"] = min(how["max_new_tokens"], max(1, most + 1 - len(ids)))
+        how["max_new_tokens"] = min(how["max_new_tokens"], max(1, most + 1 - prompt.shape[1]))
     own = base.causal.generation_config.eos_token_id
     own = own if isinstance(own, list) else [] if own is None else [own]
     stops = list(dict.fromkeys([*own, *ends]))
-    prompt = torch.tensor([list(ids)], device=base.device)
-    if count > 1 and len(ids) > 1 and (cache := _prompt_cache(base, prompt)):
+    if count > 1 and prompt.shape[1] > 1 and (cache := _prompt_cache(base, prompt)):
         cache.batch_repeat_interleave(count)
         how["past_key_values"] = cache
-    prompt = prompt.repeat(count, 1)
+    prompt = prompt.repeat_interleave(count, 0)
     made = base.causal.generate(  # type: ignore[operator]  # transformers types it as a module attribute
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),

@@ -237,10 +237,10 @@ def test_moments_and_a_clients_own_adapter_are_kept_side_by_side(site):
 
 
 def test_the_rate_falls_with_the_rounds_and_is_reported(site):
-    """Linear over 12 rounds: 2e-3 in the first, half of it in the seventh."""
+    """Linear over 12 rounds: 5e-4 in the first, half of it in the seventh."""
     one = site(train__lr_schedule="linear")
     rates = [one.train(order(one, rnd=rnd)).metrics["learning_rate"] for rnd in (1, 7)]
-    assert rates == pytest.approx([2e-3, 1e-3])
+    assert rates == pytest.approx([5e-4, 2.5e-4])
     constant = site()
     full = constant.train(order(constant, rnd=7)).trees["delta"]
     assert not any(
@@ -309,3 +309,14 @@ def test_an_update_counts_rows_and_completion_tokens(site):
     rows = engine.examples(here.base(), here.task, here.rows().train, here.config, here.cache).kept
     assert update.examples == len(rows) == 12
     assert update.tokens == sum(len(tokens) for row in rows for tokens in row.completions) > 12
+
+
+def test_the_truth_of_its_own_answers_is_measured_before_and_after_a_run(site):
+    told = [site().evaluate(order(site(), rnd=rnd)).metrics for rnd in (0, 1, 12)]
+    assert [{name for name in m if name.startswith("truth/")} for m in told] == [
+        {"truth/valid", "truth/right", "truth/utility"}, set(), {"truth/valid", "truth/right", "truth/utility"},
+    ]  # fmt: skip
+    dealt = site(data__partitioner="iid")
+    assert "truth/utility" not in dealt.evaluate(order(dealt, rnd=0)).metrics
+    judge = site(task__name="selector", train__max_length=512)
+    assert "truth/valid" not in judge.evaluate(order(judge, rnd=0)).metrics

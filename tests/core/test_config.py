@@ -130,7 +130,7 @@ def test_an_override_arrives():
             "train.min-learning-rate = 1e-06 has no effect with train.lr-schedule = 'constant'",
         ),
         (
-            {"train.min-learning-rate": 1.0, "train.lr-schedule": "cosine"},
+            {"train.min-learning-rate": 1.0, "train.lr-schedule": "cosine", "train.learning-rate": 0.002},
             "train.min-learning-rate = 1.0 is above train.learning-rate = 0.002",
         ),
         ({"train.local-epochs": float("nan")}, "train.local-epochs must be a finite number"),

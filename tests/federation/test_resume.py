@@ -46,4 +46,4 @@ def test_a_finished_run_cannot_be_changed(place, finished):
     words = ["run.num-server-rounds=6", "train.learning-rate=0.5"]
     done = place.accord("resume", str(run), *words, check=False)
     assert done.returncode == 2
-    assert "train.learning-rate was 0.002 and is 0.5" in done.stderr
+    assert "train.learning-rate was 0.0005 and is 0.5" in done.stderr

@@ -61,6 +61,9 @@ def test_what_a_run_leaves(place, finished):
     assert [r["round"] for r in records] == [0, 1, 2, 3]
     assert all(0 <= r["eval"]["mean"]["logps/accuracies"] <= 1 for r in records)
     assert "rewards/accuracies" not in records[0]["eval"]["mean"], "the start is the reference: no reward yet"
+    assert ["truth/valid" in r["eval"]["mean"] for r in records] == [True, False, False, True]
+    for report in (done.stdout, (run / "report.md").read_text(), (run / "README.md").read_text()):
+        assert "Valid answers, trained" in report
     reader, server = loaded(place, "reader", run / "adapter"), loaded(place, "server", run)
     torch.testing.assert_close(reader, server, rtol=1e-5, atol=1e-5)
     assert not done.place.alive()

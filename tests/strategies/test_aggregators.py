@@ -79,7 +79,8 @@ def test_the_papers_momentum_gains_one_over_one_minus_beta():
         ("flower", [1.0, 2.5, 4.25]),
         ("openfedllm", [1.0, 2.0, 3.0]),
     ):
-        strategy = build("strategies", "fedavgm", {"variant": variant, "server-momentum": 0.5})
+        keys = {"variant": variant, "server-momentum": 0.5, "server-learning-rate": 1.0}
+        strategy = build("strategies", "fedavgm", keys)
         state, seen = strategy.init({"global": {"w": torch.zeros(1)}}, 0), []
         for rnd in (1, 2, 3):
             state, _ = merge(
@@ -91,19 +92,19 @@ def test_the_papers_momentum_gains_one_over_one_minus_beta():
 
 def test_the_papers_adam_by_hand():
     """One round from D = 0.1: m = 0.01, v = 0.99e-6 + 0.01 * 0.01 = 1.0099e-4; x = 0.01 * 0.01 / (sqrt(v) + 0.001)."""
-    strategy = build("strategies", "fedadam", {})
+    strategy = build("strategies", "fedadam", {"server-learning-rate": 0.01})
     state = strategy.init({"global": {"w": torch.zeros(1, dtype=torch.float64)}}, 0)
     delta = {"w": torch.tensor([0.1], dtype=torch.float64)}
     state, _ = merge(strategy, state, 1, [Update(0, 7, "global", {"delta": delta}, {})])
     assert state.adapters["global"]["w"].item() == pytest.approx(1e-4 / (1.0099e-4**0.5 + 1e-3), rel=1e-12)
 
 
-FLOWERS = {
-    "fedavg": (theirs.FedAvg, {}),
-    "fedavgm": (theirs.FedAvgM, {"server_momentum": 0.9}),
-    "fedadagrad": (theirs.FedAdagrad, {}),
-    "fedyogi": (theirs.FedYogi, {}),
-    "fedadam": (theirs.FedAdam, {}),
+FLOWERS = {  # flwr's class, its options, and its own server learning rate
+    "fedavg": (theirs.FedAvg, {}, 1.0),
+    "fedavgm": (theirs.FedAvgM, {"server_momentum": 0.9}, 1.0),
+    "fedadagrad": (theirs.FedAdagrad, {}, 0.1),
+    "fedyogi": (theirs.FedYogi, {}, 0.01),
+    "fedadam": (theirs.FedAdam, {}, 0.1),
 }
 
 
@@ -127,12 +128,12 @@ def flowers_rounds(strategy, updates_by_round) -> list[dict]:
 
 @pytest.mark.parametrize("name", FLOWERS)
 def test_the_flower_variant_is_flwrs_own_strategy(name):
-    cls, options = FLOWERS[name]
+    cls, options, eta = FLOWERS[name]
     rng = torch.Generator().manual_seed(5)
     noise = lambda t: 0.01 * torch.randn(t.shape, generator=rng, dtype=t.dtype)  # noqa: E731
     rounds = [[{n: noise(t) for n, t in X.items()} for _ in SIZES] for _ in range(4)]
     want = flowers_rounds(cls(**options), rounds)
-    strategy = build("strategies", name, {"variant": "flower"})
+    strategy = build("strategies", name, {"variant": "flower", "server-learning-rate": eta})
     state = ServerState(0, 0, {"global": X})
     for rnd, deltas in enumerate(rounds, start=1):
         updates = [Update(c, SIZES[c], "global", {"delta": d}, {}) for c, d in enumerate(deltas)]

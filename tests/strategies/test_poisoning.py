@@ -10,6 +10,8 @@ SHORT = {
     "data.rows-per-client": 24,
     "data.eval-rows-per-client": 24,
     "run.seed": 1,
+    "task.beta": 0.1,
+    "train.learning-rate": 2e-3,
 }
 
 

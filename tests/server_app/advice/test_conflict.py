@@ -107,6 +107,8 @@ def test_planted_types_are_found_in_the_updates_of_a_run(types, tmp_path):
         "data.type-weight": 6.0,
         "data.type-differs": 0.6,
         "data.rows-per-client": 96,
+        "task.beta": 0.1,
+        "train.learning-rate": 2e-3,
     }
     less = {"data.eval-rows-per-client": 2, "eval.every": 0, "run.num-server-rounds": 4}
     config = parse(
