@@ -157,3 +157,12 @@ def known(home: Path, address: str) -> None:
     home.mkdir(exist_ok=True)
     text = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
     (home / "config.toml").write_text(text)
+
+
+def test_the_demos_beta_on_own_rows_is_warned_of(tmp_path):
+    rows = [{"prompt": f"q{i}", "chosen": "yes", "rejected": "no"} for i in range(8)]
+    path = own_rows(tmp_path / "rows", **{"a": rows, "b": rows})
+    words = ["data.source=jsonl", f"data.path={path}"]
+    assert any("task.beta = 3.0" in line for line in checked(*words, brief=True))
+    assert not any("task.beta" in line for line in checked(*words, "task.beta=0.1", brief=True))
+    assert not any("task.beta" in line for line in checked(*FEW, brief=True))
