@@ -161,8 +161,7 @@ def known(home: Path, address: str) -> None:
 
 def test_the_demos_beta_on_own_rows_is_warned_of(tmp_path):
     rows = [{"prompt": f"q{i}", "chosen": "yes", "rejected": "no"} for i in range(8)]
-    path = own_rows(tmp_path / "rows", **{"a": rows, "b": rows})
-    words = ["data.source=jsonl", f"data.path={path}"]
+    words = ["data.source=jsonl", own_rows(tmp_path / "rows", a=rows, b=rows)]
     assert any("task.beta = 3.0" in line for line in checked(*words, brief=True))
     assert not any("task.beta" in line for line in checked(*words, "task.beta=0.1", brief=True))
     assert not any("task.beta" in line for line in checked(*FEW, brief=True))
