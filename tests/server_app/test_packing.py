@@ -1,10 +1,12 @@
 """How many clients run at a time, on machines of all kinds, and what is said of it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from core.config import parse
+from core.errors import ConfigError
 from server_app.packing import Machine, Packing, pack, visible_gpus
 from tasks.kit.memory import estimate, shape_of
 
@@ -62,8 +64,10 @@ def test_a_share_that_was_asked_for_stays() -> None:
     assert pack(on_cpu, FEDERATION, Machine(4, 64 * GB, (40 * GB,)))[0] == Packing(4, 0.0)
 
 
-def test_of_an_unknown_model_nothing_is_said() -> None:
-    unknown = replace(TOY, model=replace(TOY.model, name="/no/such/model"))
+def test_of_pickled_weights_nothing_is_known(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"-")
+    unknown = replace(TOY, model=replace(TOY.model, name=str(tmp_path)))
     packing, told = pack(unknown, FEDERATION, Machine(4, 64 * GB))
     assert packing == Packing(4, 0.0)
     assert "unknown" in told[0]
@@ -87,3 +91,9 @@ TABLE = "0, GPU-aaaa, 40000\n1, GPU-bbbb, 20000\n2, MIG-cccc, [N/A]\n"
 def test_gpus_that_cuda_visible_devices_hides_are_none(visible: str | None, mib: list[int]) -> None:
     """CUDA reads the list up to the first entry that is no GPU."""
     assert visible_gpus(TABLE, visible) == tuple(n * 2**20 for n in mib)
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_starts() -> None:
+    missing = replace(TOY, model=replace(TOY.model, name="/no/such/model"))
+    with pytest.raises(ConfigError, match="no such folder"):
+        pack(missing, FEDERATION, Machine(4, 64 * GB))
