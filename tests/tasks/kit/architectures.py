@@ -52,7 +52,7 @@ class Architecture:
     """One row of the table.
 
     reason: part of why it is padded or refused. targets: lora.target-modules. oracle: the dtype in which transformers
-    gives the gradients to compare with. change: of the configuration, before the model is made.
+    gives the gradients to compare with. generates: whether transformers' own generation works.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Architecture:
     auto: Auto = "causal"
     targets: str = "all-linear"
     oracle: torch.dtype = torch.float64
+    generates: bool = True
 
 
 def folder(path: Path, row: Architecture, *, seed: int = 0) -> Path:
@@ -116,6 +117,7 @@ MAMBA = {
     "mamba_expand": 2,
     "mamba_chunk_size": 8,
 }
+EXPERT_TARGETS = "o_proj"  # of mixtures whose experts are one fused tensor
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 PER_LAYER = {"head_dim": 8, "vocab_size_per_layer_input": tiny.VOCABULARY, "hidden_size_per_layer_input": 8}
 
@@ -185,7 +187,7 @@ DENSE = [
     _padded("mpt", OWN, "ALiBi"),
     _packed("opt", "learned positions, layer dropout", ffn_dim=64, word_embed_proj_dim=32),
     _packed("biogpt", "learned positions, layer dropout"),
-    _padded("xglm", OWN, "layer dropout", ffn_dim=64),
+    _of(_padded("xglm", OWN, "layer dropout", ffn_dim=64), oracle=torch.float32),
     _padded("modernbert-decoder", HEAD, "local and global layers", local_attention=8),
 ]  # fmt: skip
 MIXTURES = [
@@ -199,13 +201,13 @@ MIXTURES = [
     _packed("deepseek_v3", "latent attention", **LATENT, **ROUTED_EXPERTS, **GROUPS, v_head_dim=16),
     _padded("gpt_oss", "s_aux", "attention sinks", **LOCAL_EXPERTS, head_dim=8, sliding_window=8),
     _packed("granitemoe", **LOCAL_EXPERTS),
-    _of(_packed("phimoe", **LOCAL_EXPERTS), targets="q_proj,v_proj"),
+    _of(_packed("phimoe", **LOCAL_EXPERTS), targets=EXPERT_TARGETS),
     _packed("glm4_moe", **ROUTED_EXPERTS, **GROUPS, head_dim=8),
     _packed("ernie4_5_moe", moe_num_experts=4, moe_k=2, moe_intermediate_size=32, head_dim=8),
     _packed("jetmoe", "experts of attention", num_local_experts=4, kv_channels=8, num_key_value_heads=4),
     _packed("minimax_m2", **LOCAL_EXPERTS, head_dim=8),
     _of(_padded("llama4_text", "chunks of 8", "chunked attention", num_local_experts=2, num_experts_per_tok=1, head_dim=8,
-                intermediate_size_mlp=64, attention_chunk_size=8), targets="q_proj,v_proj"),
+                intermediate_size_mlp=64, attention_chunk_size=8), targets=EXPERT_TARGETS),
 ]  # fmt: skip
 HYBRIDS = [
     _padded("qwen3_next", "linear_attention", **LINEAR, **EXPERTS, moe_intermediate_size=32,
@@ -218,7 +220,7 @@ HYBRIDS = [
     _padded("bamba", STATE, attn_layer_indices=[1], **MAMBA),
     _padded("granitemoehybrid", "linear_attention", layer_types=["mamba", "attention"], shared_intermediate_size=32,
             **LOCAL_EXPERTS, **MAMBA),
-    _of(_padded("falcon_h1", STATE, mamba_d_ssm=64, head_dim=8, **MAMBA), targets="q_proj,v_proj"),
+    _of(_padded("falcon_h1", STATE, mamba_d_ssm=64, head_dim=8, **MAMBA), targets=EXPERT_TARGETS),
     _padded("zamba2", STATE, layers_block_type=["mamba", "hybrid"], mamba_d_state=8, mamba_headdim=8, n_mamba_heads=8,
             mamba_ngroups=1, chunk_size=8, num_mem_blocks=1, attention_hidden_size=64, attention_head_dim=16),
     _padded("lfm2", "conv", layer_types=["conv", "full_attention"]),
@@ -228,7 +230,7 @@ HYBRIDS = [
     _of(_padded("mamba", STATE, state_size=8, num_attention_heads=...), targets="in_proj"),
     _of(_padded("mamba2", STATE, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8), targets="in_proj"),
     _of(_padded("falcon_mamba", STATE, state_size=8), targets="in_proj"),
-    _padded("xlstm", LOGITS),
+    _of(_padded("xlstm", LOGITS, "transformers cannot generate with it"), generates=False),
 ]  # fmt: skip
 OTHERS = [
     _of(_padded("bert as a decoder", HEAD, "is_decoder = true", is_decoder=True), model_type="bert"),
@@ -244,4 +246,8 @@ OTHERS = [
              decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_hidden_layers=..., hidden_size=...,
              num_attention_heads=...),
 ]  # fmt: skip
-ROWS: dict[str, Architecture] = {row.name: row for row in (*DENSE, *MIXTURES, *HYBRIDS, *OTHERS)}
+FUSED = {"qwen3_next", "minimax", "jamba", "granitemoehybrid", *(row.name for row in MIXTURES if row.name != "jetmoe")}
+ROWS: dict[str, Architecture] = {
+    row.name: _of(row, targets=EXPERT_TARGETS) if row.name in FUSED else row
+    for row in (*DENSE, *MIXTURES, *HYBRIDS, *OTHERS)
+}
