@@ -21,7 +21,15 @@ NAME = "accord_tree"
 NO_MASK = torch.zeros(1, 1, 1, 1)  # four dimensions: transformers passes it on as it is, and builds none
 # what architectures hand to their attention that changes nothing, or is looked at; all else is refused
 HANDLED = frozenset(
-    {"dropout", "is_causal", "position_ids", "cache_position", "use_cache", "return_dict", "output_attentions"}
+    {
+        "dropout",
+        "is_causal",
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "return_dict",
+        "output_attentions",
+    }
     | {"output_hidden_states", "output_router_logits", "logits_to_keep"}
 )
 

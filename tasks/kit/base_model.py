@@ -41,7 +41,9 @@ class Base:
     packed: bool  # packed forks; else padded batches and full logits
     path_reason: str = ""  # why it is not packed; "" where it is
     logit_scale: float = 1.0  # of a packed base: by which the model multiplies the logits of its head
-    alone_above: int | None = None  # sequences of more tokens are run one by one: their length is part of the result
+    alone_above: int | None = (
+        None  # sequences of more tokens are run one by one: their length is part of the result
+    )
 
     @property
     def adapter(self) -> dict[str, nn.Parameter]:

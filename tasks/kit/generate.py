@@ -17,7 +17,10 @@ from tasks.kit.logprobs import completion_logps
 from tasks.kit.modes import reference
 
 NEW_TOKENS = 64
-REPEATED = (DynamicLayer, DynamicSlidingWindowLayer)  # of a cache: keys and values alone, which repeat for each answer
+REPEATED = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)  # of a cache: keys and values alone, which repeat for each answer
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,9 @@ def with_strangers(base: Base, forks: Sequence[Fork], strangers: Sequence[Tokens
     own = _sums(base.head.logps(head_features(base, hidden, trunk.rows), trunk.targets), trunk.counts)
     with torch.no_grad():
         branch = graft(trunk, strangers)
-        states = torch.cat([hidden.detach(), hidden_states(base, branch)]) if len(branch.ids) else hidden.detach()
+        states = (
+            torch.cat([hidden.detach(), hidden_states(base, branch)]) if len(branch.ids) else hidden.detach()
+        )
         theirs = base.head.logps(head_features(base, states, branch.rows), branch.targets)
     trunk.layout.kept = None  # the graph may still hold the layout
     return own, _sums(theirs, branch.counts)

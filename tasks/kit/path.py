@@ -42,7 +42,12 @@ LEAK = 4.0  # times the noise
 CORRECT = 8.0  # times the noise: at most 4 was measured, over 60 architectures (docs/models.md)
 REST = 4.0  # times the noise
 FINE, COARSE = 1e-3, 0.3  # nats a token by which padding may move a float32 model, and one of fewer bits
-ATTENDING = {"full_attention", "sliding_attention", "sparse", "dense"}  # layer types of which nothing else mixes tokens
+ATTENDING = {
+    "full_attention",
+    "sliding_attention",
+    "sparse",
+    "dense",
+}  # layer types of which nothing else mixes tokens
 
 
 @dataclass(frozen=True)
@@ -152,14 +157,21 @@ def _packed_trial(trial: Trial, noise: float) -> str:
     scale = logit_scale(base, probe.sequences[-1])
     if isinstance(scale, str):
         return scale
-    base.packed, base.head, base.logit_scale = True, Head(causal.get_output_embeddings(), base.personal), scale
+    base.packed, base.head, base.logit_scale = (
+        True,
+        Head(causal.get_output_embeddings(), base.personal),
+        scale,
+    )
     causal.set_attn_implementation(attention.NAME)
     row = pack(probe.forks)
     row.layout.calls = calls = []
     features = head_features(base, hidden_states(base, row), row.rows)
     if reason := _attends_elsewhere(calls, causal.config.get_text_config()):
         return reason
-    packed, changed = tokens_of_rows(base, features, row.targets, row.counts), token_logps(base, probe.changed)
+    packed, changed = (
+        tokens_of_rows(base, features, row.targets, row.counts),
+        token_logps(base, probe.changed),
+    )
     leak = largest(rows_of(packed, probe.still), rows_of(changed, probe.still))
     if not leak <= LEAK * noise:  # so that nan fails
         return f"a branch moves the rows beside it by {leak:.0e} nats, {leak / noise:.0e} times the noise"
@@ -180,7 +192,11 @@ def _attends_elsewhere(calls: Sequence[tuple[nn.Module, int | None]], config: Pr
         return ""
     types = settings.get("layer_types") or ["sliding_attention"] * layers
     windows = [window is not None for _, window in calls]
-    return "" if windows == [kind == "sliding_attention" for kind in types] else "its windows are not its attention's"
+    return (
+        ""
+        if windows == [kind == "sliding_attention" for kind in types]
+        else "its windows are not its attention's"
+    )
 
 
 def _check_rest(trial: Trial, evaluated: list[Tensor]) -> str:

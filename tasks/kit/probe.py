@@ -83,10 +83,14 @@ def _differences(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
 
 def _tokens(base: Base, settings: Mapping[str, Any]) -> Iterator[int]:
     """Token ids all over the vocabulary, without those that mean something to a model, like an image."""
-    size = min(base.causal.config.get_text_config().vocab_size, base.causal.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]  # typed as Tensor | Module
+    size = min(
+        base.causal.config.get_text_config().vocab_size, base.causal.get_input_embeddings().weight.shape[0]
+    )  # type: ignore[union-attr]  # typed as Tensor | Module
     special = set(base.tokenizer.all_special_ids) | set(base.tokenizer.added_tokens_decoder)
     for known in (settings, vars(base.causal.config)):
-        special |= {v for k, v in known.items() if k.endswith(("_token_id", "_token_index")) and type(v) is int}
+        special |= {
+            v for k, v in known.items() if k.endswith(("_token_id", "_token_index")) and type(v) is int
+        }
     arbitrary = ((7 * i + i * i // 3) % size for i in range(1, TOKENS))
     return (token for token in arbitrary if token not in special)
 

@@ -20,7 +20,9 @@ def alone_above(causal: PreTrainedModel, settings: Mapping[str, Any]) -> int | N
     settings: the configuration of the model's text part.
     """
     parameters: dict[str, Any] = settings.get("rope_parameters") or {}  # Any: transformers' own
-    each = [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]
+    each = (
+        [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]
+    )
     stretched = [p for p in each if p.get("rope_type") in STRETCHED]
     if not stretched:
         return None
@@ -28,13 +30,16 @@ def alone_above(causal: PreTrainedModel, settings: Mapping[str, Any]) -> int | N
         for module in causal.modules():
             if "max_seq_len_cached" in vars(module):
                 module.register_forward_pre_hook(_forget_length)
-    lengths = (settings.get("original_max_position_embeddings"), causal.config.get_text_config().max_position_embeddings)
+    lengths = (
+        settings.get("original_max_position_embeddings"),
+        causal.config.get_text_config().max_position_embeddings,
+    )
     own = [p.get("original_max_position_embeddings") for p in stretched]
     return min(length for length in (*own, *lengths) if length)
 
 
 def _forget_length(module: nn.Module, _: Any) -> None:  # Any: the inputs, which do not matter
-    """As if no sequence had been read: transformers keeps the frequencies of the longest one until a short one comes."""
+    """As if no sequence had been read: transformers keeps the frequencies of the longest until a short one comes."""
     for name, cached in list(vars(module).items()):
         if name.endswith("max_seq_len_cached") and cached != module.original_max_seq_len:
             prefix = name.removesuffix("max_seq_len_cached")

@@ -20,7 +20,7 @@ from tasks.kit.logprobs import completion_logps
 from tasks.kit.model import load_base, save_adapter, set_adapter, training
 from tasks.kit.pack import Fork
 from tests import tiny
-from tests.tasks.kit.architectures import ROWS, Architecture, folder
+from tests.tasks.kit.architectures import ROWS, Architecture, folder, page
 
 FORKS: list[Fork] = [
     (tuple(range(5, 24)), ((30, 31, 32, 2), tuple(range(40, 51)), (7,))),
@@ -37,7 +37,9 @@ def loaded(row: Architecture, path: Path, dtype: str) -> Base:
 
 
 def plain(path: Path, adapter: Path, dtype: torch.dtype) -> PeftModel:
-    how = {"experts_implementation": "eager"} if dtype == torch.float64 else {}  # the grouped products lack it
+    how = (
+        {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+    )  # the grouped products lack it
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **how)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")
@@ -49,7 +51,9 @@ def plain_logps(model: PeftModel, forks: Sequence[Fork]) -> Tensor:
     """Every sequence by itself, with all logits. From short to long: dynamic frequencies remember the longest."""
     sequences = [(prompt, completion) for prompt, completions in forks for completion in completions]
     out: dict[int, Tensor] = {}
-    for i, (prompt, completion) in sorted(enumerate(sequences), key=lambda item: len(item[1][0] + item[1][1])):
+    for i, (prompt, completion) in sorted(
+        enumerate(sequences), key=lambda item: len(item[1][0] + item[1][1])
+    ):
         logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0]
         logps = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
         rows = torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
@@ -115,7 +119,9 @@ def check_generation(base: Base, model: PeftModel) -> None:
     """Greedy and sampled answers are those of transformers' own generation from a prompt for each answer."""
     prompt = torch.tensor([PROMPT])
     settings = {"pad_token_id": base.tokenizer.pad_token_id, "max_new_tokens": HOW.new_tokens}
-    made = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, **settings)
+    made = model.generate(
+        input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, **settings
+    )
     (want,) = base.tokenizer.batch_decode(made[:, len(PROMPT) :], skip_special_tokens=True)
     assert greedy(base, PROMPT, HOW.new_tokens) == want.strip()
     prompt = prompt.repeat(HOW.completions, 1)
@@ -129,12 +135,16 @@ def check_generation(base: Base, model: PeftModel) -> None:
     assert sampled(base, PROMPT, HOW, seed=5) == [text.strip() for text in texts]
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS.values() if row.path == "refused"], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS.values() if row.path == "refused"], ids=lambda row: row.name
+)
 def test_what_does_not_read_from_left_to_right_is_refused_in_one_line(row, tmp_path):
     with pytest.raises(ConfigError, match=row.reason) as error:
         loaded(row, folder(tmp_path, row), "float32")
     assert "\n" not in str(error.value)
 
 
-def test_the_table_is_long_enough():
+def test_the_page_of_models_is_the_table():
+    """Made by `python -m tests.tasks.kit.architectures > docs/models.md`."""
+    assert (Path(__file__).parents[3] / "docs" / "models.md").read_text() == page()
     assert len(ROWS) >= 80

@@ -1,22 +1,23 @@
 """The path of a base: planted leaks are seen, right models pass, and what cannot be right is refused."""
 
 import logging
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig
 from tasks.kit import path
+from tasks.kit.attention import Layout, Piece
 from tasks.kit.base_model import Base
 from tasks.kit.logprobs import completion_logps, with_strangers
 from tasks.kit.model import load_base, reference, set_adapter, training
 from tests import tiny
-from tests.tasks.kit.architectures import ROWS, Architecture, folder
+from tests.tasks.kit.architectures import ROWS, folder
 
 FORKS = [
     (tuple(range(5, 24)), ((30, 31, 32, 2), tuple(range(40, 59)), (7,))),
@@ -45,10 +46,6 @@ def runs_a_mean(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return (x + x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None].to(x.dtype),)
 
 
-def drops_the_cap(module: nn.Module, args: tuple, logits: Tensor) -> Tensor:
-    return logits
-
-
 PLANTED = [(LlamaMLP, mixes_before), (LlamaRMSNorm, runs_a_mean), (LlamaAttention, None)]
 
 
@@ -73,14 +70,14 @@ def test_a_planted_leak_is_a_hundred_times_the_threshold(kind, leak, dtype, llam
     assert moved > 100 * path.LEAK * path.FLOOR
 
 
-def one_piece(layout):
-    from tasks.kit.attention import Piece
-
+def one_piece(layout: Layout) -> tuple[Piece, ...]:
     total = sum(stem + sum(branches) for stem, branches in layout.forks)
     return (Piece(slice(0, total)),)
 
 
-@pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"quantization": "8bit"}, {"quantization": "4bit"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"dtype": "bfloat16"}, {"quantization": "8bit"}, {"quantization": "4bit"}], ids=str
+)
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
 def test_a_right_model_is_packed_whatever_its_bits(name, settings, tmp_path):
     base = loaded(folder(tmp_path, ROWS[name]), **settings)
@@ -91,11 +88,9 @@ def test_a_right_model_is_packed_whatever_its_bits(name, settings, tmp_path):
 @pytest.mark.parametrize("name", ["gptj", "falcon", "qwen3_next", "lfm2", "jamba", "gemma2"])
 def test_in_bfloat16_small_weights_hide_nothing(name, tmp_path):
     """Weights as transformers draws them: all differences are far below the noise of bfloat16."""
-    from transformers import AutoModelForCausalLM
-
     where = folder(tmp_path, ROWS[name])
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoModelForCausalLM.from_pretrained(where).config).save_pretrained(where)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(where)).save_pretrained(where)
     base = loaded(where, dtype="bfloat16")
     assert not base.packed
     assert ROWS[name].reason in base.path_reason
@@ -115,7 +110,9 @@ def test_a_model_that_looks_ahead_is_refused(llama, monkeypatch):
         return (args[0] + args[0].mean(1, keepdim=True),)
 
     init = LlamaMLP.__init__
-    monkeypatch.setattr(LlamaMLP, "__init__", lambda self, c: (init(self, c), self.register_forward_pre_hook(looks_ahead))[0])
+    monkeypatch.setattr(
+        LlamaMLP, "__init__", lambda self, c: (init(self, c), self.register_forward_pre_hook(looks_ahead))[0]
+    )
     with pytest.raises(ConfigError, match="not causal"):
         loaded(llama)
 
