@@ -132,21 +132,33 @@ MAMBA = {
 }
 EXPERT_TARGETS = "o_proj"  # of mixtures whose experts are one fused tensor
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 24}
+DYNAMIC = {
+    "max_position_embeddings": 24,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+}
+LONGROPE = {
+    "original_max_position_embeddings": 24,
+    "rope_parameters": {
+        **ROPE,
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+    },
+}
 PER_LAYER = {"head_dim": 8, "vocab_size_per_layer_input": tiny.VOCABULARY, "hidden_size_per_layer_input": 8}
 
 DENSE = [
     _packed("llama", "grouped keys"),
-    _of(_packed("llama dynamic rope", "dynamic NTK scaling: rows above its length run one by one",
-                max_position_embeddings=24, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}), model_type="llama"),
+    _of(_packed("llama dynamic rope", "dynamic NTK scaling: rows above its length run one by one", **DYNAMIC),
+        model_type="llama"),
     _packed("mistral", "sliding window", sliding_window=8),
     _packed("ministral", "sliding window", head_dim=8, sliding_window=8),
     _packed("qwen2"),
     _packed("qwen3", head_dim=8),
     _packed("phi"),
     _packed("phi3", "fused projections"),
-    _of(_packed("phi3 longrope", "LongRoPE: rows above the first length run one by one",
-                original_max_position_embeddings=24, rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
-                                 "long_factor": [2.0, 3.0, 4.0, 5.0], "original_max_position_embeddings": 24}),
+    _of(_packed("phi3 longrope", "LongRoPE: rows above the first length run one by one", **LONGROPE),
         model_type="phi3"),
     _packed("gemma", head_dim=8),
     _padded("gemma2", LOGITS, "soft caps", head_dim=8, final_logit_softcapping=0.5),
