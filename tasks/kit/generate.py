@@ -119,4 +119,4 @@ def _prompt_cache(base: Base, prompt: Tensor) -> DynamicCache | None:
     cache = read.get("past_key_values")
     if not isinstance(cache, DynamicCache) or not all(type(layer) in REPEATED for layer in cache.layers):
         return None
-    return cache
+    return cache if cache.get_seq_length() == prompt.shape[1] - 1 else None  # empty: a model without one
