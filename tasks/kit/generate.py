@@ -143,10 +143,18 @@ def _prompt_cache(base: Base, prompt: Tensor) -> DynamicCache | None:
     token's depend on the length of the sequence: then every answer reads the prompt by itself."""
     if base.alone_above is not None and prompt.shape[1] > base.alone_above:
         return None
-    cache = base.causal(input_ids=prompt[:, :-1], use_cache=True).get("past_key_values")
+    read = base.causal.generate(  # type: ignore[operator]  # transformers types it as a module attribute
+        input_ids=prompt[:, :-1],
+        attention_mask=torch.ones_like(prompt[:, :-1]),
+        pad_token_id=base.tokenizer.pad_token_id,
+        max_new_tokens=1,  # which is not read: positions and masks are those of generation, nothing else is wanted
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+    cache = read.get("past_key_values")
     if not isinstance(cache, DynamicCache) or not all(type(layer) in REPEATED for layer in cache.layers):
         return None
-    return cache
+    return cache if cache.get_seq_length() == prompt.shape[1] - 1 else None  # empty: a model without one
 
 
 def _until(ids: Sequence[int], stops: Collection[int]) -> list[int]:

@@ -83,9 +83,9 @@ def _differences(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
 
 def _tokens(base: Base, settings: Mapping[str, Any]) -> Iterator[int]:
     """Token ids all over the vocabulary, without those that mean something to a model, like an image."""
-    size = min(
-        base.causal.config.get_text_config().vocab_size, base.causal.get_input_embeddings().weight.shape[0]
-    )  # type: ignore[union-attr]  # typed as Tensor | Module
+    weight = base.causal.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    size = min(base.causal.config.get_text_config().vocab_size, len(weight))
     special = set(base.tokenizer.all_special_ids) | set(base.tokenizer.added_tokens_decoder)
     for known in (settings, vars(base.causal.config)):
         special |= {

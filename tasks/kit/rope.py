@@ -39,7 +39,7 @@ def alone_above(causal: PreTrainedModel, settings: Mapping[str, Any]) -> int | N
 
 
 def _forget_length(module: nn.Module, _: Any) -> None:  # Any: the inputs, which do not matter
-    """As if no sequence had been read: transformers keeps the frequencies of the longest one until a short one comes."""
+    """As if no sequence had been read: transformers keeps the frequencies of the longest until a short one comes."""
     for name, cached in list(vars(module).items()):
         if name.endswith("max_seq_len_cached") and cached != module.original_max_seq_len:
             prefix = name.removesuffix("max_seq_len_cached")

@@ -52,7 +52,7 @@ class Architecture:
     """One row of the table.
 
     reason: part of why it is padded or refused. targets: lora.target-modules. oracle: the dtype in which transformers
-    gives the gradients to compare with. change: of the configuration, before the model is made.
+    gives the gradients to compare with. generates: whether transformers' own generation works.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Architecture:
     auto: Auto = "causal"
     targets: str = "all-linear"
     oracle: torch.dtype = torch.float64
+    generates: bool = True
 
 
 def folder(path: Path, row: Architecture, *, seed: int = 0) -> Path:
@@ -74,7 +75,9 @@ def folder(path: Path, row: Architecture, *, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = CLASSES[row.auto].from_config(config)
         for parameter in model.parameters():
-            parameter.data.normal_(0.0, 0.15 if parameter.dim() > 1 else 0.5).add_(float(parameter.dim() == 1))
+            parameter.data.normal_(0.0, 0.15 if parameter.dim() > 1 else 0.5).add_(
+                float(parameter.dim() == 1)
+            )
     model.save_pretrained(path)
     tiny.tokenizer().save_pretrained(path)
     return path
@@ -98,9 +101,20 @@ def _of(row: Architecture, **changes: Any) -> Architecture:
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-ROUTED_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+ROUTED_EXPERTS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
 GROUPS = {"n_group": 1, "topk_group": 1}
-LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "num_key_value_heads": 4}
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "num_key_value_heads": 4,
+}
 LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 8,
@@ -116,22 +130,35 @@ MAMBA = {
     "mamba_expand": 2,
     "mamba_chunk_size": 8,
 }
+EXPERT_TARGETS = "o_proj"  # of mixtures whose experts are one fused tensor
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 24}
+DYNAMIC = {
+    "max_position_embeddings": 24,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+}
+LONGROPE = {
+    "original_max_position_embeddings": 24,
+    "rope_parameters": {
+        **ROPE,
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+    },
+}
 PER_LAYER = {"head_dim": 8, "vocab_size_per_layer_input": tiny.VOCABULARY, "hidden_size_per_layer_input": 8}
 
 DENSE = [
     _packed("llama", "grouped keys"),
-    _of(_packed("llama dynamic rope", "dynamic NTK scaling: rows above its length run one by one", max_position_embeddings=24,
-                rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}), model_type="llama"),
+    _of(_packed("llama dynamic rope", "dynamic NTK scaling: rows above its length run one by one", **DYNAMIC),
+        model_type="llama"),
     _packed("mistral", "sliding window", sliding_window=8),
     _packed("ministral", "sliding window", head_dim=8, sliding_window=8),
     _packed("qwen2"),
     _packed("qwen3", head_dim=8),
     _packed("phi"),
     _packed("phi3", "fused projections"),
-    _of(_packed("phi3 longrope", "LongRoPE: rows above the first length run one by one", original_max_position_embeddings=24,
-                rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
-                                 "long_factor": [2.0, 3.0, 4.0, 5.0], "original_max_position_embeddings": 24}),
+    _of(_packed("phi3 longrope", "LongRoPE: rows above the first length run one by one", **LONGROPE),
         model_type="phi3"),
     _packed("gemma", head_dim=8),
     _padded("gemma2", LOGITS, "soft caps", head_dim=8, final_logit_softcapping=0.5),
@@ -185,7 +212,7 @@ DENSE = [
     _padded("mpt", OWN, "ALiBi"),
     _packed("opt", "learned positions, layer dropout", ffn_dim=64, word_embed_proj_dim=32),
     _packed("biogpt", "learned positions, layer dropout"),
-    _padded("xglm", OWN, "layer dropout", ffn_dim=64),
+    _of(_padded("xglm", OWN, "layer dropout", ffn_dim=64), oracle=torch.float32),
     _padded("modernbert-decoder", HEAD, "local and global layers", local_attention=8),
 ]  # fmt: skip
 MIXTURES = [
@@ -199,13 +226,13 @@ MIXTURES = [
     _packed("deepseek_v3", "latent attention", **LATENT, **ROUTED_EXPERTS, **GROUPS, v_head_dim=16),
     _padded("gpt_oss", "s_aux", "attention sinks", **LOCAL_EXPERTS, head_dim=8, sliding_window=8),
     _packed("granitemoe", **LOCAL_EXPERTS),
-    _of(_packed("phimoe", **LOCAL_EXPERTS), targets="q_proj,v_proj"),
+    _of(_packed("phimoe", **LOCAL_EXPERTS), targets=EXPERT_TARGETS),
     _packed("glm4_moe", **ROUTED_EXPERTS, **GROUPS, head_dim=8),
     _packed("ernie4_5_moe", moe_num_experts=4, moe_k=2, moe_intermediate_size=32, head_dim=8),
     _packed("jetmoe", "experts of attention", num_local_experts=4, kv_channels=8, num_key_value_heads=4),
     _packed("minimax_m2", **LOCAL_EXPERTS, head_dim=8),
-    _of(_padded("llama4_text", "chunks of 8", "chunked attention", num_local_experts=2, num_experts_per_tok=1, head_dim=8,
-                intermediate_size_mlp=64, attention_chunk_size=8), targets="q_proj,v_proj"),
+    _of(_padded("llama4_text", "chunks of 8", "chunked attention", num_local_experts=2, num_experts_per_tok=1,
+                head_dim=8, intermediate_size_mlp=64, attention_chunk_size=8), targets=EXPERT_TARGETS),
 ]  # fmt: skip
 HYBRIDS = [
     _padded("qwen3_next", "linear_attention", **LINEAR, **EXPERTS, moe_intermediate_size=32,
@@ -218,7 +245,7 @@ HYBRIDS = [
     _padded("bamba", STATE, attn_layer_indices=[1], **MAMBA),
     _padded("granitemoehybrid", "linear_attention", layer_types=["mamba", "attention"], shared_intermediate_size=32,
             **LOCAL_EXPERTS, **MAMBA),
-    _of(_padded("falcon_h1", STATE, mamba_d_ssm=64, head_dim=8, **MAMBA), targets="q_proj,v_proj"),
+    _of(_padded("falcon_h1", STATE, mamba_d_ssm=64, head_dim=8, **MAMBA), targets=EXPERT_TARGETS),
     _padded("zamba2", STATE, layers_block_type=["mamba", "hybrid"], mamba_d_state=8, mamba_headdim=8, n_mamba_heads=8,
             mamba_ngroups=1, chunk_size=8, num_mem_blocks=1, attention_hidden_size=64, attention_head_dim=16),
     _padded("lfm2", "conv", layer_types=["conv", "full_attention"]),
@@ -228,7 +255,7 @@ HYBRIDS = [
     _of(_padded("mamba", STATE, state_size=8, num_attention_heads=...), targets="in_proj"),
     _of(_padded("mamba2", STATE, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8), targets="in_proj"),
     _of(_padded("falcon_mamba", STATE, state_size=8), targets="in_proj"),
-    _padded("xlstm", LOGITS),
+    _of(_padded("xlstm", LOGITS, "transformers cannot generate with it"), generates=False),
 ]  # fmt: skip
 OTHERS = [
     _of(_padded("bert as a decoder", HEAD, "is_decoder = true", is_decoder=True), model_type="bert"),
@@ -244,4 +271,62 @@ OTHERS = [
              decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_hidden_layers=..., hidden_size=...,
              num_attention_heads=...),
 ]  # fmt: skip
-ROWS: dict[str, Architecture] = {row.name: row for row in (*DENSE, *MIXTURES, *HYBRIDS, *OTHERS)}
+FUSED = {
+    "qwen3_next",
+    "minimax",
+    "jamba",
+    "granitemoehybrid",
+    *(row.name for row in MIXTURES if row.name != "jetmoe"),
+}
+ROWS: dict[str, Architecture] = {
+    row.name: _of(row, targets=EXPERT_TARGETS) if row.name in FUSED else row
+    for row in (*DENSE, *MIXTURES, *HYBRIDS, *OTHERS)
+}
+
+
+def page() -> str:
+    """docs/models.md."""
+    sections = {
+        "Dense": DENSE,
+        "Mixtures of experts": MIXTURES,
+        "Linear attention, convolutions and states": HYBRIDS,
+        "Decoders of other families, and what is refused": OTHERS,
+    }
+    lines = [INTRODUCTION]
+    for title, rows in sections.items():
+        lines += [f"## {title}", "", "| architecture | path | why | note |", "|---|---|---|---|"]
+        lines += [f"| {row.name} | {row.path} | {row.reason} | {row.note} |" for row in rows]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+INTRODUCTION = """# Models
+
+<!-- made by python -m tests.tasks.kit.architectures; tests/tasks/kit/test_architectures.py runs every row -->
+
+The architectures of transformers that are tested, at tiny size and with random weights, in float32 and in bfloat16:
+the path that a model takes, log-probabilities of completions against plain transformers reading each sequence by
+itself, LoRA gradients against float64, the adapter in a fresh model through `PeftModel.from_pretrained`, and greedy and
+sampled answers against transformers' own.
+
+**Packed**: the rows of a batch stand one after another, every prompt once, without padding, and logits are made only
+where a token is predicted. **Padded**: batches and logits as transformers makes them, slower, with the same numbers.
+**Refused**: one line before anything starts. A model not in this table is decided in the same way when it is loaded,
+and the reason of a padded path is logged:
+
+- by its parts: every layer must attend once through the attention that transformers exchanges, with the window of
+  its configuration and nothing beyond; no layer may carry a state or mix tokens otherwise; the head must be linear, but
+  for a factor (`tasks/kit/logits.py` puts made-up logits in its place and looks at what becomes of them);
+- by a trial on a few tokens, in the dtype and the quantisation that will run: other tokens in one branch must not move
+  the rows beside it, and packed rows must be those of single sequences. Both are held against how far the same rows
+  move when they are batched in another way; a dense model does not move at all in the first test, in any dtype.
+
+Every model must also read from left to right, and give in training, before anything is learned, what it gives as
+reference. With dynamic NTK scaling and LongRoPE the numbers of a long row depend on the longest row beside it; rows
+above the model's first length are therefore run one by one. Llava, Qwen-VL and others that transformers has no causal
+class for are refused when they are loaded.
+"""
+
+
+if __name__ == "__main__":
+    print(page(), end="")
