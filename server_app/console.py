@@ -141,8 +141,10 @@ def template_notes(of_template: Sequence[str], said: Iterable[Mapping[str, Json]
     """What a plan adds, once each: notes of the chat template, and counts of rows by REMARKS from the clients."""
     counts = dict.fromkeys(REMARKS, 0)
     for facts in said:
-        remarks = facts.get("remarks")
-        for why in REMARKS if isinstance(remarks, dict) else ():
+        remarks: Json = facts.get("remarks")
+        if not isinstance(remarks, dict):
+            continue
+        for why in REMARKS:
             counts[why] += remarks[why] if type(remarks.get(why)) is int else 0
     of_rows = [f"{counted(count, 'row')}: {why}" for why, count in counts.items() if count > 0]
     return [f"note     {text}" for text in (*of_template, *of_rows)]
