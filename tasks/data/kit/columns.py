@@ -103,6 +103,7 @@ class Columns:
 
 def convert(given: Mapping[str, Any], client_column: str = "") -> Converted:  # Any: not checked yet
     """A row with the columns of its kind, values unchecked. Raises BadRow where a column would be lost."""
+    given = {str(name): value for name, value in given.items()}  # a CSV reader calls what is too much None
     raw = {name: value for name, value in given.items() if value is not None}
     row, sources = _renamed(raw)
     kind = next((kind for kind in KINDS if all(column in row for column in kind)), None)
