@@ -85,7 +85,7 @@ def test_as_a_margin_the_explicit_reward_gets_no_gradient_from_the_policy() -> N
     gradients = {}
     for objective in ("separate", "margin", "composed"):
         seen = batch(HAND)
-        PDPO(objective=objective, explicit_weight=1.0).loss(seen)[0].backward()
+        PDPO(beta=0.1, objective=objective, explicit_weight=1.0).loss(seen)[0].backward()
         assert seen.explicit is not None
         gradients[objective] = seen.explicit.grad, seen.logps.grad
     assert torch.equal(gradients["separate"][0], gradients["margin"][0])

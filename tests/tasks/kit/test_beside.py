@@ -139,7 +139,7 @@ def test_training_sees_it_and_leaves_it(folder: Path, engine) -> None:
             ref = completion_logps(base, [(e.prompt, e.completions) for e in EXAMPLES[:3]]).view(-1, 2)
         margin = (policy - ref)[:, 0] - (policy - ref)[:, 1]
         cfg = TrainConfig(local_steps=1, per_device_batch_size=3)
-        report = engine.train(base, DPO(), EXAMPLES[:3], cfg, seed=0, cache=Cache(None))
+        report = engine.train(base, DPO(beta=0.1), EXAMPLES[:3], cfg, seed=0, cache=Cache(None))
         losses.append(report.metrics["loss"])
         assert losses[-1] == pytest.approx(
             float(-torch.nn.functional.logsigmoid(0.1 * margin).mean()), abs=2e-5
@@ -172,7 +172,7 @@ def test_a_smaller_rank_in_a_larger_base_trains_as_that_rank(folder: Path, engin
     for base in (small, large):
         set_adapter(base, tiny.random_adapter(base, seed=5))
         set_adapter(base, x)
-        engine.train(base, DPO(), EXAMPLES, CONFIG, seed=0, cache=Cache(None))
+        engine.train(base, DPO(beta=0.1), EXAMPLES, CONFIG, seed=0, cache=Cache(None))
         ends.append(get_adapter(base))
     for n, t in ends[0].items():
         torch.testing.assert_close(ends[1][n], t, rtol=1e-4, atol=1e-5)

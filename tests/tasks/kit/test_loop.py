@@ -32,7 +32,12 @@ PAIRS = [
 ]
 THUMBS = [Example(e.prompt, e.completions[:1], i % 2 == 0) for i, e in enumerate(PAIRS)]
 DEMOS = [Example(e.prompt, e.completions[:1]) for e in PAIRS]
-TASKS = [(DPO(), PAIRS), (KTO(), THUMBS), (KTO(reference_point="pooled"), THUMBS), (SFT(), DEMOS)]
+TASKS = [
+    (DPO(beta=0.1), PAIRS),
+    (KTO(beta=0.1), THUMBS),
+    (KTO(beta=0.1, reference_point="pooled"), THUMBS),
+    (SFT(), DEMOS),
+]
 NAMES = ["dpo", "kto", "kto-pooled", "sft"]
 CHOICES = [Example(e.prompt, ((20,), (21,)), twin=(*e.prompt, 9)) for e in PAIRS]
 EVERY = [*TASKS, (Selector(antisymmetry=0.1), CHOICES)]
@@ -72,7 +77,7 @@ def test_the_loop_is_a_plain_adamw_loop(base: Base) -> None:
     """The same batches through separate parameters, torch's clipping and torch's AdamW; float32 rounding."""
     cfg = replace(CFG, max_grad_norm=0.1, weight_decay=0.01)
     start = tiny.random_adapter(base)
-    got, report = trained(base, DPO(), PAIRS, cfg, start)
+    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start)
     set_adapter(base, start)
     own = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in start.items()}
     optimizer = torch.optim.AdamW(list(own.values()), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
@@ -144,7 +149,7 @@ def test_correct_sees_every_tensor_before_clipping(base: Base) -> None:
         seen[name] = parameter.shape
         return torch.zeros_like(gradient)
 
-    got, report = trained(base, DPO(), PAIRS, start=start, bend=Bend(correct=nothing))
+    got, report = trained(base, DPO(beta=0.1), PAIRS, start=start, bend=Bend(correct=nothing))
     assert same(got, start)
     assert seen == {name: t.shape for name, t in start.items()}
     assert report.metrics["grad_norm"] == 0.0
@@ -156,9 +161,9 @@ def test_tensors_that_do_not_train_are_left_alone_and_out_of_the_report(base: Ba
     cfg = replace(CFG, optimizer="sgd", max_grad_norm=0.0, weight_decay=0.1)
     learns = lambda name: ".lora_B." in name  # noqa: E731
     bend = Bend(trains=learns, wants_gradients=True)
-    got, report = trained(base, DPO(), PAIRS, cfg, start, steps=1, bend=bend)
+    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, steps=1, bend=bend)
     assert all(p.requires_grad for p in base.flat.parameters.values()), "as before"
-    whole, _ = trained(base, DPO(), PAIRS, cfg, start, steps=1)
+    whole, _ = trained(base, DPO(beta=0.1), PAIRS, cfg, start, steps=1)
     for name, value in got.items():
         torch.testing.assert_close(value, whole[name] if learns(name) else start[name], rtol=0, atol=0)
         assert not whole[name].equal(start[name]), name
@@ -170,11 +175,11 @@ def test_the_mean_gradient_is_what_sgd_went_along(base: Base) -> None:
     """x - y = eta K g, whatever the micro-batches."""
     start = tiny.random_adapter(base)
     cfg = replace(CFG, optimizer="sgd", max_grad_norm=0.0, gradient_accumulation_steps=2)
-    got, report = trained(base, DPO(), PAIRS, cfg, start, bend=Bend(wants_gradients=True))
+    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, bend=Bend(wants_gradients=True))
     assert report.gradients is not None
     for name, gradient in report.gradients.items():
         torch.testing.assert_close((start[name] - got[name]) / (3 * 1e-2), gradient, rtol=1e-3, atol=1e-5)
-    assert trained(base, DPO(), PAIRS, cfg, start)[1].gradients is None
+    assert trained(base, DPO(beta=0.1), PAIRS, cfg, start)[1].gradients is None
 
 
 def test_an_untouched_adapter_starts_at_exactly_the_reference(base: Base) -> None:
@@ -183,11 +188,11 @@ def test_an_untouched_adapter_starts_at_exactly_the_reference(base: Base) -> Non
     known = reference_logps(base, PAIRS, cache)
     wrong = {key: (values[0] - 1.0, values[1]) for key, values in known.items()}
     cache.add_references(reference_key(base.fingerprint, base.numerics), wrong)
-    _, report = trained(base, DPO(), PAIRS, steps=1, cache=cache)
+    _, report = trained(base, DPO(beta=0.1), PAIRS, steps=1, cache=cache)
     assert report.metrics["loss"] == pytest.approx(0.6931471805599453, abs=1e-7)
     assert report.metrics["rewards/margins"] == 0.0
     assert report.metrics["rewards/accuracies"] == 0.0
-    _, report = trained(base, DPO(), PAIRS)
+    _, report = trained(base, DPO(beta=0.1), PAIRS)
     assert report.metrics["rewards/margins"] > 0.0  # the second step does ask them
 
 
@@ -198,9 +203,9 @@ def test_a_reference_does_not_depend_on_what_else_is_scored(base: Base) -> None:
 
 
 def test_references_are_made_once(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained(base, DPO(), PAIRS, replace(CFG, per_device_batch_size=6), cache=Cache(tmp_path))
+    trained(base, DPO(beta=0.1), PAIRS, replace(CFG, per_device_batch_size=6), cache=Cache(tmp_path))
     monkeypatch.setattr("tasks.kit.reference.completion_logps", None)  # calling it would fail
-    trained(base, DPO(), PAIRS, replace(CFG, per_device_batch_size=6), cache=Cache(tmp_path))
+    trained(base, DPO(beta=0.1), PAIRS, replace(CFG, per_device_batch_size=6), cache=Cache(tmp_path))
 
 
 def test_dropout_is_for_sft_alone_and_leaves_the_global_generator(tmp_path: Path) -> None:
@@ -209,7 +214,7 @@ def test_dropout_is_for_sft_alone_and_leaves_the_global_generator(tmp_path: Path
     plain = load_base(ModelConfig(name=name), LoraConfig(r=4))
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    for task, examples, equal in ((DPO(), PAIRS, True), (SFT(), DEMOS, False)):
+    for task, examples, equal in ((DPO(beta=0.1), PAIRS, True), (SFT(), DEMOS, False)):
         assert same(trained(dropping, task, examples)[0], trained(plain, task, examples)[0]) == equal
     assert same(trained(dropping, SFT(), DEMOS)[0], trained(dropping, SFT(), DEMOS)[0])
     assert torch.equal(before, torch.get_rng_state())
@@ -226,17 +231,17 @@ def test_rows_of_a_round_may_be_openfedllms(base: Base) -> None:
         )
     assert local_batches(100, cfg, steps=3, seed=1, rnd=5) != local_batches(100, cfg, steps=3, seed=2, rnd=5)
     few = replace(cfg, per_device_batch_size=1)
-    ends = [trained(base, DPO(), PAIRS, few, knobs={"rnd": rnd}, steps=1)[0] for rnd in (1, 2)]
+    ends = [trained(base, DPO(beta=0.1), PAIRS, few, knobs={"rnd": rnd}, steps=1)[0] for rnd in (1, 2)]
     assert not same(*ends)
 
 
 def test_no_rows_is_an_error(base: Base) -> None:
     with pytest.raises(DataError, match="without usable rows"):
-        train(base, DPO(), [], CFG, seed=0)
+        train(base, DPO(beta=0.1), [], CFG, seed=0)
 
 
 def test_a_client_with_fewer_rows_than_a_batch_repeats_them(base: Base) -> None:
-    _, report = trained(base, DPO(), PAIRS[:1])
+    _, report = trained(base, DPO(beta=0.1), PAIRS[:1])
     assert (report.steps, report.rows) == (3, 3)
 
 

@@ -24,7 +24,7 @@ PAIRS = [
     Example((1, *range(5, 8 + i)), (tuple(range(20, 25 + i)), tuple(range(60 - i, 63 + i % 3))))
     for i in range(6)
 ]
-ALL = PDPO().adds
+ALL = PDPO(beta=0.1).adds
 SHARED = Bend(trains=lambda name: not is_private(name))
 
 
@@ -52,9 +52,9 @@ def test_while_its_parts_rest_it_is_dpo_to_the_bit(folder: str, far: bool, optim
     cfg = replace(CFG, weight_decay=0.1, max_grad_norm=0.05, optimizer_state=optimizer_state)
     plain = loaded(folder, Parts())
     start = tiny.random_adapter(plain) if far else initial_adapter(plain, 0)
-    want, _, known = trained(plain, DPO(), cfg, start)
+    want, _, known = trained(plain, DPO(beta=0.1), cfg, start)
     for parts in ("bottleneck,head", "bottleneck,head,reward"):
-        task = PDPO(parts=parts, mix="gate")
+        task = PDPO(beta=0.1, parts=parts, mix="gate")
         got, _, report = trained(loaded(folder, task.adds), task, cfg, start, bend=SHARED)
         assert all(torch.equal(got[n], t) for n, t in want.items()), parts
         assert report.metrics == known.metrics
@@ -62,18 +62,18 @@ def test_while_its_parts_rest_it_is_dpo_to_the_bit(folder: str, far: bool, optim
 
 def test_the_reference_is_asked_of_one_cache(folder: str, tmp_path: Path) -> None:
     """What dpo stored is what pdpo reads: one base, one function."""
-    trained(loaded(folder, Parts()), DPO(), cache=Cache(tmp_path))
+    trained(loaded(folder, Parts()), DPO(beta=0.1), cache=Cache(tmp_path))
     base = loaded(folder)
     before = dict(Cache(tmp_path).references(reference_key(base.fingerprint, base.numerics)))
-    trained(base, PDPO(), cache=Cache(tmp_path))
+    trained(base, PDPO(beta=0.1), cache=Cache(tmp_path))
     assert before == Cache(tmp_path).references(reference_key(base.fingerprint, base.numerics))
     assert len(before) == len(PAIRS)
-    trained(base, PDPO(), cache=Cache(tmp_path / "other"))
+    trained(base, PDPO(beta=0.1), cache=Cache(tmp_path / "other"))
     assert before == Cache(tmp_path / "other").references(reference_key(base.fingerprint, base.numerics))
 
 
 def test_together_everything_learns(folder: str) -> None:
-    after, changed, report = trained(loaded(folder), PDPO())
+    after, changed, report = trained(loaded(folder), PDPO(beta=0.1))
     assert changed == set(after)
     assert {"explicit/margins", "explicit/accuracies", "rewards/accuracies"} <= report.metrics.keys()
 
@@ -97,10 +97,10 @@ def test_in_turn_the_clients_parts_come_first(folder: str) -> None:
 def test_a_newcomer_opens_with_its_own_parts(folder: str) -> None:
     """Three steps more, in which the adapter rests; with nothing else to follow it ends where it was."""
     base = loaded(folder)
-    _, _, report = trained(base, PDPO(), bend=Bend(opening=3))
+    _, _, report = trained(base, PDPO(beta=0.1), bend=Bend(opening=3))
     assert report.steps == 7
     still = Bend(opening=3, trains=is_private)
-    _, changed, _ = trained(base, PDPO(), replace(CFG, local_steps=1), bend=still)
+    _, changed, _ = trained(base, PDPO(beta=0.1), replace(CFG, local_steps=1), bend=still)
     assert changed
     assert all(map(is_private, changed))
 

@@ -25,9 +25,9 @@ from tests import tiny
 
 TASKS = {
     "sft": SFT(),
-    "dpo": DPO(),
-    "ipo": DPO(loss_type="ipo"),
-    "hinge": DPO(loss_type="hinge"),
+    "dpo": DPO(beta=0.1),
+    "ipo": DPO(beta=0.1, loss_type="ipo"),
+    "hinge": DPO(beta=0.1, loss_type="hinge"),
     "kto": KTO(desirable_weight="1.25"),
 }
 CFG = TrainConfig(learning_rate=1e-2, local_steps=3, per_device_batch_size=4, max_length=64)
@@ -120,7 +120,7 @@ def test_accumulated_micro_batches_are_one_step(base, name):
 
 def test_the_reference_is_the_frozen_base_in_every_round(base):
     """TRL alone would start every round at ln 2, from a copy of the adapter it was given."""
-    batch = rows(DPO(), 4)
+    batch = rows(DPO(beta=0.1), 4)
     forks = [(e.prompt, e.completions) for e in batch]
     for _ in range(3):
         with torch.no_grad():
@@ -129,7 +129,7 @@ def test_the_reference_is_the_frozen_base_in_every_round(base):
             frozen = completion_logps(base, forks)
         ratios = (policy - frozen).view(-1, 2)
         closed_form = -logsigmoid(0.1 * (ratios[:, 0] - ratios[:, 1])).mean()
-        report = trl_engine.train(base, DPO(), batch, CFG, seed=1, steps=1)
+        report = trl_engine.train(base, DPO(beta=0.1), batch, CFG, seed=1, steps=1)
         assert report.metrics["loss"] == pytest.approx(float(closed_form), rel=1e-5)
         assert abs(report.metrics["loss"] - math.log(2)) > 1e-3
         assert list(base.model.peft_config) == ["default"]
@@ -147,10 +147,10 @@ def test_cached_references_change_nothing(base, name):
 def test_cached_references_are_read(base):
     """One nat more for every chosen completion under the reference: beta less of reward."""
     cache = Cache(None)
-    before = after(trl_engine, base, DPO(), cache=cache, steps=1)[0].metrics
+    before = after(trl_engine, base, DPO(beta=0.1), cache=cache, steps=1)[0].metrics
     known = cache.references(reference_key(base.fingerprint, base.numerics))
     known |= {key: (values[0] + 1, values[1]) for key, values in known.items()}
-    moved = after(trl_engine, base, DPO(), cache=cache, steps=1)[0].metrics
+    moved = after(trl_engine, base, DPO(beta=0.1), cache=cache, steps=1)[0].metrics
     assert moved["rewards/chosen"] - before["rewards/chosen"] == pytest.approx(-0.1, abs=1e-5)
 
 
@@ -158,7 +158,7 @@ def test_cached_references_are_read(base):
 def test_models_that_run_padded_agree_too(tmp_path, architecture):
     folder = tiny.folder(tmp_path, architecture)
     other = load_base(ModelConfig(name=str(folder), device="cpu"), LoraConfig(r=2, alpha=4))
-    (theirs, their_end), (ours, our_end) = (after(e, other, DPO()) for e in (trl_engine, loop))
+    (theirs, their_end), (ours, our_end) = (after(e, other, DPO(beta=0.1)) for e in (trl_engine, loop))
     assert theirs.metrics["loss"] == pytest.approx(ours.metrics["loss"], rel=1e-5)
     assert distance(their_end, our_end) < 1e-3
 
@@ -176,12 +176,12 @@ def test_a_base_that_checkpoints_gradients_trains_the_same(base, name):
 
 def test_rows_that_bring_trls_own_pairing_keep_it(base):
     """kto with the rotation of TRL 1.16 instead of a client's fixed pairs: the same kl in both engines."""
-    rotation = rotated(rows(KTO(), 4), 4, max_length=64)
+    rotation = rotated(rows(KTO(beta=0.1), 4), 4, max_length=64)
     assert rotation[0].mismatched == rotation[3].completions[0]
     start = get_adapter(base)
     seen = []
     for engine in (trl_engine, loop):
-        seen.append(engine.train(base, KTO(), rotation, CFG, seed=1).metrics["kl"])
+        seen.append(engine.train(base, KTO(beta=0.1), rotation, CFG, seed=1).metrics["kl"])
         set_adapter(base, start)
     assert seen[0] == pytest.approx(seen[1], rel=1e-3)
     assert seen[0] > 0
@@ -191,9 +191,9 @@ def test_knobs_weigh_the_classes(base):
     knobs = {"desirable-weight": 2.0, "undesirable-weight": 3.0}
     plain, weighed = (
         after(trl_engine, base, task, steps=1, **options)[0].metrics["loss"]
-        for task, options in ((KTO(), {}), (KTO(), {"knobs": knobs}))
+        for task, options in ((KTO(beta=0.1), {}), (KTO(beta=0.1), {"knobs": knobs}))
     )
-    ours = after(loop, base, KTO(), steps=1, knobs=knobs)[0].metrics["loss"]
+    ours = after(loop, base, KTO(beta=0.1), steps=1, knobs=knobs)[0].metrics["loss"]
     assert weighed == pytest.approx(ours, rel=1e-5)
     assert weighed > 2 * plain
 
@@ -228,17 +228,17 @@ def test_nothing_but_the_weights_is_left_behind(name, tmp_path_factory, tmp_path
 
 def test_our_engine_goes_on_after_trl(base):
     """Ours before and after a round of TRL gives the same bytes."""
-    first = after(loop, base, DPO())[1]
-    after(trl_engine, base, DPO())
-    again = after(loop, base, DPO())[1]
+    first = after(loop, base, DPO(beta=0.1))[1]
+    after(trl_engine, base, DPO(beta=0.1))
+    again = after(loop, base, DPO(beta=0.1))[1]
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_the_seed_decides_the_rows(base):
-    ends = [after(trl_engine, base, DPO())[1]]
-    ends.append(after(trl_engine, base, DPO())[1])
+    ends = [after(trl_engine, base, DPO(beta=0.1))[1]]
+    ends.append(after(trl_engine, base, DPO(beta=0.1))[1])
     start = get_adapter(base)
-    trl_engine.train(base, DPO(), rows(DPO()), CFG, seed=12)
+    trl_engine.train(base, DPO(beta=0.1), rows(DPO(beta=0.1)), CFG, seed=12)
     other = get_adapter(base)
     set_adapter(base, start)
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
@@ -249,16 +249,16 @@ def test_correct_changes_the_step(base):
     """A gradient replaced by zero leaves the adapter where it was."""
     start = get_adapter(base)
     bend = Bend(correct=lambda name, parameter, grad: torch.zeros_like(grad))
-    _, end = after(trl_engine, base, DPO(), bend=bend)
+    _, end = after(trl_engine, base, DPO(beta=0.1), bend=bend)
     assert all(torch.equal(start[name], end[name]) for name in start)
 
 
 @pytest.mark.parametrize(
     ("task", "cfg", "what"),
     [
-        (DPO(label_smoothing=0.1), CFG, "label smoothing"),
-        (KTO(reference_point="pooled"), CFG, "reference-point"),
-        (KTO(), replace(CFG, per_device_batch_size=1), "two rows"),
+        (DPO(beta=0.1, label_smoothing=0.1), CFG, "label smoothing"),
+        (KTO(beta=0.1, reference_point="pooled"), CFG, "reference-point"),
+        (KTO(beta=0.1), replace(CFG, per_device_batch_size=1), "two rows"),
     ],
     ids=["smoothing", "pooled", "one row"],
 )
@@ -276,4 +276,4 @@ def test_labels_that_are_not_certain_are_refused(base):
 
 def test_no_examples_is_an_error(base):
     with pytest.raises(DataError, match="without usable rows"):
-        trl_engine.train(base, DPO(), [], CFG, seed=1)
+        trl_engine.train(base, DPO(beta=0.1), [], CFG, seed=1)
