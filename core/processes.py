@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,25 @@ def environment(**more: str) -> dict[str, str]:
     """This process's own, cleaned for a child, with Accord's programs first and Flower's own errands off."""
     path = os.environ.get("PATH", os.defpath)
     return {**cleaned(os.environ)[0], **FLOWER, "PATH": f"{BIN}{os.pathsep}{path}", **more}
+
+
+def check_home() -> None:
+    """ConfigError where Accord's own folder, for models that ship with it and for caches, cannot be written."""
+    named = os.environ.get("ACCORD_HOME")
+    try:
+        folder = Path(named or "~/.accord").expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except RuntimeError as error:  # of expanduser
+        raise ConfigError(
+            "this user has no home folder: set HOME, or ACCORD_HOME for Accord's caches"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"Accord keeps models and caches in {named or '~/.accord'}, which cannot be written: {error.strerror}; set "
+            "ACCORD_HOME to another folder"
+        ) from error
 
 
 def check_port(host: str, port: int, hint: str) -> None:

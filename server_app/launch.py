@@ -17,7 +17,7 @@ import typer
 
 from core.config import parse
 from core.errors import ConfigError
-from core.processes import BIN, environment
+from core.processes import BIN, check_home, environment
 from core.surroundings import RAY_BYTES, ROOM, cleaned, private_ray, short_folder
 from core.types import Scalar
 from server_app.checking import checking
@@ -47,6 +47,7 @@ OWN_RAY = {
 
 def launch(asked: Request, *, verbose: bool) -> int:
     """Check, run and wait. The exit code: 0 finished, 1 failed, 2 refused before it began, 128 + N after signal N."""
+    check_home()
     run_dir = _place_for_runs(asked)
     known = set(run_dir.iterdir())
     scratch = _scratch()

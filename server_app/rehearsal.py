@@ -7,6 +7,7 @@ from typing import Protocol
 
 from core.config import parse
 from core.errors import ConfigError
+from core.processes import check_home
 from core.sections import Config
 from server_app import check
 from server_app.connections import check_reachable, connection, folder_here
@@ -36,6 +37,7 @@ def rehearse(asked: Request, clients: Clients, *, show_rows: int = 0, brief: boo
 
     Raises ConfigError, DataError or CheckpointError for what would stop the run.
     """
+    check_home()
     config = parse(asked.keys)
     plan = _deployment(config, asked) if asked.federation["superlink"] else None
     if plan and show_rows:

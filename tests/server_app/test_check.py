@@ -10,6 +10,7 @@ from client_app import survey
 from client_app.site import Node, Site
 from core.config import parse
 from core.errors import AccordError, ConfigError
+from server_app.launch import launch
 from server_app.rehearsal import rehearse
 from server_app.words import request
 from tasks.kit import engine
@@ -130,6 +131,15 @@ def test_a_file_of_the_servers_that_cannot_be_read_is_refused(tmp_path, key, con
         checked(
             *FEW, "eval.benchmarks=preference" if key == "eval.pairs" else "eval.every=1", f"{key}={file}"
         )
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null/below", "~nobody-of-this-name/x"])
+def test_a_home_that_cannot_be_written_is_named(monkeypatch, home):
+    monkeypatch.setenv("ACCORD_HOME", home)
+    with pytest.raises(ConfigError, match="ACCORD_HOME"):
+        checked(*FEW, brief=True)
+    with pytest.raises(ConfigError, match="ACCORD_HOME"):
+        launch(request(FEW), verbose=False)
 
 
 def test_rows_of_a_deployment_are_at_its_sites(tmp_path):
