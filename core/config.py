@@ -20,6 +20,7 @@ CHOOSERS = {  # section: the key that names its plugin, and their package
     "strategy": ("strategy.name", "strategies"),
     "data": ("data.source", "tasks.data"),
 }
+FITTED = ("task.beta",)  # 0 stands for the value that fits the rows
 LIMIT = 2**63  # of what Flower carries and clocks can wait for
 POSITIVE = (
     "run.num-server-rounds", "lora.r", "lora.alpha", "train.learning-rate", "train.local-steps",
@@ -78,6 +79,9 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
     choices = {
         section: _choose(section, [str(values[key])], values)[0] for section, (key, _) in CHOOSERS.items()
     }
+    if fitting := fitting_defaults(values):
+        values |= fitting
+        choices["task"] = _choose("task", [str(values["task.name"])], values)[0]
     wanted = [name.strip() for name in str(values["eval.benchmarks"]).split(",") if name.strip()]
     judging = ["preference"] if values["rlft.judge"] == "pairs" else []
     evals = _choose("eval", list(dict.fromkeys(wanted + judging)), values)
@@ -96,6 +100,19 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
         choice.build()  # a plugin checks its own values when it is made
     config.build_strategy().check_participation(config.strategy)
     return config
+
+
+def fitting_defaults(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The values that 0 stands for in FITTED keys: what the source of the rows recommends, else the task's own default.
+
+    values: every key; the plugins that they name must exist.
+    """
+    own = knobs(plugin("tasks", str(values["task.name"])))
+    recommended = plugin("tasks.data", str(values["data.source"])).RECOMMENDED
+    read = {
+        key: own[short] for key in FITTED if (short := key.removeprefix("task.")) in own and not values[key]
+    }
+    return {key: recommended.get(key, default) for key, default in read.items()}
 
 
 def checked(key: str, value: Any) -> Scalar:  # Any: the outside world

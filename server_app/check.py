@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from core.config import defaults
 from core.naming import client_label, shown_name
 from core.sections import Config
 from core.types import Json, Scalar
@@ -229,15 +228,6 @@ def _warn_of_lopsided_labels(plan: Plan) -> Iterator[str]:
         yield f"{percent(desirable / total)} of the rows are desirable: is label the right way round?"
 
 
-def _warn_of_the_demos_beta(plan: Plan) -> Iterator[str]:
-    beta = dict(plan.config.task_choice.options).get("beta")
-    if plan.config.source_choice.name != "toy" and beta == defaults()["task.beta"]:
-        yield (
-            f"task.beta = {beta} fits the toy world of the demo; for real text 0.1 is usual: name the preset "
-            "own-files.toml first, or set task.beta"
-        )
-
-
 def _warn_of_missing_files(plan: Plan) -> Iterator[str]:
     if plan.base is None and plan.config.eval.prompts:
         yield f"eval.prompts = {plan.config.eval.prompts!r} is a file on the server, which was not looked at"
@@ -258,7 +248,6 @@ SECTIONS: Mapping[str, Section] = {
 WARNINGS: Sequence[Section] = (
     _warn_of_cuts,
     _warn_of_lopsided_labels,
-    _warn_of_the_demos_beta,
     _warn_of_missing_files,
 )
 

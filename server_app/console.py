@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from core.config import defaults
+from core.config import FITTED, defaults, fitting_defaults
 from core.logs import JsonLines, json_line
 from core.naming import client_label, client_mark
 from core.plugins import knobs, plugin
@@ -318,7 +318,12 @@ def _own_words(run: Run) -> dict[str, Scalar]:
 def changed(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The keys that differ from the defaults, without the one that resumes."""
     page = defaults()
-    return {k: v for k, v in config.items() if k in page and v != page[k] and k != "run.resume"}
+    fitting = fitting_defaults({**page, **config, **dict.fromkeys(FITTED, 0.0)})
+    return {
+        k: v
+        for k, v in config.items()
+        if k in page and v not in (page[k], fitting.get(k, page[k])) and k != "run.resume"
+    }
 
 
 def _command(keys: Mapping[str, Scalar]) -> str:

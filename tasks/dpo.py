@@ -78,7 +78,7 @@ def reward_metrics(batch: Batch, beta: float) -> Metrics:
 class DPO(Task):
     """Direct preference optimisation on pairs; the reference is the frozen base, in every round."""
 
-    beta: float = 3.0
+    beta: float = 0.1
     loss_type: str = "sigmoid"
     label_smoothing: float = 0.0
 

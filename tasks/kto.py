@@ -60,7 +60,7 @@ def reference_point(kl_ratios: Tensor) -> Tensor:
 class KTO(Task):
     """Kahneman-Tversky optimisation on unpaired completions; the reference is the frozen base, in every round."""
 
-    beta: float = 3.0
+    beta: float = 0.1
     desirable_weight: str = "auto"
     undesirable_weight: str = "auto"
     reference_point: str = "batch"

@@ -49,7 +49,7 @@ class PDPO(Task):
     """Pairs, as for dpo; what `parts` names is the client's own and never leaves it. Rates multiply
     train.learning-rate."""
 
-    beta: float = 3.0
+    beta: float = 0.1
     objective: str = "separate"
     explicit_weight: float = 0.3
     kappa: float = 0.3

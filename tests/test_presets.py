@@ -39,11 +39,13 @@ def test_another_strategy_than_the_presets_drops_the_keys_that_were_for_that_one
 
 def test_another_task_than_an_earlier_presets_drops_the_keys_that_were_for_that_one(tmp_path):
     (tmp_path / "sft.toml").write_text('# Demonstrations.\n[task]\nname = "sft"\n')
-    assert accord.request(["own-files.toml"]).keys["task.beta"] == 0.1
+    first = tmp_path / "dpo.toml"
+    first.write_text("# Pairs.\n[task]\nbeta = 0.1\n")
+    assert accord.request([str(first)]).keys["task.beta"] == 0.1
     for more in (str(tmp_path / "sft.toml"), "task.name=sft"):
-        assert "task.beta" not in accord.request(["own-files.toml", more]).keys
+        assert "task.beta" not in accord.request([str(first), more]).keys
     with pytest.raises(ConfigError, match="no effect"):
-        accord.request(["own-files.toml", str(tmp_path / "sft.toml"), "task.beta=0.2"])
+        accord.request([str(first), str(tmp_path / "sft.toml"), "task.beta=0.2"])
 
 
 def test_presets_are_laid_over_each_other_in_order():

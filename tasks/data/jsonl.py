@@ -1,11 +1,12 @@
 """Rows from JSON lines, plain or gzip: one file for all clients, or a folder with one file per client."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from core.errors import ConfigError
-from core.types import Json
+from core.types import Json, Scalar
 from tasks.data.base import BadRow, Found, owner_of
 from tasks.data.kit.folders import ENDINGS, WANTED, client_files, one_file, stem, unread
 from tasks.data.kit.lines import numbered_lines, parse
@@ -17,6 +18,8 @@ __all__ = ["ENDINGS", "PLUGIN", "WANTED", "Jsonl", "client_files"]
 class Jsonl:
     path: str = ""
     client_column: str = "client_id"  # in one file for all: whose row it is; a folder's files are the clients
+
+    RECOMMENDED: ClassVar[Mapping[str, Scalar]] = {}
 
     def find(self, seed: int, clients: int) -> Iterator[Found]:
         shared = not self._place().is_dir()

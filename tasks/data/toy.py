@@ -11,14 +11,15 @@ held-out labels are clean, and held-out pairs ask every topic in a form in which
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from typing import ClassVar
 
 from core.errors import ConfigError
 from core.seeds import rng_for
-from core.types import Json
+from core.types import Json, Scalar
 from tasks.base import Row
 from tasks.data.base import Found
 from tasks.kit.toy_base.language import QUESTIONS, Answer, topics, ways
@@ -52,6 +53,9 @@ class Toy:
     label_noise: float = 0.1
     type_weight: float = 2.0
     type_differs: float = 0.33  # in the answers of this share of the pairs
+
+    # the two answers of a pair differ in a word or two (docs/aggregators.md)
+    RECOMMENDED: ClassVar[Mapping[str, Scalar]] = {"task.beta": 3.0}
 
     def __post_init__(self) -> None:
         if not 1 <= self.types <= len(TASTES):

@@ -99,8 +99,8 @@ def test_the_tokens_are_those_that_the_clients_will_look_for(home):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["eval.prompts=nope.txt"], "eval.prompts = 'nope.txt'"),
-        (["eval.benchmarks=preference", "eval.pairs=nope.jsonl"], "eval.pairs = 'nope.jsonl'"),
+        (["eval.prompts=nope.txt"], "nope.txt': no such file"),
+        (["eval.benchmarks=preference", "eval.pairs=nope.jsonl"], "nope.jsonl': expected a JSON lines file"),
         (["model.device=nope"], "model.device"),
         (["model.name=/no/such/folder"], "model.name"),
         (["lora.target-modules=nope"], "lora.target-modules = 'nope'"),
@@ -167,11 +167,3 @@ def known(home: Path, address: str) -> None:
     home.mkdir(exist_ok=True)
     text = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
     (home / "config.toml").write_text(text)
-
-
-def test_the_demos_beta_on_own_rows_is_warned_of(tmp_path):
-    rows = [{"prompt": f"q{i}", "chosen": "yes", "rejected": "no"} for i in range(8)]
-    words = ["data.source=jsonl", own_rows(tmp_path / "rows", a=rows, b=rows)]
-    assert any("task.beta = 3.0" in line for line in checked(*words, brief=True))
-    assert not any("task.beta" in line for line in checked(*words, "task.beta=0.1", brief=True))
-    assert not any("task.beta" in line for line in checked(*FEW, brief=True))
