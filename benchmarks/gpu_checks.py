@@ -71,7 +71,7 @@ class Size:
     steps: int = 4
 
 
-TINY = Size(64, 128, 2, 4, 2, 256, (4, 12), pairs=2, steps=2)
+TINY = Size(64, 128, 2, 4, 2, 512, (4, 12), pairs=2, steps=2)
 SMALL = Size(256, 688, 4, 8, 4, 8_192, (32, 128))
 HALF_BILLION = Size(896, 4864, 24, 14, 2, 151_936, (64, 256))  # Qwen2.5-0.5B's shape
 
@@ -99,17 +99,18 @@ def config_of(family: str, size: Size) -> PreTrainedConfig:
 
 
 def build_model(folder: Path, family: str, size: Size, dtype: str = "float32") -> Path:
-    """A model with random weights and a tokenizer whose words are its token ids, saved under `folder`."""
+    """A model with random weights and a byte-level tokenizer, saved under `folder`; rows come as token ids."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         model = AutoModelForCausalLM.from_config(config_of(family, size), dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
-    words = {"<pad>": PAD, "<eos>": EOS, **{f"w{i}": i for i in range(2, size.vocabulary)}}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>").save_pretrained(
-        folder
-    )
+    symbols = ["<pad>", "<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = [*symbols, *(f"w{i}" for i in range(len(symbols), size.vocabulary))]
+    inner = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<|endoftext|>"
+    ).save_pretrained(folder)
     return folder
 
 

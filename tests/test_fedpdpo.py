@@ -246,7 +246,7 @@ def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
     for name, value in scored(place, site).items():
         assert value == pytest.approx(want[name], rel=1e-3, abs=1e-4), name
     model = personal.load(config.model, place)
-    rows = site.rows().heldout
+    beta, rows = dict(config.task_choice.options)["beta"], site.rows().heldout
     for row in rows[:2]:
         answers = (row["chosen"], row["rejected"])
         whole, implicit = (
@@ -255,7 +255,7 @@ def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
         found = model.talker.logprob(row["prompt"], answers)
         frozen = replace(model.talker, frozen=True).logprob(row["prompt"], answers)
         assert implicit == pytest.approx(
-            [0.1 * (a - b) for a, b in zip(found, frozen, strict=True)], abs=1e-5
+            [beta * (a - b) for a, b in zip(found, frozen, strict=True)], abs=1e-5
         )
         assert whole != implicit
     assert model.factor == pytest.approx(want["combined/lambda"], rel=1e-3)

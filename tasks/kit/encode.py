@@ -47,7 +47,9 @@ class Encoder:
         *,
         on_bad_row: str = "error",
         places: Sequence[Place] = (),
+        vocabulary: int = 0,
     ) -> None:
+        """vocabulary: how many token ids the model knows; 0 where that is not checked."""
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise ConfigError(
                 "data.prompt-format = 'chat', but the tokenizer has no chat template; use 'alpaca'"
@@ -61,6 +63,7 @@ class Encoder:
         self.max_length = max_length
         self.on_long_row = on_long_row
         self.on_bad_row = on_bad_row
+        self.vocabulary = vocabulary
         self.places = places
         self.skipped: Counter[str] = Counter()
         self.remarks: Counter[str] = Counter()  # of rows that are used, by REMARKS
@@ -76,6 +79,8 @@ class Encoder:
         except (Unsuited, jinja2.TemplateError) as error:
             return self.refuse(row, _reason(error))
         ids = self._tokens(texts)
+        if self.vocabulary and any(token >= self.vocabulary for row_ids in ids for token in row_ids):
+            return self.refuse(row, "holds a special token that the model has no embedding for")
         stem = min(common(ids[0], other) for other in ids[1:])
         head, tails = ids[0][:stem], [other[stem:] for other in ids[1:]]
         if not head:

@@ -16,6 +16,7 @@ from tasks.kit.choice import check_certain
 from tasks.kit.encode import REMARKS, Encoder
 from tasks.kit.evaluate import evaluate as score
 from tasks.kit.evaluate import heldout_examples
+from tasks.kit.loading import embedding_rows
 from tasks.kit.loop import TrainReport
 from tasks.kit.stepper import Bend
 
@@ -110,7 +111,13 @@ def _examples(usable: list[Example], counts: Mapping[str, int]) -> Examples:
 def _encoder(base: Base, rows: Sequence[Row], config: Config) -> Encoder:
     """An encoder of these rows, which names them by where they were read."""
     places = [place_of(row, number) for number, row in enumerate(rows)]
-    return Encoder(base.tokenizer, *_lengths(config), on_bad_row=config.data.on_bad_row, places=places)
+    return Encoder(
+        base.tokenizer,
+        *_lengths(config),
+        on_bad_row=config.data.on_bad_row,
+        places=places,
+        vocabulary=embedding_rows(base.causal),
+    )
 
 
 def _lengths(config: Config) -> tuple[str, int, str]:

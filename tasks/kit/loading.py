@@ -38,6 +38,8 @@ UNUSABLE = (
     SafetensorError,
 )
 
+MEDIA = ("image", "audio", "video")  # a special token by such a name stands for what is not text
+
 log = logging.getLogger(__name__)
 
 
@@ -104,17 +106,30 @@ def load_causal(
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, causal: PreTrainedModel, folder: Path) -> None:
-    """Raises ConfigError for a token whose id is beyond the embedding, special tokens and added ones included."""
-    rows = len(causal.get_input_embeddings().weight)  # type: ignore[arg-type]  # typed as Tensor | Module
+    """Raises ConfigError for a token beyond the embedding that texts can hold.
+
+    The token that stands for an image or a sound may be there, since no text is made of it (gemma-3-1b-it has one): a row
+    that spells it out is a bad row.
+    """
+    rows = embedding_rows(causal)
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
-    if beyond:
-        number, token = beyond[0]
-        some = f"{len(beyond)} token{'s' if len(beyond) > 1 else ''}"
-        raise ConfigError(
-            f"the tokenizer in {folder} has {some} ({token!r} is {number}) beyond "
-            f"the {rows} rows of the model's embedding; use the tokenizer that belongs to the model, or "
-            "resize_token_embeddings() and save both"
-        )
+    if not beyond:
+        return
+    number, token = beyond[0]
+    some = f"{len(beyond)} token{'s' if len(beyond) > 1 else ''} ({token!r} is {number})"
+    media = {text for name, text in tokenizer.special_tokens_map.items() if name.startswith(MEDIA)}
+    if media.issuperset(text for _, text in beyond):
+        log.warning("the tokenizer in %s has %s beyond the embedding: no row may hold it", folder, some)
+        return
+    raise ConfigError(
+        f"the tokenizer in {folder} has {some} beyond the {rows} rows of the model's embedding; use the tokenizer that "
+        "belongs to the model, or resize_token_embeddings() and save both"
+    )
+
+
+def embedding_rows(causal: PreTrainedModel) -> int:
+    """How many token ids the model knows."""
+    return len(causal.get_input_embeddings().weight)  # type: ignore[arg-type]  # typed as Tensor | Module
 
 
 def check_length(causal: PreTrainedModel, max_length: int, name: str) -> None:

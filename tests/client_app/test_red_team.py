@@ -155,7 +155,9 @@ def test_a_bad_row_is_told_by_its_kind_of_error(lab):
         "SiteError",
         "train ended in a DataError; this site's log says more",
     ]
-    assert "line 1: malformed JSON" in refused(free.order(order()))
+    said = refused(free.order(order()))
+    assert "malformed JSON" in said
+    assert "the site's file line 1" in said
 
 
 # --- how often -------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_demonstrations_of_uncertain_labels_are_refused(columns):
     for confidence in (1, None):
         row = canonical(Found("a", {**pair(1), "label_confidence": confidence}))
         assert view([row], DEMONSTRATION) == view([pair(1)], DEMONSTRATION)
-    with pytest.raises(BadRow, match="has label_confidence, but no label"):
+    with pytest.raises(BadRow, match="has label_confidence and no label"):
         canonical(Found("a", {"prompt": "p", "completion": "c", "label_confidence": 0.5}))
 
 

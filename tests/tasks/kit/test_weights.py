@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig
 from tasks.kit.convert import weights_of
+from tasks.kit.encode import Encoder
 from tasks.kit.fingerprint import fingerprint
 from tasks.kit.generate import greedy
-from tasks.kit.loading import check_length, learned_positions, load_tokenizer
+from tasks.kit.loading import check_length, embedding_rows, learned_positions, load_tokenizer
 from tasks.kit.model import is_pickled, load_base
 from tasks.kit.snapshot import fetch
 from tests import tiny
@@ -193,6 +194,21 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(model: Path, tmp_path
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.save_pretrained(special)
     assert "<|im_start|>" in refusal(special)
+
+
+def test_a_token_for_images_may_be_beyond_the_embedding_of_a_text_model(model: Path) -> None:
+    """As in gemma-3-1b-it; a row that spells it out has no embedding there, and is refused."""
+    inner = tiny.tokenizer().backend_tokenizer
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    named = PreTrainedTokenizerFast(
+        tokenizer_object=inner, extra_special_tokens={"image_token": "<image>"}, **names
+    )
+    named.save_pretrained(model)
+    base = load_base(ModelConfig(name=str(model)), LoraConfig())
+    encoder = Encoder(base.tokenizer, "none", 64, on_bad_row="skip", vocabulary=embedding_rows(base.causal))
+    assert encoder.example("a", ["b", "c"])
+    assert encoder.example("a", ["b <image>", "c"]) is None
+    assert len(encoder.skipped) == 1
 
 
 def test_a_tokenizer_without_a_vocabulary_is_refused(model: Path) -> None:
