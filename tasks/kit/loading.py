@@ -108,8 +108,8 @@ def load_causal(
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, causal: PreTrainedModel, folder: Path) -> None:
     """Raises ConfigError for a token beyond the embedding that texts can hold.
 
-    The token that stands for an image or a sound may be there, since no text is made of it (gemma-3-1b-it has one): a row
-    that spells it out is a bad row.
+    The token that stands for an image or a sound may be there, since no text is made of it (gemma-3-1b-it has one): a
+    row that spells it out is a bad row.
     """
     rows = embedding_rows(causal)
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)

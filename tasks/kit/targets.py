@@ -19,6 +19,8 @@ from core.errors import ConfigError
 KEY = "lora.target-modules"
 ALL = "all-linear"
 OTHER_MEDIA = ("vision", "visual", "image", "video", "audio", "speech", "multi_modal", "vq_")
+# peft refuses LoRA on the output projection of these, whose kernels read its weight without calling it
+MAMBA, FUSED_OUTPUT = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), "out_proj"
 FROM_ENCODERS = ("cross_attn", "crossattention", "encoder_attn")  # attention to what only an encoder makes
 
 
@@ -101,8 +103,15 @@ class Parts:
         return {
             n: m
             for n, m in self.modules.items()
-            if n in self.text and _is_linear(m) and m is not head and n not in self.routers
+            if n in self.text
+            and _is_linear(m)
+            and m is not head
+            and n not in self.routers
+            and not self._is_fused(n)
         }
+
+    def _is_fused(self, name: str) -> bool:
+        return self.causal.config.model_type in MAMBA and name.rsplit(".", 1)[-1] == FUSED_OUTPUT
 
     def layers_named(self, word: str) -> list[str]:
         """The linear layers of the language model that a word names; ConfigError where one cannot be adapted."""
@@ -123,6 +132,11 @@ class Parts:
             raise ConfigError(
                 f"{self.key}: {word!r} is the vocabulary head, whose weights are also the input embedding's "
                 "(tie_word_embeddings): an adapter of one alone could never be merged; leave it out"
+            )
+        if self._is_fused(name):
+            raise ConfigError(
+                f"{self.key}: {word!r} of a {self.causal.config.model_type} model is read by a fused kernel, past any "
+                "adapter; leave it out"
             )
         if name in self.routers and type(module).forward is not nn.Linear.forward:
             raise ConfigError(

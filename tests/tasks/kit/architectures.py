@@ -44,7 +44,7 @@ LOGITS = "it changes its logits after the head"
 HEAD = "its head reads something else than the last hidden states"
 ENCODER = "is an encoder and a decoder"
 BOTH = "attends in both directions"
-IMAGES = "cannot be loaded"
+IMAGES = "no causal language model"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,6 @@ MAMBA = {
     "mamba_expand": 2,
     "mamba_chunk_size": 8,
 }
-EXPERT_TARGETS = "o_proj"  # of mixtures whose experts are one fused tensor
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 24}
 DYNAMIC = {
@@ -154,7 +153,7 @@ DENSE = [
         model_type="llama"),
     _packed("mistral", "sliding window", sliding_window=8),
     _packed("ministral", "sliding window", head_dim=8, sliding_window=8),
-    _packed("qwen2"),
+    _packed("qwen2", vocab_size=tiny.VOCABULARY + 1),  # its tokenizer brings an end of text of its own
     _packed("qwen3", head_dim=8),
     _packed("phi"),
     _packed("phi3", "fused projections"),
@@ -226,13 +225,13 @@ MIXTURES = [
     _packed("deepseek_v3", "latent attention", **LATENT, **ROUTED_EXPERTS, **GROUPS, v_head_dim=16),
     _padded("gpt_oss", "s_aux", "attention sinks", **LOCAL_EXPERTS, head_dim=8, sliding_window=8),
     _packed("granitemoe", **LOCAL_EXPERTS),
-    _of(_packed("phimoe", **LOCAL_EXPERTS), targets=EXPERT_TARGETS),
+    _packed("phimoe", **LOCAL_EXPERTS),
     _packed("glm4_moe", **ROUTED_EXPERTS, **GROUPS, head_dim=8),
     _packed("ernie4_5_moe", moe_num_experts=4, moe_k=2, moe_intermediate_size=32, head_dim=8),
     _packed("jetmoe", "experts of attention", num_local_experts=4, kv_channels=8, num_key_value_heads=4),
     _packed("minimax_m2", **LOCAL_EXPERTS, head_dim=8),
     _of(_padded("llama4_text", "chunks of 8", "chunked attention", num_local_experts=2, num_experts_per_tok=1,
-                head_dim=8, intermediate_size_mlp=64, attention_chunk_size=8), targets=EXPERT_TARGETS),
+                head_dim=8, intermediate_size_mlp=64, attention_chunk_size=8)),
 ]  # fmt: skip
 HYBRIDS = [
     _padded("qwen3_next", "linear_attention", **LINEAR, **EXPERTS, moe_intermediate_size=32,
@@ -245,16 +244,16 @@ HYBRIDS = [
     _padded("bamba", STATE, attn_layer_indices=[1], **MAMBA),
     _padded("granitemoehybrid", "linear_attention", layer_types=["mamba", "attention"], shared_intermediate_size=32,
             **LOCAL_EXPERTS, **MAMBA),
-    _of(_padded("falcon_h1", STATE, mamba_d_ssm=64, head_dim=8, **MAMBA), targets=EXPERT_TARGETS),
+    _padded("falcon_h1", STATE, mamba_d_ssm=64, head_dim=8, **MAMBA),
     _padded("zamba2", STATE, layers_block_type=["mamba", "hybrid"], mamba_d_state=8, mamba_headdim=8, n_mamba_heads=8,
             mamba_ngroups=1, chunk_size=8, num_mem_blocks=1, attention_hidden_size=64, attention_head_dim=16),
     _padded("lfm2", "conv", layer_types=["conv", "full_attention"]),
     _padded("recurrent_gemma", STATE, block_types=["recurrent", "attention"], lru_width=32, attention_window_size=8,
             head_dim=8, num_key_value_heads=1),
     _padded("rwkv", OWN, attention_hidden_size=32, context_length=512),
-    _of(_padded("mamba", STATE, state_size=8, num_attention_heads=...), targets="in_proj"),
-    _of(_padded("mamba2", STATE, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8), targets="in_proj"),
-    _of(_padded("falcon_mamba", STATE, state_size=8), targets="in_proj"),
+    _padded("mamba", STATE, state_size=8, num_attention_heads=...),
+    _padded("mamba2", STATE, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8),
+    _padded("falcon_mamba", STATE, state_size=8),
     _of(_padded("xlstm", LOGITS, "transformers cannot generate with it"), generates=False),
 ]  # fmt: skip
 OTHERS = [
@@ -271,17 +270,7 @@ OTHERS = [
              decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_hidden_layers=..., hidden_size=...,
              num_attention_heads=...),
 ]  # fmt: skip
-FUSED = {
-    "qwen3_next",
-    "minimax",
-    "jamba",
-    "granitemoehybrid",
-    *(row.name for row in MIXTURES if row.name != "jetmoe"),
-}
-ROWS: dict[str, Architecture] = {
-    row.name: _of(row, targets=EXPERT_TARGETS) if row.name in FUSED else row
-    for row in (*DENSE, *MIXTURES, *HYBRIDS, *OTHERS)
-}
+ROWS: dict[str, Architecture] = {row.name: row for row in (*DENSE, *MIXTURES, *HYBRIDS, *OTHERS)}
 
 
 def page() -> str:

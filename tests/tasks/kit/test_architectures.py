@@ -20,7 +20,7 @@ from tasks.kit.logprobs import completion_logps
 from tasks.kit.model import load_base, save_adapter, set_adapter, training
 from tasks.kit.pack import Fork
 from tests import tiny
-from tests.tasks.kit.architectures import ROWS, Architecture, folder, page
+from tests.tasks.kit.architectures import MIXTURES, ROWS, Architecture, folder, page
 
 FORKS: list[Fork] = [
     (tuple(range(5, 24)), ((30, 31, 32, 2), tuple(range(40, 51)), (7,))),
@@ -98,7 +98,8 @@ def test_it_takes_its_path_and_computes_what_transformers_computes(row, tmp_path
     logps, gradients = measured(loaded(row, path, "bfloat16"), row, tree)
     own, rough = plain_gradients(plain(path, adapter, torch.bfloat16))
     noise = float((own.double() - want).square().mean().sqrt())
-    assert float((logps.double() - own).square().mean().sqrt()) < 2 * noise
+    limit = 4 if row in MIXTURES else 2  # rounding can send a token to another expert
+    assert float((logps.double() - own).square().mean().sqrt()) < limit * noise
     assert distance(gradients, exact) < 2 * distance(rough, exact) + 0.01
 
 
