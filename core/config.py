@@ -108,7 +108,7 @@ def fitting_defaults(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
     values: every key; the plugins that they name must exist.
     """
     own = knobs(plugin("tasks", str(values["task.name"])))
-    recommended = plugin("tasks.data", str(values["data.source"])).RECOMMENDED
+    recommended = vars(plugin("tasks.data", str(values["data.source"]))).get("RECOMMENDED", {})
     read = {
         key: own[short] for key in FITTED if (short := key.removeprefix("task.")) in own and not values[key]
     }

@@ -9,10 +9,10 @@ label is right: a soft label for every task but sft, which refuses it.
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from core.errors import ConfigError
-from core.types import Json, Scalar
+from core.types import Json
 from tasks.base import Row
 from tasks.data.kit.columns import (
     DEMONSTRATION,
@@ -41,11 +41,10 @@ DEEPEST = 100  # levels of a value; a parser takes more, and what writes the row
 
 
 class Source(Protocol):
-    """A plugin of tasks/data/: a dataclass whose fields are its keys."""
+    """A plugin of tasks/data/: a dataclass whose fields are its keys.
 
-    RECOMMENDED: ClassVar[
-        Mapping[str, Scalar]
-    ]  # of keys that are 0 unless they are set, e.g. task.beta; may be empty
+    A class attribute RECOMMENDED may hold what fits its rows, of keys that are 0 unless they are set: {"task.beta": 3.0}.
+    """
 
     def find(self, seed: int, clients: int) -> Iterator[Found]:
         """Every row for a federation of `clients`, a function of the arguments and of the files read.

@@ -1,17 +1,16 @@
 """Rows from the Hugging Face hub, or from a local folder or file that `datasets` can load."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import datasets
 import pyarrow
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from core.errors import ConfigError
-from core.types import Json, Scalar
+from core.types import Json
 from tasks.data.base import BadRow, Found, owner_of
 from tasks.kit.folder import is_path
 from tasks.kit.hub_errors import HUB_ERRORS, Wanted, explain, is_of_hub, offline
@@ -26,8 +25,6 @@ class Hub:
     revision: str = MAIN
     split: str = "train"
     client_column: str = "client_id"
-
-    RECOMMENDED: ClassVar[Mapping[str, Scalar]] = {}
 
     def find(self, seed: int, clients: int) -> Iterator[Found]:
         name = f"{self.dataset} split {self.split}"

@@ -1,12 +1,11 @@
 """Rows from JSON lines, plain or gzip: one file for all clients, or a folder with one file per client."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from core.errors import ConfigError
-from core.types import Json, Scalar
+from core.types import Json
 from tasks.data.base import BadRow, Found, owner_of
 from tasks.data.kit.folders import ENDINGS, WANTED, client_files, one_file, stem, unread
 from tasks.data.kit.lines import numbered_lines, parse
@@ -18,8 +17,6 @@ __all__ = ["ENDINGS", "PLUGIN", "WANTED", "Jsonl", "client_files"]
 class Jsonl:
     path: str = ""
     client_column: str = "client_id"  # in one file for all: whose row it is; a folder's files are the clients
-
-    RECOMMENDED: ClassVar[Mapping[str, Scalar]] = {}
 
     def find(self, seed: int, clients: int) -> Iterator[Found]:
         shared = not self._place().is_dir()
