@@ -43,7 +43,8 @@ DEEPEST = 100  # levels of a value; a parser takes more, and what writes the row
 class Source(Protocol):
     """A plugin of tasks/data/: a dataclass whose fields are its keys.
 
-    A class attribute RECOMMENDED may hold what fits its rows, of keys that are 0 unless they are set: {"task.beta": 3.0}.
+    A class attribute RECOMMENDED may hold what fits its rows, of keys that are 0 unless they are set:
+    {"task.beta": 3.0}.
     """
 
     def find(self, seed: int, clients: int) -> Iterator[Found]:
