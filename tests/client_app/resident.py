@@ -19,7 +19,7 @@ SMALL = {
     "data.rows-per-client": 12,
     "data.eval-rows-per-client": 6,
     "train.local-steps": 2,
-    "site.wait-s": 30.0,
+    "site.wait-s": 60.0,  # a cold start of a site beside other tests
 }
 
 
