@@ -19,6 +19,7 @@ OURS = ("accord", "client_app", "core", "evals", "server_app", "strategies", "ta
 SOCKET_BYTES = 103  # of a unix socket's path, on every system
 RAY_BYTES = 70  # of these, for Ray's own part: /ray/session_DATE_TIME_PID/sockets/plasma_store
 ROOM = 100e6  # bytes on disk for the sources and logs of a run
+_ignored: list[str] = []  # notes of what prepare_process() took out of this process's environment
 FILES = 65536  # open files that are asked for, where the system allows as many
 
 
@@ -32,7 +33,7 @@ def cleaned(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """
     env = {name: value for name, value in environ.items() if name != "PYTHONIOENCODING"}
     env |= {"PYTHONUTF8": "1", **bypass(environ)}
-    notes: list[str] = []
+    notes = list(_ignored) if environ is os.environ else []
     for name, reason in unusable_proxies(environ).items():
         del env[name]
         notes.append(f"{name} is ignored: {reason}")
@@ -167,7 +168,10 @@ def prepare_process() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     open_standard_streams()
     raise_file_limit()
-    os.environ.update(bypass(os.environ))  # this process asks the loopback too
+    os.environ.update(bypass(os.environ))  # this process asks the loopback too, and the Hub
+    for name, reason in unusable_proxies(os.environ).items():
+        del os.environ[name]
+        _ignored.append(f"{name} is ignored: {reason}")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no run
