@@ -6,7 +6,7 @@ from core.sections import LoraConfig, ModelConfig
 from tasks.data.toy import Toy, World
 from tasks.kit.encode import Encoder
 from tasks.kit.generate import Talker
-from tasks.kit.model import load_base
+from tasks.kit.model import initial_adapter, load_base, set_adapter
 from tasks.kit.toy_base.language import Answer, topics
 from tasks.kit.truth import answered, graded
 
@@ -43,6 +43,7 @@ def test_the_embedded_base_speaks_the_language_and_knows_no_fact(tmp_path, monke
     """14 of 24 facts happen to be right at this seed; types 0 and 1 together find its answers worth 3.50."""
     monkeypatch.setenv("ACCORD_HOME", str(tmp_path))
     base, toy = load_base(ModelConfig(), LoraConfig()), Toy()
+    set_adapter(base, initial_adapter(base, SEED))  # the process may have trained it in another test
     encoder = Encoder(base.tokenizer, "auto", 256)
     both = [answered(base, encoder, toy, seed=SEED, client=client) for client in (0, 1)]
     assert all(m["truth/valid"] == 1.0 for m in both)
