@@ -49,7 +49,12 @@ def test_a_full_disk_of_the_server_stops_the_run_and_it_can_be_resumed(whole, tm
     assert len(told) == 1
     assert "No space left on device" in told[0]
     ballast.unlink()
-    if not list((tmp_path / "runs").iterdir()):  # nothing had begun
+    if not list(
+        (tmp_path / "runs").iterdir()
+    ):  # it failed before the first round, and left nothing to resume
+        assert "continue with" not in log
+        assert start(WORDS, tmp_path).ended() == 0
+        assert files(run_of(tmp_path) / "checkpoints") == files(run_of(whole) / "checkpoints")
         return
     run, want = run_of(tmp_path), run_of(whole)
     committed = store.rounds(run / "checkpoints")
