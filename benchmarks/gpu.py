@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch and transformers may be in the wheels
-    from benchmarks.gpu_checks import Row
+    from benchmarks.gpu_models import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,9 +100,12 @@ def run(device: str, *, quick: bool) -> Iterator[tuple[str, bool | None]]:
 def checks(device: str, *, quick: bool) -> list["partial[list[Row]]"]:
     """Each check as a call without arguments, in order of importance."""
     from benchmarks import gpu_checks as g
+    from benchmarks import gpu_models as m
 
-    small, large = (g.TINY, g.TINY) if quick else (g.SMALL, g.HALF_BILLION)
-    pairs = [(check, dtype) for check in (g.packing, g.repetition) for dtype in ("float32", "bfloat16")]
+    small, large = (m.TINY, m.TINY) if quick else (m.SMALL, m.HALF_BILLION)
+    pairs = [
+        (check, dtype) for check in (g.packing, g.leaks, g.repetition) for dtype in ("float32", "bfloat16")
+    ]
     return [
         *(partial(check, device, dtype, small) for check, dtype in pairs),
         partial(g.speed, device, "bfloat16", large),

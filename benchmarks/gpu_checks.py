@@ -6,145 +6,44 @@ device, so that the CPU runs the same code on small shapes (tests/benchmarks/tes
 
 import hashlib
 import json
-import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
-from transformers.models.gemma2 import Gemma2Config
-from transformers.models.llama import LlamaConfig
-from transformers.models.mistral import MistralConfig
-from transformers.models.qwen2 import Qwen2Config
+from torch import Tensor, nn
 
+from benchmarks.gpu_models import (
+    HALF_BILLION,
+    PAD,
+    SEED,
+    SMALL,
+    Row,
+    Size,
+    build_model,
+    loaded,
+    moved,
+    rows_of,
+    settings,
+)
 from core import sections
 from core.plugins import build
-from core.sections import Choice, Config, LoraConfig, ModelConfig, TrainConfig
+from core.sections import Choice, Config, ModelConfig, TrainConfig
 from core.tree import flat
-from tasks.base import Example
-from tasks.kit import loop
+from tasks.kit import loop, path, probe
 from tasks.kit.base_model import Base
 from tasks.kit.cache import Cache
 from tasks.kit.logprobs import completion_logps
 from tasks.kit.memory import estimate, shape_of
-from tasks.kit.model import forget, get_adapter, initial_adapter, load_base, set_adapter
+from tasks.kit.model import forget, get_adapter, initial_adapter, set_adapter
 from tasks.kit.pack import Fork
 from tasks.kit.reference import reference_logps
-from tasks.kto import rotated
 
-SEED = 20
-PAD, EOS = 0, 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table. passed: None for a figure that nothing is demanded of."""
-
-    check: str
-    figure: str
-    passed: bool | None = None
-
-    def line(self) -> str:
-        verdict = {None: "", True: "ok", False: "FAILED"}[self.passed]
-        return f"| {self.check} | {self.figure} | {verdict} |"
-
-
-@dataclass(frozen=True)
-class Size:
-    """Of a model, and of the rows it trains on."""
-
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    tokens: tuple[int, int]  # of a prompt and of a response: from, to
-    pairs: int = 8  # a step
-    steps: int = 4
-
-
-TINY = Size(64, 128, 2, 4, 2, 512, (4, 12), pairs=2, steps=2)
-SMALL = Size(256, 688, 4, 8, 4, 8_192, (32, 128))
-HALF_BILLION = Size(896, 4864, 24, 14, 2, 151_936, (64, 256))  # Qwen2.5-0.5B's shape
-
-
-def config_of(family: str, size: Size) -> PreTrainedConfig:
-    """llama: tied head; qwen2: tied head, biases; mistral: a sliding window; gemma2: soft-capping, the padded path."""
-    shared = {
-        "vocab_size": size.vocabulary,
-        "hidden_size": size.hidden,
-        "intermediate_size": size.inner,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "num_key_value_heads": size.kv_heads,
-        "max_position_embeddings": 4096,
-        "pad_token_id": PAD,
-        "bos_token_id": None,
-        "eos_token_id": EOS,
-        "tie_word_embeddings": True,
-    }
-    if family == "mistral":
-        return MistralConfig(**shared, sliding_window=size.tokens[1])
-    if family == "gemma2":
-        return Gemma2Config(**shared, head_dim=size.hidden // size.heads)
-    return {"llama": LlamaConfig, "qwen2": Qwen2Config}[family](**shared)
-
-
-def build_model(folder: Path, family: str, size: Size, dtype: str = "float32") -> Path:
-    """A model with random weights and a byte-level tokenizer, saved under `folder`; rows come as token ids."""
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        model = AutoModelForCausalLM.from_config(config_of(family, size), dtype=getattr(torch, dtype))
-    model.save_pretrained(folder)
-    symbols = ["<pad>", "<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words = [*symbols, *(f"w{i}" for i in range(len(symbols), size.vocabulary))]
-    inner = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<|endoftext|>"
-    ).save_pretrained(folder)
-    return folder
-
-
-def rows_of(task: str, size: Size, count: int) -> list[Example]:
-    """Prompts and responses of random words; the last token of a response is EOS."""
-    draw = random.Random(SEED)
-
-    def words() -> tuple[int, ...]:
-        return tuple(draw.randrange(2, size.vocabulary) for _ in range(draw.randint(*size.tokens)))
-
-    if task == "dpo":
-        return [Example(words(), ((*words(), EOS), (*words(), EOS))) for _ in range(count)]
-    rows = [Example(words(), ((*words(), EOS),), label=bool(i % 2)) for i in range(count)]
-    return rotated(rows, 2 * size.pairs, max_length=4 * size.tokens[1])
-
-
-def settings(task: str, size: Size) -> TrainConfig:
-    rows = size.pairs if task == "dpo" else 2 * size.pairs
-    return TrainConfig(
-        learning_rate=1e-3, local_steps=size.steps, per_device_batch_size=rows, max_length=4 * size.tokens[1]
-    )
-
-
-def loaded(folder: Path, device: str, dtype: str) -> Base:
-    base = load_base(ModelConfig(name=str(folder), device=device, dtype=dtype), LoraConfig())  # type: ignore[arg-type]
-    set_adapter(base, initial_adapter(base, SEED))
-    return base
-
-
-def moved(base: Base, size: float = 0.02) -> None:
-    """Give the adapter random weights, so that policy and reference differ."""
-    rng = torch.Generator().manual_seed(SEED)
-    set_adapter(base, {n: size * torch.randn(t.shape, generator=rng) for n, t in get_adapter(base).items()})
-
+FAMILIES = ("llama", "qwen2", "mistral", "gemma2")
 
 # --- packed against padded -----------------------------------------------------------------
 
@@ -153,7 +52,7 @@ def packing(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
     """Log-probabilities of the path that Accord takes, against one plain forward pass of each sequence alone; beside
     them the model's own noise: the same sequences in one padded batch against alone."""
     out = []
-    for family in ("llama", "qwen2", "mistral", "gemma2"):
+    for family in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             base = loaded(build_model(Path(folder), family, size), device, dtype)
             moved(base)
@@ -192,6 +91,63 @@ def plain_logps(base: Base, forks: Sequence[Fork], *, batched: bool) -> Tensor:
             part = logits[i, len(prompt) - 1 : len(prompt) + len(completion) - 1].log_softmax(-1).cpu()
             out.append(part.gather(1, torch.tensor(completion)[:, None]).sum())
     return torch.stack(out)
+
+
+# --- leaks between rows, and the policy at rest -----------------------------------------------
+
+
+def leaks(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
+    """How far rows move when the tokens of the rows beside them change, as they are and with a leak planted in the
+    first layer; and how far a training pass lies from itself and from the reference before anything is learned."""
+    out = []
+    for base, name in fresh_bases(device, dtype, size):
+        sample = probe.make_probe(base, base.causal.config.get_text_config().to_dict())
+        computed = probe.token_logps(base, sample.forks)
+        alone = [probe.token_logps(base, [sequence])[0] for sequence in sample.sequences]
+        noise = max(path.FLOOR, probe.typical(probe.rows_of(computed, sample.lone), alone))
+        leak = leak_of(base, sample)
+        limit = path.LEAK * path.FLOOR  # of dense models, whose rows are computed apart
+        out.append(Row(f"leak between rows, {name} {dtype}", f"{leak:.1e} nats", leak <= limit))
+        if base.packed:
+            with shifted(base):
+                planted = leak_of(base, sample)
+            figure = f"{planted:.1e} nats, {planted / limit:.0f} times the threshold"
+            out.append(Row(f"a planted leak, {name} {dtype}", figure, planted >= 100 * limit))
+        repeated, rest = path.rest_errors(base, sample.forks)
+        figure = f"{rest:.1e} nats from the reference, {repeated:.1e} from itself; batched against alone {noise:.1e}"
+        passed = rest <= max(path.REST * noise, path.FLOOR) and repeated <= path.LEAK * noise
+        out.append(Row(f"policy at rest in training, {name} {dtype}", figure, passed))
+    return out
+
+
+def fresh_bases(device: str, dtype: str, size: Size) -> Iterator[tuple[Base, str]]:
+    for family in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            base = loaded(build_model(Path(folder), family, size), device, dtype)
+            yield base, f"{family} ({'packed' if base.packed else 'padded'})"
+        forget()
+
+
+@torch.no_grad()
+def leak_of(base: Base, sample: probe.Probe) -> float:
+    """The largest change, in nats, of a row whose own tokens are the same."""
+    computed, changed = (probe.token_logps(base, forks) for forks in (sample.forks, sample.changed))
+    return probe.largest(probe.rows_of(computed, sample.still), probe.rows_of(changed, sample.still))
+
+
+@contextmanager
+def shifted(base: Base) -> Iterator[None]:
+    """Inside, half of each channel of the first layer's input comes from the token before, whatever row that is of."""
+    layers = next(m for m in base.causal.get_decoder().modules() if isinstance(m, nn.ModuleList))
+
+    def shift(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0] + 0.5 * nn.functional.pad(args[0], (0, 0, 1, -1)), *args[1:])
+
+    hook = layers[0].register_forward_pre_hook(shift)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 # --- repetition ------------------------------------------------------------------------------

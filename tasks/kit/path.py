@@ -7,6 +7,7 @@ how far the same rows move when they are batched in another way.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from tasks.kit.head import Head
 from tasks.kit.logits import logit_scale
 from tasks.kit.logprobs import head_features, hidden_states, predictions
 from tasks.kit.modes import reference, training
-from tasks.kit.pack import pack
+from tasks.kit.pack import Fork, pack
 from tasks.kit.probe import (
     Probe,
     largest,
@@ -205,17 +206,12 @@ def _check_rest(trial: Trial, evaluated: list[Tensor]) -> str:
     evaluated: the probe's forks in evaluation mode; a pass in training that gives them to the bit repeats itself.
     """
     base, probe, name = trial.base, trial.probe, type(trial.base.causal).__name__
-    with training(base, dropout=False, seed=0), torch.enable_grad():
-        first = token_logps(base, probe.forks)
-        repeated = largest(first, evaluated) and largest(first, token_logps(base, probe.forks))
+    repeated, rest = rest_errors(base, probe.forks, evaluated)
     if not repeated <= (0.0 if base.device.type == "cpu" else LEAK * max(trial.most, trial.grain)):
         raise ConfigError(
             f"model.name: {name} gives other log-probabilities, by {repeated:.0e} nats, when the same rows are read "
             "twice in training: something in it draws at random; use another model"
         )
-    with reference(base):
-        frozen = [logps for fork in probe.forks[:2] for logps in token_logps(base, [fork])]
-    rest = typical(first[: len(frozen)], frozen)
     if rest <= max(REST * trial.typical, trial.grain, FLOOR):
         return ""
     if base.packed:
@@ -224,3 +220,21 @@ def _check_rest(trial: Trial, evaluated: list[Tensor]) -> str:
         f"model.name: {name} in training differs from the reference by {rest:.0e} nats a token before anything is "
         f"learned, where batching changes {trial.typical:.0e}; use another model"
     )
+
+
+def rest_errors(
+    base: Base, forks: Sequence[Fork], evaluated: Sequence[Tensor] | None = None
+) -> tuple[float, float]:
+    """How far two equal passes in training lie apart, and the first of them from the reference, in nats a token.
+
+    evaluated: the log-probabilities in evaluation mode. Where a pass in training repeats them to the bit, it repeats
+    itself, and the second one is saved.
+    """
+    with training(base, dropout=False, seed=0), torch.enable_grad():
+        first = token_logps(base, forks)
+        repeated = largest(first, evaluated) if evaluated is not None else math.inf
+        if repeated:
+            repeated = largest(first, token_logps(base, forks))
+    with reference(base):
+        frozen = [logps for fork in forks[:2] for logps in token_logps(base, [fork])]
+    return repeated, typical(first[: len(frozen)], frozen)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_checks
+from benchmarks import gpu, gpu_checks, gpu_models
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -19,7 +19,7 @@ def test_a_gpu_passes(check) -> None:
 
 def test_what_the_gpu_checks_look_at_holds_on_the_cpu() -> None:
     """Packed and padded paths against plain transformers; every row proves something and none fails."""
-    rows = gpu_checks.packing("cpu", "float32", gpu_checks.TINY)
+    rows = gpu_checks.packing("cpu", "float32", gpu_models.TINY)
     assert [row.passed for row in rows] == [True] * len(rows)
     assert {row.figure.split(":")[0] for row in rows} == {"packed", "padded"}
 
@@ -27,12 +27,19 @@ def test_what_the_gpu_checks_look_at_holds_on_the_cpu() -> None:
 def test_a_wrong_log_probability_fails_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     real = gpu_checks.completion_logps
     monkeypatch.setattr(gpu_checks, "completion_logps", lambda base, forks: real(base, forks) + 0.01)
-    assert not any(row.passed for row in gpu_checks.packing("cpu", "float32", gpu_checks.TINY))
+    assert not any(row.passed for row in gpu_checks.packing("cpu", "float32", gpu_models.TINY))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_do_not_leak_and_the_policy_rests_on_the_cpu(dtype: str) -> None:
+    rows = gpu_checks.leaks("cpu", dtype, gpu_models.TINY)
+    assert [row for row in rows if not row.passed] == []
+    assert len(rows) == 3 + 3 + 3 + 2  # gemma2 is padded: nothing is planted there
 
 
 @pytest.mark.slow
 def test_speed_is_measured_on_any_device() -> None:
-    figures = [row.figure for row in gpu_checks.speed("cpu", "float32", gpu_checks.TINY)]
+    figures = [row.figure for row in gpu_checks.speed("cpu", "float32", gpu_models.TINY)]
     assert sum(figure.startswith("Accord ") for figure in figures) == 2
 
 
