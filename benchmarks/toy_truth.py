@@ -82,7 +82,7 @@ def row(name: str, seeds: Sequence[Metrics]) -> str:
 
     cells = (
         cell(PREFERENCE, ".1f", 100),
-        cell("kl", ".2f"),
+        cell("kl", ".3f"),
         cell(VALID, ".0f", 100, lowest=True),
         cell(RIGHT, ".0f", 100),
         cell(UTILITY, ".2f", lowest=True),
