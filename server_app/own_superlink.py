@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -45,12 +46,28 @@ def superlink(scratch: Path, env: Mapping[str, str], given_up: Callable[[], bool
             preexec_fn=die_with_parent,
         )
     patience_s = 5.0
+    with _reaped(home):
+        try:
+            _wait_healthy(process, port, scratch / "superlink.log", given_up)
+            yield NAME
+            patience_s = 0.5  # the run is over: Ray has ended, and the SuperLink keeps nothing
+        finally:
+            _stop(process, patience_s)
+
+
+@contextlib.contextmanager
+def _reaped(home: Path) -> Iterator[None]:
+    """If this process is killed inside, so are all that have home as their FLWR_HOME."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("reaper.py")), str(home)]
+    reaper = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     try:
-        _wait_healthy(process, port, scratch / "superlink.log", given_up)
-        yield NAME
-        patience_s = 0.5  # the run is over: Ray has ended, and the SuperLink keeps nothing
+        yield
     finally:
-        _stop(process, patience_s)
+        assert reaper.stdin is not None
+        reaper.stdin.close()
+        reaper.wait()
 
 
 def _wait_healthy(
