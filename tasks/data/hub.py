@@ -1,6 +1,7 @@
 """Rows from the Hugging Face hub, or from a local folder or file that `datasets` can load."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "cs
 @dataclass(frozen=True)
 class Hub:
     dataset: str = ""
+    config: str = ""  # of the data set; "" for its only one, or its default
     revision: str = MAIN
     split: str = "train"
     client_column: str = "client_id"
 
     def find(self, seed: int, clients: int) -> Iterator[Found]:
-        name = f"{self.dataset} split {self.split}"
+        name = " ".join(filter(None, [self.dataset, self.config, f"split {self.split}"]))
         empty = True
         for number, raw in enumerate(self._load()):
             empty = False
@@ -68,13 +70,19 @@ class Hub:
                     f"place; leave it at {MAIN!r}"
                 )
             if place.is_file():
+                if self.config:
+                    raise ConfigError(
+                        f"data.config = {self.config!r} has no effect: data.dataset = {self.dataset!r} is a single "
+                        "file; leave it empty"
+                    )
                 return _whole(datasets.load_dataset(_reader(place), data_files=str(place), split=self.split))
-            return _whole(datasets.load_dataset(str(place), split=self.split))
+            return _whole(datasets.load_dataset(str(place), self.config or None, split=self.split))
         except (*HUB_ERRORS, DatasetsError, ValueError, RuntimeError, NotImplementedError) as error:
             if is_of_hub(error):
                 raise ConfigError(explain(error, wanted)) from error
+            config = f", data.config = {self.config!r}" if self.config else ""
             raise ConfigError(
-                f"data.dataset = {self.dataset!r}, data.split = {self.split!r}: {_reason(error)}"
+                f"data.dataset = {self.dataset!r}{config}, data.split = {self.split!r}: {_reason(error)}"
             ) from None  # what it came from may quote a row
 
     def _downloaded(self, wanted: Wanted) -> datasets.Dataset:
@@ -82,7 +90,9 @@ class Hub:
         if is_path(self.dataset):
             raise ConfigError(f"data.dataset = {self.dataset!r}: no such folder or file")
         commit = resolve(wanted)
-        loaded = _whole(datasets.load_dataset(self.dataset, revision=commit, split=self.split))
+        loaded = _whole(
+            datasets.load_dataset(self.dataset, self.config or None, revision=commit, split=self.split)
+        )
         if not any(commit in Path(file["filename"]).parts for file in loaded.cache_files):
             # where the Hub gives an error, `datasets` takes whatever it holds of this name
             raise ConfigError(offline(wanted, f"commit {commit[:12]} (it holds another)"))
@@ -102,6 +112,8 @@ def _reason(error: Exception) -> str:
                 "rows have the same columns with values of the same type?"
             )
         cause = cause.__cause__ or cause.__context__
+    if names := re.search(r"one among the available configs: (\[.*\])|Available: (\[.*\])", str(error)):
+        return f"set data.config to one of its configurations, {names[1] or names[2]}"
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

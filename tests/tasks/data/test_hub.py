@@ -50,6 +50,33 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(folder, options, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.fixture
+def configurations(folder):
+    """A data set of two configurations, as its card declares them."""
+    (folder / "train.parquet").rename(folder / "first.parquet")
+    Dataset.from_list([{**PAIR, "chosen": "better"}]).to_parquet(folder / "second.parquet")
+    names = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("first", "second"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
+    return folder
+
+
+def test_a_configuration_is_chosen(configurations):
+    table = read(Hub(str(configurations), config="second").find(0, 1), "error")
+    assert [entry.row["chosen"] for entry in table.entries] == ["better"]
+
+
+@pytest.mark.parametrize("config", ["", "third"])
+def test_the_configurations_to_choose_from_are_named(configurations, config):
+    with pytest.raises(ConfigError, match=r"set data\.config to one of .*'first', 'second'") as error:
+        list(Hub(str(configurations), config=config).find(0, 1))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_has_no_configurations(folder):
+    with pytest.raises(ConfigError, match=r"data\.config = 'x' has no effect"):
+        list(Hub(str(folder / "train.parquet"), config="x").find(0, 1))
+
+
 def test_a_value_that_does_not_fit_its_column_is_not_quoted(folder):
     """pyarrow and pandas put the value into their errors."""
     (folder / "train.parquet").unlink()
