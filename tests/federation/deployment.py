@@ -1,13 +1,14 @@
 """One SuperLink and three SuperNodes as processes, each with its own rows; with a resident site process or without."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
 from core import store
 from tests.faults.federation import run_of
-from tests.federation.conftest import BIN, ROOT, Place, free_port, healthy, wait_until
+from tests.federation.conftest import BIN, ROOT, ROUGH, Place, free_port, healthy, wait_until
 from tests.federation.test_deployment import rows
 
 SITES = 3
@@ -31,6 +32,7 @@ class Deployment:
     """One SuperLink with a database and three SuperNodes with files of their own, each of which can be killed."""
 
     SUPERNODE = (str(BIN / "flower-supernode"),)
+    SHELL: Mapping[str, str] = {}  # what else its environment holds
 
     def __init__(self, place: Place) -> None:
         self.place, self.control, self.fleet = place, free_port(), free_port()
@@ -65,7 +67,7 @@ class Deployment:
         return self.place.start(
             *self.SUPERNODE, "--insecure", "--superlink", f"127.0.0.1:{self.fleet}",
             "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", self.node_config(site),
-            log=f"site-{site}.log", ACCORD_HOME=str(self.place.path / f"home-{site}"),
+            log=f"site-{site}.log", ACCORD_HOME=str(self.place.path / f"home-{site}"), **self.SHELL,
         )  # fmt: skip
 
     def accord(self, *words: str, log: str = "accord.log"):
@@ -106,7 +108,7 @@ class Resident(Deployment):
             f'data-path = "sites/{self.file(site).name}"\nstate-dir = "home-{site}"\n'
         )
         return self.place.start(
-            sys.executable, str(ROOT / "accord.py"), "site", str(file), log=f"resident-{site}.log"
+            sys.executable, str(ROOT / "accord.py"), "site", str(file), log=f"resident-{site}.log", **ROUGH
         )
 
     def site_log(self, site: int) -> str:
@@ -117,3 +119,4 @@ class Warm(Resident):
     """And `accord node` for SuperNodes."""
 
     SUPERNODE = (sys.executable, str(ROOT / "accord.py"), "node")
+    SHELL = ROUGH
