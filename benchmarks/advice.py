@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.options import options
+from cli.advice.recommend import ORDER, gain, mean, shown
 from core.types import Json
-from server_app.advice.recommend import ORDER, gain, mean, shown
-from server_app.show import ABSENT, interval, percent
+from server_app.report.formatting import ABSENT, interval, percent
 
 ROOT = Path(__file__).parents[1]
 CONFLICT = ["data.type-weight=6.0", "data.type-differs=0.6"]
@@ -57,7 +57,7 @@ def advised(words: list[str], keep: Path | None) -> Json:
     """advice.json of one `accord advise` in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         parent = Path(tempfile.mkdtemp(prefix="advice-", dir=keep)) if keep else Path(scratch)
-        command = [sys.executable, str(ROOT / "accord.py"), "advise", *words, f"run.dir={parent}"]
+        command = [sys.executable, str(ROOT / "accord"), "advise", *words, f"run.dir={parent}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

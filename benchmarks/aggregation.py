@@ -125,7 +125,7 @@ def ours(clients: int) -> tuple[float, float, float]:
     from core import wire
     from core.tree import norm, unflat
     from core.types import Update
-    from strategies.kit.fold import Mean, Share
+    from strategies.aggregation.fold import Mean, Share
 
     shapes = {f"layer.{i}": (8, NUMBERS // TENSORS // 8) for i in range(TENSORS)}
     like = unflat(torch.zeros(1).expand(NUMBERS), shapes)

@@ -15,7 +15,7 @@ from pathlib import Path
 from scipy.stats import t
 
 from benchmarks.options import options
-from server_app.reading import Run, read_run
+from server_app.report.reading import Run, read_run
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = ("fedavg", "local", "centralized")
@@ -53,7 +53,7 @@ def scores(seed: int, strategy: str, words: list[str]) -> tuple[dict[str, float]
 def federation(words: list[str]) -> Run:
     """One `accord run` in a process of its own, to its end."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "accord.py"), "run", *words, f"run.dir={folder}"]
+        command = [sys.executable, str(ROOT / "accord"), "run", *words, f"run.dir={folder}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

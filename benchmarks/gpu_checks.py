@@ -34,14 +34,16 @@ from core import sections
 from core.plugins import build
 from core.sections import Choice, Config, ModelConfig, TrainConfig
 from core.tree import flat
-from tasks.kit import loop, path, probe
-from tasks.kit.base_model import Base
-from tasks.kit.cache import Cache
-from tasks.kit.logprobs import completion_logps
-from tasks.kit.memory import estimate, shape_of
-from tasks.kit.model import forget, get_adapter, initial_adapter, set_adapter
-from tasks.kit.pack import Fork
-from tasks.kit.reference import reference_logps
+from tasks.forward import packing_choice, probe
+from tasks.forward.logprobs import completion_logps
+from tasks.forward.packing import Fork
+from tasks.forward.reference import reference_logps
+from tasks.forward.setup import forget
+from tasks.model.adapter import get_adapter, initial_adapter, set_adapter
+from tasks.model.base import Base
+from tasks.model.footprint import estimate, shape_of
+from tasks.tokens.cache import Cache
+from tasks.training import loop
 
 FAMILIES = ("llama", "qwen2", "mistral", "gemma2")
 
@@ -104,18 +106,21 @@ def leaks(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
         sample = probe.make_probe(base, base.causal.config.get_text_config().to_dict())
         computed = probe.token_logps(base, sample.forks)
         alone = [probe.token_logps(base, [sequence])[0] for sequence in sample.sequences]
-        noise = max(path.FLOOR, probe.typical(probe.rows_of(computed, sample.lone), alone))
+        noise = max(packing_choice.FLOOR, probe.typical(probe.rows_of(computed, sample.lone), alone))
         leak = leak_of(base, sample)
-        limit = path.LEAK * path.FLOOR  # of dense models, whose rows are computed apart
+        limit = packing_choice.LEAK * packing_choice.FLOOR  # of dense models, whose rows are computed apart
         out.append(Row(f"leak between rows, {name} {dtype}", f"{leak:.1e} nats", leak <= limit))
         if base.packed:
             with shifted(base):
                 planted = leak_of(base, sample)
             figure = f"{planted:.1e} nats, {planted / limit:.0f} times the threshold"
             out.append(Row(f"a planted leak, {name} {dtype}", figure, planted >= 100 * limit))
-        repeated, rest = path.rest_errors(base, sample.forks)
+        repeated, rest = packing_choice.rest_errors(base, sample.forks)
         figure = f"{rest:.1e} nats from the reference, {repeated:.1e} from itself; batched against alone {noise:.1e}"
-        passed = rest <= max(path.REST * noise, path.FLOOR) and repeated <= path.LEAK * noise
+        passed = (
+            rest <= max(packing_choice.REST * noise, packing_choice.FLOOR)
+            and repeated <= packing_choice.LEAK * noise
+        )
         out.append(Row(f"policy at rest in training, {name} {dtype}", figure, passed))
     return out
 
@@ -237,7 +242,7 @@ def speed_of(task: str, folder: Path, device: str, dtype: str, size: Size) -> li
         figure = f"{peak / 1e9:.2f} GB; estimate {bound / 1e9:.2f} GB"
         out.append(Row(f"{task}, peak memory, {dtype}", figure, peak <= bound))
     try:
-        from tasks.kit import trl_engine
+        from tasks.training import trl_engine
     except ModuleNotFoundError as error:
         return [*out, Row(f"{task}, TRL beside it, {dtype}", f"not measured: {error.name} is not installed")]
     base.causal.set_attn_implementation("sdpa")

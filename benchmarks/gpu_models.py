@@ -14,9 +14,10 @@ from transformers.models.qwen2 import Qwen2Config
 
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Example
-from tasks.kit.base_model import Base
-from tasks.kit.model import get_adapter, initial_adapter, load_base, set_adapter
+from tasks.forward.setup import load_base
 from tasks.kto import rotated
+from tasks.model.adapter import get_adapter, initial_adapter, set_adapter
+from tasks.model.base import Base
 
 SEED = 20
 PAD, EOS = 0, 1

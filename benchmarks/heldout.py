@@ -15,9 +15,9 @@ from pathlib import Path
 from core.seeds import seed_for
 from tasks.base import Row
 from tasks.data.base import read
+from tasks.data.clients import partition
+from tasks.data.clients.split import answers_key, prompt_key, split_rows
 from tasks.data.jsonl import Jsonl
-from tasks.kit import partition
-from tasks.kit.split import answers_key, prompt_key, split_rows
 
 SEED, FRACTION = 42, 0.25
 Numbers = tuple[list[int], list[int]]  # of the rows to train on and to hold out

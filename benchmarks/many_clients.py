@@ -44,7 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
-            str(ROOT / "accord.py"),
+            str(ROOT / "accord"),
             "run",
             *SMALL,
             *words,

@@ -21,10 +21,10 @@ from core.errors import AccordError
 from core.sections import Config
 from core.tree import norm, scale
 from core.types import Client, Metrics, ServerState, Update
+from strategies.aggregation.fold import Merged
 from strategies.base import Strategy
-from strategies.kit.fold import Merged
-from tasks.kit.model import initial_adapter
-from tasks.kit.rows import client_rows
+from tasks.data.clients.rows import client_rows
+from tasks.model.adapter import initial_adapter
 
 CLIENTS, HOSTILE = 10, (8, 9)
 ATTACKS = ("none", "flip", "scale")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.products
 
-One thread, float32, CPU time; the two take turns. A ratio above 1 says that oneDNN is faster. tasks/kit/linear.py
+One thread, float32, CPU time; the two take turns. A ratio above 1 says that oneDNN is faster. tasks/model/linear.py
 chooses by processor, and this says whether it chooses right.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from tasks.kit.linear import AVAILABLE, CPUINFO, ENABLED
+from tasks.model.linear import AVAILABLE, CPUINFO, ENABLED
 
 SHAPES = (
     (4000, 288, 768),

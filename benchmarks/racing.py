@@ -20,8 +20,8 @@ from core.config import parse
 from core.sections import Config
 from core.tree import Tree, add
 from core.types import Metrics, Order
-from strategies.kit.grouping import exact
-from tasks.kit.model import initial_adapter
+from strategies.rounds.grouping import exact
+from tasks.model.adapter import initial_adapter
 
 CLIENTS, TYPES = 12, 3
 WORLD: Mapping[str, bool | int | float | str] = {

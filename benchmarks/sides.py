@@ -27,13 +27,15 @@ from trl.trainer import utils as trl_utils
 from core.plugins import build
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Example, Task
-from tasks.kit import linear, loop, trl_engine
-from tasks.kit.base_model import Base
-from tasks.kit.cache import Cache
-from tasks.kit.model import get_adapter, initial_adapter, load_base, set_adapter
-from tasks.kit.reference import reference_logps
-from tasks.kit.stepper import Bend
+from tasks.forward.reference import reference_logps
+from tasks.forward.setup import load_base
 from tasks.kto import rotated
+from tasks.model import linear
+from tasks.model.adapter import get_adapter, initial_adapter, set_adapter
+from tasks.model.base import Base
+from tasks.tokens.cache import Cache
+from tasks.training import loop, trl_engine
+from tasks.training.stepper import Bend
 
 ROWS = {"dpo": 8, "kto": 16, "sft": 16, "selector": 8}  # rows (pairs for dpo, selector) of one optimiser step
 # hidden, intermediate, layers, heads, key-value heads, vocabulary; the head is tied to the embedding

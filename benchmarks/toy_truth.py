@@ -14,8 +14,8 @@ from statistics import fmean
 from benchmarks.baselines import federation
 from benchmarks.options import options
 from core.types import Metrics
-from server_app.reading import Run
-from server_app.stats import PREFERENCE, RIGHT, UTILITY, VALID, first_and_last
+from server_app.report.reading import Run
+from server_app.report.stats import PREFERENCE, RIGHT, UTILITY, VALID, first_and_last
 
 BASE = "base"
 VARIANTS = ("paper", "openfedllm", "flower")

@@ -17,8 +17,8 @@ from tasks.base import Example
 from tasks.data.base import read
 from tasks.data.jsonl import Jsonl
 from tasks.dpo import pairs
-from tasks.kit.encode import Encoder
-from tasks.kit.model import load_tokenizer
+from tasks.pretrained.loading import load_tokenizer
+from tasks.tokens.encode import Encoder
 
 UNCUT = 1_000_000
 Kept = list[tuple[int, int]]  # (prompt, answer) tokens left of each pair's two answers

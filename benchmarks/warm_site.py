@@ -126,7 +126,7 @@ def measure(place: Path, model: str, side: str, rounds: int, clients: int) -> tu
             f"strategy.min-available-nodes={clients}",
         ]
         done = subprocess.run(
-            [sys.executable, str(ROOT / "accord.py"), "run", *WORDS, *words],
+            [sys.executable, str(ROOT / "accord"), "run", *WORDS, *words],
             env=env,
             capture_output=True,
             text=True,
@@ -172,7 +172,7 @@ def deployed(place: Path, model: str, side: str, clients: int) -> Iterator[dict[
         with (place / f"{name}.log").open("wb") as log:
             started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
 
-    accord = [sys.executable, str(ROOT / "accord.py")]
+    accord = [sys.executable, str(ROOT / "accord")]
     try:
         start("superlink", str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port",
               str(control), "--fleet-api-address", f"127.0.0.1:{fleet}")  # fmt: skip

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
-from client_app.crew import site_of
-from client_app.policy.rules import Claim
+from client_app.claim import Claim
 from client_app.site import Node, Site
+from client_app.workers import site_of
 from core import wire
 from core.config import parse
 from core.errors import AccordError, SiteError
-from core.frame import Failure, RecordDict, encode_failure
+from core.framing import Failure, RecordDict, encode_failure
 from core.sections import Config
 from core.types import Json, Order, Scalar, Update
-from tasks.kit.model import loads
+from tasks.forward.setup import loads
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.relay import app_folder, relay
-from core.frame import Failure, encode_failure
+from core.framing import Failure, encode_failure
 
 app = ClientApp()
 
@@ -39,8 +39,8 @@ def _answer(kind: str, message: Message, context: Context) -> RecordDict:
 
 def _embedded(kind: str, message: Message, context: Context) -> RecordDict:
     # seconds, which a relay and Ray's start need not wait for
+    from client_app.failures import unexpected
     from client_app.handle import Claim, Request, handle
-    from client_app.unexpected import unexpected
 
     claim = Claim(str(context.run_id), "", app_folder())
     try:

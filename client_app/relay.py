@@ -13,7 +13,7 @@ import grpc
 
 from core import __version__
 from core.errors import AccordError, ConfigError, SiteError
-from core.frame import Failure, RecordDict, encode_failure, pack, unpack
+from core.framing import Failure, RecordDict, encode_failure, pack, unpack
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from client_app import compare, personal
-from client_app.memory import Memory
+from client_app import comparison, personal_model
+from client_app.private_memory import Memory
 from core.errors import BaseMismatch, ConfigError
 from core.factors import MERGED
 from core.sections import Config, TrainConfig
@@ -17,20 +17,24 @@ from core.seeds import seed_for
 from core.tree import Tree
 from core.types import Json, Metrics, Order, Scalar, Update
 from strategies.base import Strategy
-from strategies.kit.client_rule import FINISH, PERSONAL, ClientRule, Outcome
-from strategies.kit.metrics import SUM
+from strategies.clients.rule import FINISH, PERSONAL, ClientRule, Outcome
+from strategies.rounds.metrics import SUM
 from tasks.base import Example, Row, Task
 from tasks.data.base import Planted
-from tasks.kit import engine, parallel, partition, schedule, truth
-from tasks.kit.base_model import Base
-from tasks.kit.cache import Cache
-from tasks.kit.encode import Encoder
-from tasks.kit.loading import check_length
-from tasks.kit.loop import TrainReport
-from tasks.kit.model import get_adapter, get_private, initial_adapter, load_base, set_adapter
-from tasks.kit.rows import ClientRows, client_rows, forget_tables, stamp
-from tasks.kit.split import answers_key, prompt_key, share_in, split_rows
-from tasks.kit.stepper import PLAIN, Bend
+from tasks.data.clients import partition
+from tasks.data.clients.rows import ClientRows, client_rows, forget_tables, stamp
+from tasks.data.clients.split import answers_key, prompt_key, share_in, split_rows
+from tasks.forward import processes
+from tasks.forward.setup import load_base
+from tasks.model.adapter import get_adapter, get_private, initial_adapter, set_adapter
+from tasks.model.base import Base
+from tasks.pretrained.loading import check_length
+from tasks.scoring import truth
+from tasks.tokens.cache import Cache
+from tasks.tokens.encode import Encoder
+from tasks.training import engine, schedule
+from tasks.training.loop import TrainReport
+from tasks.training.stepper import PLAIN, Bend
 
 MOST_ASIDE = 200  # rows
 
@@ -219,7 +223,7 @@ class Site:
             bend = Bend(correct=rule.pull(order), trains=bend.trains)
             self._fit(base, order, private.get(PERSONAL, before), examples.kept, cfg, bend, "personal")
             kept[PERSONAL] = get_adapter(base)
-        if kept and parallel.leads():
+        if kept and processes.leads():
             memory.save(rnd, kept, recalled=order.recall)
         seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
         sums = {SUM + name: value for name, value in report.sums.items()}
@@ -237,7 +241,7 @@ class Site:
     def evaluate(self, order: Order) -> Update:
         """Score the client's held-out rows with the adapter it would use itself; compare adapters where asked to.
 
-        After the last round a client whose model is its own writes it down (client_app/personal.py).
+        After the last round a client whose model is its own writes it down (client_app/personal_model.py).
         """
         knobs = order.knobs
         kept = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
@@ -245,13 +249,15 @@ class Site:
         beside: Metrics = {}
         if "compare" in knobs:
             trees = self._adapters(base, order, str(knobs["compare"]).split(","))
-            beside |= compare.losses(
+            beside |= comparison.losses(
                 base, self.task, self.parts()[1], trees, knobs, self.config, self.cache, seed=self._data_seed
             )
         if "vote" in knobs:
-            weights = compare.ballots(str(knobs["vote"]))
+            weights = comparison.ballots(str(knobs["vote"]))
             trees = self._adapters(base, order, weights)
-            beside |= compare.vote(base, self.task, self._heldout(), trees, weights, self.config, self.cache)
+            beside |= comparison.vote(
+                base, self.task, self._heldout(), trees, weights, self.config, self.cache
+            )
         order = self._whole(base, order)
         tree, merged = self._rule().scored(order, self._with_parts(base, kept)), order.trees.get(MERGED)
         finish = int(knobs.get(FINISH, 0))
@@ -261,9 +267,9 @@ class Site:
         metrics: Metrics = engine.evaluate(base, self.task, self._heldout(), self.config, self.cache)
         metrics |= self._truth(base, int(knobs["rnd"]))
         last = int(knobs["rnd"]) == self.config.run.num_server_rounds
-        if last and (finish or kept.keys() & {"own", PERSONAL}) and parallel.leads():
-            folder = personal.folder(self.state_dir, str(knobs["run"]), self.node.client)
-            personal.export(base, tree, merged, folder, self.config, metrics.get("combined/lambda"))
+        if last and (finish or kept.keys() & {"own", PERSONAL}) and processes.leads():
+            folder = personal_model.folder(self.state_dir, str(knobs["run"]), self.node.client)
+            personal_model.export(base, tree, merged, folder, self.config, metrics.get("combined/lambda"))
         examples = int(metrics.pop("examples", 0))
         return Update(self.node.client, examples, order.adapter, {}, {**metrics, **beside})
 

@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 
 from core.errors import TreeMismatch
 from core.factors import is_private
-from core.frame import FACTS, Failure, facts_only
+from core.framing import FACTS, Failure, facts_only
 from core.tree import Tree, flat, unflat
 from core.types import Json, Order, Update
 

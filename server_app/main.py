@@ -13,26 +13,27 @@ from core import store
 from core.config import parse
 from core.errors import AccordError, CheckpointError
 from core.factors import MERGED
+from core.flower_patches import shorten_tries
 from core.sections import Config
 from core.types import Json, ServerState
-from core.waits import shorten_tries
-from server_app import console
-from server_app.card import write_card
-from server_app.clients import facts_of, partitions_of
-from server_app.columns import column_lines
-from server_app.reading import names_of
-from server_app.report import write_report
+from server_app.report import console
+from server_app.report.card import write_card
+from server_app.report.clients import facts_of, partitions_of
+from server_app.report.columns import column_lines
+from server_app.report.documents import write_report
+from server_app.report.reading import names_of
 from server_app.rlft.align import Rlft, Selectors
 from server_app.run_folder import RunFolder, provenance
 from server_app.server_files import check_files, eval_prompts
 from strategies.base import Strategy
-from strategies.kit.session import Live
+from strategies.rounds.session import Live
 from tasks.base import Task
-from tasks.kit.base_model import Base
-from tasks.kit.encode import Encoder
-from tasks.kit.generate import Talker
-from tasks.kit.loading import check_length
-from tasks.kit.model import initial_adapter, is_untouched, load_base, save_adapter, set_adapter
+from tasks.forward.setup import load_base
+from tasks.model.adapter import initial_adapter, is_untouched, save_adapter, set_adapter
+from tasks.model.base import Base
+from tasks.pretrained.loading import check_length
+from tasks.scoring.generate import Talker
+from tasks.tokens.encode import Encoder
 
 app = ServerApp()
 

@@ -22,7 +22,7 @@ from core.errors import CheckpointError, ConfigError
 from core.files import read_json
 from core.sections import Config
 from core.types import Json, ServerState
-from server_app.reading import CONFIG, NO_RECORD, asked_for, read_config, read_record
+from server_app.report.reading import CONFIG, NO_RECORD, asked_for, read_config, read_record
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from core.naming import client_label
 from core.sections import LoraConfig, StrategyConfig
 from core.tree import Tree, norm, same_layout
 from core.types import Client, Json, Metrics, Order, ServerState, Update
-from strategies.kit.client_rule import ClientRule
-from strategies.kit.fold import Fold, Mean, Merged, Share
-from strategies.kit.lora import Lora
-from strategies.kit.metrics import SUM, pooled_sums, weighted_mean
-from strategies.kit.session import Exchange, Live, Session, collect, present
-from strategies.kit.weighting import sample
+from strategies.aggregation.fold import Fold, Mean, Merged, Share
+from strategies.aggregation.lora import Lora
+from strategies.clients.rule import ClientRule
+from strategies.rounds.metrics import SUM, pooled_sums, weighted_mean
+from strategies.rounds.session import Exchange, Live, Session, collect, present
+from strategies.rounds.weighting import sample
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from core.tree import add
 from core.types import Client, Metrics, Order, ServerState
+from strategies.aggregation.fold import Merged
 from strategies.base import Strategy
-from strategies.kit.fold import Merged
-from strategies.kit.metrics import weighted_mean
+from strategies.rounds.metrics import weighted_mean
 
 
 @dataclass

@@ -12,9 +12,9 @@ from typing import Self
 from core.errors import ConfigError
 from core.sections import LoraConfig
 from core.types import Order
+from strategies.clients.proximal import pull_to
+from strategies.clients.rule import ClientRule, Correct
 from strategies.fedavg import FedAvg
-from strategies.kit.client_rule import ClientRule, Correct
-from strategies.kit.proximal import pull_to
 
 
 @dataclass

@@ -10,8 +10,8 @@ Deviations: the paper tunes eta and tau for each task; here tau = 0.001 and eta 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from strategies.aggregation.server_opt import ServerOpt, adam, adaptive, flower_adam_correction
 from strategies.fedyogi import FedYogi
-from strategies.kit.server_opt import ServerOpt, adam, adaptive, flower_adam_correction
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 The variants agree: `openfedllm` (sum of w_k y_k) and `flower` compute the same; w_k = n_k / sum n.
 Deviations: LoRA's A and B are averaged as separate tensors, so the mean of the products B A is not the
-product of the means (`lora.aggregation` offers what is, strategies/kit/lora.py); local steps are AdamW where the paper
-has SGD.
+product of the means (`lora.aggregation` offers what is, strategies/aggregation/lora.py); local steps are AdamW
+where the paper has SGD.
 """
 
 from collections import Counter
@@ -15,14 +15,14 @@ from core.errors import ConfigError
 from core.sections import LoraConfig, StrategyConfig
 from core.tree import Tree
 from core.types import Client, Metrics, Order, ServerState, Update
+from strategies.aggregation.fold import Fold, Mean, Merged, Share
+from strategies.aggregation.lora import Lora
+from strategies.aggregation.robust import RULES, Robust, RobustRule
+from strategies.aggregation.server_opt import ServerOpt, known_variant, plain
 from strategies.base import Strategy
-from strategies.kit.client_rule import FINISH, ClientRule
-from strategies.kit.fold import Fold, Mean, Merged, Share
-from strategies.kit.lora import Lora
-from strategies.kit.metrics import weighted_mean
-from strategies.kit.robust import RULES, Robust, RobustRule
-from strategies.kit.server_opt import ServerOpt, known_variant, plain
-from strategies.kit.weighting import WEIGHTINGS, smallest_cohort, weight
+from strategies.clients.rule import FINISH, ClientRule
+from strategies.rounds.metrics import weighted_mean
+from strategies.rounds.weighting import WEIGHTINGS, smallest_cohort, weight
 
 
 @dataclass

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from core.errors import ConfigError
+from strategies.aggregation.server_opt import ServerOpt, momentum
 from strategies.fedavg import FedAvg
-from strategies.kit.server_opt import ServerOpt, momentum
 
 
 @dataclass

@@ -14,11 +14,11 @@ from typing import ClassVar
 from core.errors import ConfigError
 from core.tree import Tree, scale, zip_map
 from core.types import Client, Metrics, Order, ServerState, Update
+from strategies.aggregation.fold import Merged
+from strategies.aggregation.server_opt import ServerOpt, adam, adaptive, momentum, plain
 from strategies.fedavg import FedAvg, move
-from strategies.kit.fold import Merged
-from strategies.kit.metrics import weighted_mean
-from strategies.kit.server_opt import ServerOpt, adam, adaptive, momentum, plain
-from strategies.kit.weighting import weight
+from strategies.rounds.metrics import weighted_mean
+from strategies.rounds.weighting import weight
 
 OWN_RATE = {"plain": 1.0, "momentum": 1.0, "adam": 0.01}
 READS = {"server_momentum": ("momentum",), "tau": ("adam",), "beta_1": ("adam",), "beta_2": ("adam",)}

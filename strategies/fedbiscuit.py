@@ -24,10 +24,10 @@ from core.sections import LoraConfig
 from core.seeds import rng_for
 from core.tree import Tree
 from core.types import Client, Metrics, Order, Scalar, ServerState, Update
+from strategies.aggregation.fold import Merged
+from strategies.clients.rule import ClientRule
 from strategies.fedbis import FedBis
-from strategies.kit.client_rule import ClientRule
-from strategies.kit.fold import Merged
-from strategies.kit.grouping import exact, greedy, join
+from strategies.rounds.grouping import exact, greedy, join
 
 FEDERATED = (
     "separate",

@@ -1,7 +1,7 @@
 """FedPDPO: FedAvg over the LoRA adapter alone; what task.name = "pdpo" adds to a client stays there and is recalled.
 
 Source: the paper's abstract and captions; the rest is a reconstruction (docs/personalisation.md). The server adds
-nothing to FedAvg: no rule lets a private tensor leave a client (strategies/kit/client_rule.py). New clients: one whose
+nothing to FedAvg: no rule lets a private tensor leave a client (strategies/clients/rule.py). New clients: one whose
 first round is not the run's first takes personal-steps on its private parts alone, at the adapter it was given, and
 then trains like the others.
 Deviations: none that can be known.
@@ -10,8 +10,8 @@ Deviations: none that can be known.
 from dataclasses import dataclass, replace
 
 from core.errors import ConfigError
+from strategies.clients.rule import ClientRule
 from strategies.fedavg import FedAvg
-from strategies.kit.client_rule import ClientRule
 
 
 @dataclass

@@ -8,9 +8,9 @@ Deviations: a fixed number of AdamW steps where the paper has an inexact solver 
 from dataclasses import dataclass
 
 from core.errors import ConfigError
+from strategies.clients.proximal import fedprox_rule
+from strategies.clients.rule import ClientRule
 from strategies.fedavg import FedAvg
-from strategies.kit.client_rule import ClientRule
-from strategies.kit.proximal import fedprox_rule
 
 
 @dataclass

@@ -7,10 +7,10 @@ and is scored with its own adapter, where the original trains one chosen client.
 from dataclasses import dataclass
 
 from core.types import Metrics, ServerState
+from strategies.aggregation.fold import Merged
 from strategies.base import Strategy
-from strategies.kit.client_rule import ClientRule
-from strategies.kit.fold import Merged
-from strategies.kit.metrics import weighted_mean
+from strategies.clients.rule import ClientRule
+from strategies.rounds.metrics import weighted_mean
 
 
 def share_nothing(name: str, rnd: int) -> bool:

@@ -20,8 +20,8 @@ from core.factors import is_b
 from core.seeds import torch_rng_for
 from core.tree import flat
 from core.types import Json, Metrics, ServerState, Update
+from strategies.aggregation.fold import Fold, Merged, Trees
 from strategies.fedavg import FedAvg
-from strategies.kit.fold import Fold, Merged, Trees
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """SCAFFOLD: steps corrected by control variates. Karimireddy et al. 2020, Algorithm 1 (arXiv:1910.06378).
 
 x' = x + eta_g mean_k (y_k - x), c' = c + (1/N) sum_k (c_k' - c_k), N being the federation's clients, not the round's.
-The client's half and its two variants are in strategies/kit/scaffold.py; docs/aggregators.md says what quantity is
-controlled and why. flwr 1.39 has no SCAFFOLD, so there is no variant `flower`.
+The client's half and its two variants are in strategies/clients/control_variates.py; docs/aggregators.md says what
+quantity is controlled and why. flwr 1.39 has no SCAFFOLD, so there is no variant `flower`.
 Deviations: paper: with control-variate = "gradients" (the default) c_k' is the mean gradient itself, where option II
 estimates it from plain SGD's steps; openfedllm: the mean of the deltas is weighted by examples, as there.
 """
@@ -15,10 +15,10 @@ import torch
 from core.errors import ConfigError
 from core.tree import Tree, add, scale
 from core.types import Client, Metrics, Order, ServerState, Update
+from strategies.aggregation.fold import Merged, Share
+from strategies.clients.control_variates import CONTROL, scaffold_rule
+from strategies.clients.rule import ClientRule
 from strategies.fedavg import FedAvg
-from strategies.kit.client_rule import ClientRule
-from strategies.kit.fold import Merged, Share
-from strategies.kit.scaffold import CONTROL, scaffold_rule
 
 
 @dataclass

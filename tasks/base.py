@@ -53,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Parts:
-    """Tensors of a client's own behind the body of the base (tasks/kit/personal.py); by default none."""
+    """Tensors of a client's own behind the body of the base (tasks/model/private_parts.py); by default none."""
 
     bottleneck: Literal["", "residual", "gate"] = ""
     width: int = 0  # of the bottleneck; 0: channels / 16, at least 16
@@ -108,7 +108,7 @@ class Task(Protocol):
         return (Stage(steps, everything),)
 
     def examples(self, rows: Sequence[Row], encode: Any) -> list[Example]:
-        """Tokenise canonical rows (encode: tasks.kit.encode.Encoder, which counts or refuses unusable rows)."""
+        """Tokenise canonical rows (encode: tasks.tokens.encode.Encoder, which counts or refuses unusable rows)."""
         ...
 
     def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:

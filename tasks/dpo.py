@@ -22,8 +22,8 @@ from torch.nn.functional import logsigmoid
 from core.errors import ConfigError
 from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
-from tasks.kit.choice import all_certain, certainty, with_confidence
-from tasks.kit.encode import Encoder
+from tasks.tokens.choice import all_certain, certainty, with_confidence
+from tasks.tokens.encode import Encoder
 
 LossType = Literal["sigmoid", "ipo", "hinge"]
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from core.errors import ConfigError
 from core.types import Metrics, Scalar
 from tasks.base import Batch, Example, Row, Task
-from tasks.kit.choice import all_certain, certainty, with_confidence
-from tasks.kit.encode import Encoder
+from tasks.tokens.choice import all_certain, certainty, with_confidence
+from tasks.tokens.encode import Encoder
 
 BAND = (1.0, 4 / 3)  # of w_D n_D : w_U n_U, Eq. 8
 WINDOW = 32  # mismatched rows after which a running reference point has forgotten two thirds of an older one

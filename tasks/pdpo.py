@@ -23,8 +23,8 @@ from core.factors import is_private
 from core.types import Metrics
 from tasks.base import Batch, Example, Parts, Row, Stage, Task
 from tasks.dpo import pairs, reward_metrics
-from tasks.kit.choice import all_certain, certainty, share_right
-from tasks.kit.encode import Encoder
+from tasks.tokens.choice import all_certain, certainty, share_right
+from tasks.tokens.encode import Encoder
 
 Objective = Literal["separate", "margin", "composed"]
 CHOICES = {

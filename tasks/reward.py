@@ -14,16 +14,8 @@ from torch import Tensor
 
 from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
-from tasks.kit.choice import (
-    RATE,
-    Asker,
-    certainty,
-    check_smoothing,
-    cross_entropy,
-    margins,
-    share_right,
-)
-from tasks.kit.encode import Encoder
+from tasks.tokens.choice import RATE, Asker, certainty, check_smoothing, cross_entropy, margins, share_right
+from tasks.tokens.encode import Encoder
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from core.errors import ConfigError
 from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
-from tasks.kit.choice import (
+from tasks.tokens.choice import (
     COMPARE,
     Asker,
     certainty,
@@ -24,7 +24,7 @@ from tasks.kit.choice import (
     margins,
     order_metrics,
 )
-from tasks.kit.encode import Encoder
+from tasks.tokens.encode import Encoder
 
 
 def selector_loss(z: Tensor, p: Tensor, *, antisymmetry: float = 0.0) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
-from tasks.kit.encode import Encoder
+from tasks.tokens.encode import Encoder
 
 
 def sft_loss(logps: Tensor, tokens: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ from pathlib import Path
 from flwr.app import Message
 
 from client_app.site import Node, Site
-from core import frame, wire
+from core import framing, wire
 from core.sections import Config, FaultConfig
 from core.types import ServerState
 from server_app.run_folder import RunFolder
-from strategies.kit.session import Live
-from tasks.kit.model import initial_adapter, load_base
+from strategies.rounds.session import Live
+from tasks.forward.setup import load_base
+from tasks.model.adapter import initial_adapter
 from tests.loopback import Loopback
 
 
@@ -42,7 +43,7 @@ def federate(
                 wire.encode_facts(site.hello(wire.decode_facts(message.content))), reply_to=message
             )
         if away(message):
-            return Message(frame.encode_failure(frame.Failure("Away", "not now")), reply_to=message)
+            return Message(framing.encode_failure(framing.Failure("Away", "not now")), reply_to=message)
         act = site.train if message.metadata.message_type == "train" else site.evaluate
         return Message(wire.encode_update(act(wire.decode_order(message.content))), reply_to=message)
 

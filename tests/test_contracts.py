@@ -11,7 +11,7 @@ import torch
 from core.plugins import build, names, plugin
 from core.types import Client, ServerState, Update
 from strategies.base import Strategy
-from tests.strategies.rounds import merge
+from tests.strategies.simulated_rounds import merge
 
 PACKAGES = ("strategies", "tasks", "tasks.data", "evals")
 ALL = [(package, name) for package in PACKAGES for name in names(package)]

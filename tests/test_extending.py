@@ -5,11 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
+
 BLOCK = re.compile(r"^```\w+ file=(\S+)\n(.*?)^```$", re.M | re.S)
 CONFIG = "[tool.flwr.app.config]\n"
 
@@ -44,7 +44,7 @@ def test_each_example_is_one_file_its_test_and_its_keys(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     listed = subprocess.run(
-        [sys.executable, "accord.py", "list"], cwd=copy, env=env, capture_output=True, text=True
+        [sys.executable, "accord", "list"], cwd=copy, env=env, capture_output=True, text=True
     )
     for name in ("fedsign", "simpo", "tsv", "brevity", "strategy.gamma = 0.001"):
         assert name in listed.stdout, listed.stderr

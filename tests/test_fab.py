@@ -2,15 +2,14 @@
 
 import io
 import zipfile
-from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
+from cli.run.launch import stage
 from core.plugins import names
-from server_app.launch import stage
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = {"core", "strategies", "tasks", "evals", "client_app", "server_app"}
 
 
@@ -22,7 +21,7 @@ def bundle() -> zipfile.ZipFile:
 def test_the_bundle_holds_every_source_file(bundle):
     wanted = {str(p.relative_to(ROOT)) for package in PACKAGES for p in (ROOT / package).rglob("*.py")}
     assert wanted <= set(bundle.namelist())
-    assert "tasks/kit/toy_base/base.json" in bundle.namelist()
+    assert "tasks/toy_base/base.json" in bundle.namelist()
     for package in ("strategies", "tasks", "tasks.data"):
         assert all(f"{package.replace('.', '/')}/{n}.py" in bundle.namelist() for n in names(package))
 

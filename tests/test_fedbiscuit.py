@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-import accord
+from cli.run.request import request
 from client_app.site import Node, Site
 from core.config import parse
 from core.sections import Config
 from core.types import Order
-from server_app.reading import read_run
-from server_app.stats import by_key, headline, purity
-from tasks.kit.choice import margins, share_right
-from tasks.kit.engine import heldout_of
-from tasks.kit.evaluate import choice_batch
-from tasks.kit.model import initial_adapter, load_base, set_adapter
+from server_app.report.reading import read_run
+from server_app.report.stats import by_key, headline, purity
+from tasks.forward.setup import load_base
+from tasks.model.adapter import initial_adapter, set_adapter
+from tasks.scoring.evaluate import choice_batch
+from tasks.tokens.choice import margins, share_right
+from tasks.training.engine import heldout_of
 from tests.sites import federate
 from tests.tiny import random_adapter
 
@@ -196,7 +197,7 @@ def test_groups_are_written_down_and_read_from_json(tmp_path):
 
 def toy(path: Path, *more: str) -> Config:
     """The preset's world, with fewer rows to score."""
-    asked = accord.request(["fedbiscuit-toy.toml", "data.eval-rows-per-client=24", *more])
+    asked = request(["fedbiscuit-toy.toml", "data.eval-rows-per-client=24", *more])
     return parse({**asked.keys, "run.dir": str(path)})
 
 

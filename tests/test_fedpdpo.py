@@ -9,16 +9,17 @@ import torch
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
-from client_app import personal
-from client_app.memory import Memory
+from client_app import personal_model
+from client_app.private_memory import Memory
 from client_app.site import Node, Site
 from core import wire
 from core.config import parse
 from core.factors import is_a, is_b, is_private
 from core.sections import Config
 from core.types import Order
-from tasks.kit import engine
-from tasks.kit.model import initial_adapter, load_base, set_adapter
+from tasks.forward.setup import load_base
+from tasks.model.adapter import initial_adapter, set_adapter
+from tasks.training import engine
 from tests.sites import federate
 
 SMALL = {
@@ -183,7 +184,7 @@ def test_finishing_steps_are_each_clients_own(tmp_path):
     assert records[2]["eval"] == before[2]["eval"]
     assert records[3]["eval"]["mean"]["rewards/margins"] > before[3]["eval"]["mean"]["rewards/margins"]
     site = Site(configured(tmp_path), Node(0, 3, state_dir=str(tmp_path / "own" / "site-10")))
-    place = personal.folder(site.state_dir, "r", 0)
+    place = personal_model.folder(site.state_dir, "r", 0)
     metrics = scored(place, site)
     assert metrics == {n: records[3]["eval"]["clients"]["0"][n] for n in metrics}
 
@@ -230,7 +231,7 @@ def test_fedsa_travels_with_a_and_scores_with_its_own_b(tmp_path):
 
 def scored(place: Path, site: Site) -> dict:
     """Held-out scores of an exported model, read back."""
-    model = personal.load(site.config.model, place)
+    model = personal_model.load(site.config.model, place)
     return engine.evaluate(model.talker.base, site.task, site.rows().heldout, site.config, site.cache)
 
 
@@ -241,11 +242,11 @@ def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
     config = configured(tmp_path, **{**PDPO, **more})
     _, records = federate(config, tmp_path, 3)
     site = Site(config, Node(1, 3, state_dir=str(tmp_path / "site-11")))
-    place = personal.folder(site.state_dir, "r", 1)
+    place = personal_model.folder(site.state_dir, "r", 1)
     want = records[3]["eval"]["clients"]["1"]
     for name, value in scored(place, site).items():
         assert value == pytest.approx(want[name], rel=1e-3, abs=1e-4), name
-    model = personal.load(config.model, place)
+    model = personal_model.load(config.model, place)
     beta, rows = dict(config.task_choice.options)["beta"], site.rows().heldout
     for row in rows[:2]:
         answers = (row["chosen"], row["rejected"])

@@ -5,32 +5,72 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-OURS = {"core", "tasks", "strategies", "evals", "client_app", "server_app", "benchmarks", "tests", "accord"}
+from tests.paths import ROOT
+
+# The packages from the lowest level to the highest: a module imports from its own level and from lower ones.
+# A `base` is the contract of the plugins beside it, which are everything else in their folder.
+LEVELS = (
+    "core",
+    "evals.base",
+    "evals",
+    "strategies.rounds",
+    "strategies.clients",
+    "strategies.aggregation",
+    "strategies.base",
+    "strategies",
+    "tasks.base",
+    "tasks.toy_base",
+    "tasks.pretrained",
+    "tasks.data.reading",
+    "tasks.data.base",
+    "tasks.data",
+    "tasks.data.clients",
+    "tasks.tokens",
+    "tasks",
+    "tasks.model",
+    "tasks.forward",
+    "tasks.scoring",
+    "tasks.training",
+    "client_app",
+    "server_app.report",
+    "server_app.rlft",
+    "server_app",
+    "cli.machine",
+    "cli.run",
+    "cli.check",
+    "cli.advice",
+    "cli.provision",
+    "cli.site.policy",
+    "cli.site",
+    "cli",
+    "accord",
+)
+OURS = {level.split(".")[0] for level in LEVELS} | {"benchmarks", "scripts", "tests"}
 MAY = {
     "core": {"core"},
     "tasks": {"core", "tasks"},
     "strategies": {"core", "strategies"},
-    "evals": {"core", "evals", "tasks"},
+    "evals": {"core", "evals"},
     "client_app": {"core", "tasks", "strategies", "client_app"},
     "server_app": {"core", "tasks", "strategies", "evals", "server_app"},
+    "cli": {"core", "tasks", "strategies", "evals", "client_app", "server_app", "cli"},
+    "accord": {"accord", "cli"},
 }
 ONLY_IN = {
     "flwr": {
-        "core/frame.py",
-        "core/waits.py",
-        "core/wire.py",
-        "strategies/base.py",
-        "strategies/kit/session.py",
+        "cli/site/node.py",
         "client_app/main.py",
-        "client_app/node.py",
+        "core/flower_patches.py",
+        "core/framing.py",
+        "core/wire.py",
         "server_app/main.py",
+        "strategies/base.py",
+        "strategies/rounds/session.py",
     },
     "peft": {
-        "tasks/kit/attach.py",
-        "tasks/kit/base_model.py",
-        "tasks/kit/model.py",
-        "tasks/kit/quantized.py",
+        "tasks/model/attach.py",
+        "tasks/model/base.py",
+        "tasks/model/quantized.py",
     },
 }
 FILES = [p for package in MAY for p in sorted((ROOT / package).rglob("*.py"))]
@@ -53,6 +93,35 @@ def test_imports_point_down(path):
     assert (imports(path) & OURS) <= MAY[package]
 
 
+def modules_imported(path: Path) -> set[str]:
+    """Of ours, by their full names."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+            names |= {
+                full if is_module(full := f"{node.module}.{alias.name}") else node.module
+                for alias in node.names
+            }
+    return names
+
+
+def is_module(name: str) -> bool:
+    place = ROOT.joinpath(*name.split("."))
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
+def level(module: str) -> int:
+    """The level of the longest name that the module's begins with."""
+    fitting = [name for name in LEVELS if f"{module}.".startswith(f"{name}.")]
+    return LEVELS.index(max(fitting, key=len))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_imports_from_no_higher_level(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    assert {name for name in modules_imported(path) if level(name) > level(module)} == set()
+
+
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_framework_stays_at_its_door(library):
     assert {str(p.relative_to(ROOT)) for p in FILES if library in imports(p)} <= ONLY_IN[library]
@@ -61,7 +130,7 @@ def test_a_framework_stays_at_its_door(library):
 def test_datasets_is_imported_under_tasks_data_only():
     """And in the TRL engine, whose trainers take nothing else."""
     users = {str(p.relative_to(ROOT)) for p in FILES if "datasets" in imports(p)}
-    assert all(u.startswith("tasks/data/") or u == "tasks/kit/trl_engine.py" for u in users), users
+    assert all(u.startswith("tasks/data/") or u == "tasks/training/trl_engine.py" for u in users), users
 
 
 def test_no_ignore_line_can_drop_a_source_folder():

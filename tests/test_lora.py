@@ -12,9 +12,10 @@ from core.factors import is_a, is_b, modules
 from core.sections import Config
 from core.types import Client
 from server_app.run_folder import RunFolder
-from tasks.kit.encode import Encoder
-from tasks.kit.generate import Talker
-from tasks.kit.model import initial_adapter, load_base, set_adapter
+from tasks.forward.setup import load_base
+from tasks.model.adapter import initial_adapter, set_adapter
+from tasks.scoring.generate import Talker
+from tasks.tokens.encode import Encoder
 from tests.sites import federate
 
 SMALL = {

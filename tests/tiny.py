@@ -12,8 +12,8 @@ from transformers.models.llama import LlamaConfig
 from transformers.models.mistral import MistralConfig
 
 from core.tree import Tree
-from tasks.kit.base_model import Base
-from tasks.kit.model import get_adapter
+from tasks.model.adapter import get_adapter
+from tasks.model.base import Base
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"

@@ -18,23 +18,25 @@ from core.sections import Config, TrainConfig
 from core.seeds import seed_for
 from core.tree import Tree
 from core.types import Json
-from server_app import console
+from server_app.report import console
 from server_app.rlft.judging import Judge, best_epoch, best_of_n, exhausted, signal, turned
 from server_app.rlft.labelling import ALL, Labels, Target
 from server_app.rlft.prompts import public_prompts
 from tasks.base import Example, Row
 from tasks.data.base import EXTRA, Source
+from tasks.data.clients import partition
 from tasks.dpo import DPO
-from tasks.kit import loop, partition
-from tasks.kit.base_model import Base
-from tasks.kit.cache import Cache
-from tasks.kit.encode import Encoder
-from tasks.kit.evaluate import exact_kl
-from tasks.kit.generate import Talker
-from tasks.kit.jury import Jury
-from tasks.kit.loading import check_length
-from tasks.kit.model import get_adapter, initial_adapter, load_base, save_adapter, set_adapter
-from tasks.kit.stepper import Bend
+from tasks.forward.setup import load_base
+from tasks.model.adapter import get_adapter, initial_adapter, save_adapter, set_adapter
+from tasks.model.base import Base
+from tasks.pretrained.loading import check_length
+from tasks.scoring.evaluate import exact_kl
+from tasks.scoring.generate import Talker
+from tasks.scoring.jury import Jury
+from tasks.tokens.cache import Cache
+from tasks.tokens.encode import Encoder
+from tasks.training import loop
+from tasks.training.stepper import Bend
 
 FREE = ("rlft.epochs", "rlft.patience", "rlft.policy")  # settings under which the parts stay what they are
 POLICY = "policy"

@@ -14,7 +14,7 @@ from core.sections import Choice, Config
 from core.types import Metrics
 from evals.base import Talker
 from tasks.data.base import Planted, Source
-from tasks.kit.votes import How, Verdict, knockout, ranking, vote
+from tasks.scoring.votes import How, Verdict, knockout, ranking, vote
 
 SIGNAL = "signal/score"
 JUDGEMENTS = ("judge/score", "judge/accuracy")  # the one a judge has

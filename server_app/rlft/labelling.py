@@ -15,9 +15,9 @@ from server_app.rlft.prompts import Asked
 from server_app.rlft.stages import greedy, sampled, scored
 from tasks.base import Row
 from tasks.data.base import EXTRA
-from tasks.kit.generate import Sampling, Talker
-from tasks.kit.jury import Jury
-from tasks.kit.votes import Verdict, pairs, vote
+from tasks.scoring.generate import Sampling, Talker
+from tasks.scoring.jury import Jury
+from tasks.scoring.votes import Verdict, pairs, vote
 
 ALL = "population"
 

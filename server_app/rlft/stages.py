@@ -9,8 +9,8 @@ import torch
 from core import store
 from core.seeds import seed_for
 from core.types import Json
-from tasks.kit.generate import Sampling, Talker
-from tasks.kit.jury import Jury, Scores
+from tasks.scoring.generate import Sampling, Talker
+from tasks.scoring.jury import Jury, Scores
 
 CHUNK = 16  # prompts that one selector scores before the next takes its place
 

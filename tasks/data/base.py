@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from core.errors import ConfigError
 from core.types import Json
 from tasks.base import Row
-from tasks.data.kit.columns import (
+from tasks.data.reading.columns import (
     DEMONSTRATION,
     EXTRA,
     KINDS,
@@ -27,8 +27,8 @@ from tasks.data.kit.columns import (
     split_prompt,
     texts_of,
 )
-from tasks.data.kit.places import at_place_of
-from tasks.data.kit.table import Entry, Found, Table, kind_of, tabulate
+from tasks.data.reading.places import at_place_of
+from tasks.data.reading.table import Entry, Found, Table, kind_of, tabulate
 
 __all__ = [
     "DEMONSTRATION", "EXTRA", "KINDS", "PAIR", "THUMB", "BadRow", "ColumnUse", "Entry", "Found", "Table", "kind_of",

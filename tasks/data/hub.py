@@ -13,9 +13,9 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 from core.errors import ConfigError
 from core.types import Json
 from tasks.data.base import BadRow, Found, owner_of
-from tasks.kit.folder import is_path
-from tasks.kit.hub_errors import HUB_ERRORS, Wanted, explain, is_of_hub, offline
-from tasks.kit.snapshot import MAIN, resolve
+from tasks.pretrained.folder import is_path
+from tasks.pretrained.hub_errors import HUB_ERRORS, Wanted, explain, is_of_hub, offline
+from tasks.pretrained.snapshot import MAIN, resolve
 
 READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 

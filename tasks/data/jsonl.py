@@ -7,8 +7,8 @@ from pathlib import Path
 from core.errors import ConfigError
 from core.types import Json
 from tasks.data.base import BadRow, Found, owner_of
-from tasks.data.kit.folders import ENDINGS, WANTED, client_files, one_file, stem, unread
-from tasks.data.kit.lines import numbered_lines, parse
+from tasks.data.reading.folders import ENDINGS, WANTED, client_files, one_file, stem, unread
+from tasks.data.reading.lines import numbered_lines, parse
 
 __all__ = ["ENDINGS", "PLUGIN", "WANTED", "Jsonl", "client_files"]
 

@@ -22,7 +22,7 @@ from core.seeds import rng_for
 from core.types import Json, Scalar
 from tasks.base import Row
 from tasks.data.base import Found
-from tasks.kit.toy_base.language import QUESTIONS, Answer, topics, ways
+from tasks.toy_base.language import QUESTIONS, Answer, topics, ways
 
 FACT, POLITE = 3.0, 1.5
 FACT_DIFFERS = 0.75

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.selection import Cell, cell, fits, same_bytes
-from server_app.reading import read_run
-from tests.server_app.sample import CLIENTS, grouped_record, selector_record, write_run
+from server_app.report.reading import read_run
+from tests.server_app.report.sample import CLIENTS, grouped_record, selector_record, write_run
 
 
 def found(path: Path, strategy: str, **manifest) -> Cell:

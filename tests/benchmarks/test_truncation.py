@@ -5,7 +5,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from benchmarks.truncation import accord, keep_end, keep_start, table
 from tasks.base import Example
-from tasks.kit.encode import Encoder
+from tasks.tokens.encode import Encoder
 from tests import tiny
 
 SIZES = [(3, 4, 9), (12, 5, 2), (25, 3, 8), (4, 40, 6), (19, 1, 1)]  # prompt, chosen, rejected

@@ -12,10 +12,10 @@ from client_app.relay import relay
 from client_app.site import Node, Site
 from core import wire
 from core.config import parse
-from core.frame import FACTS
+from core.framing import FACTS
 from core.types import Order
-from tasks.kit.model import initial_adapter
-from tests.client_app.resident import SMALL, Place
+from tasks.model.adapter import initial_adapter
+from tests.cli.site.resident import SMALL, Place
 from tests.federation.conftest import ROOT, wait_until
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def test_the_clientapp_loads_no_model_library_and_no_configuration():
     ours = {"client_app", "core", "tasks", "strategies", "server_app", "evals"}
     assert not loaded & {"torch", "transformers", "peft", "datasets", "scipy", "core.config"}
     assert {name for name in loaded if name.split(".")[0] in ours} == {
-        "client_app", "client_app.main", "client_app.relay", "core", "core.errors", "core.frame",
+        "client_app", "client_app.main", "client_app.relay", "core", "core.errors", "core.framing",
     }  # fmt: skip
 
 

@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from client_app.memory import Memory
+from client_app.private_memory import Memory
 from client_app.site import Node, Site
 from core.config import parse
 from core.errors import BaseMismatch, ConfigError, DataError, MemoryMissing
 from core.tree import add, scale
 from core.types import Order
 from strategies.base import Strategy
+from strategies.clients.control_variates import scaffold_rule
+from strategies.clients.rule import ClientRule
 from strategies.fedavg import FedAvg
-from strategies.kit.client_rule import ClientRule
-from strategies.kit.scaffold import scaffold_rule
-from tasks.kit import engine
-from tasks.kit.model import initial_adapter, loads
+from tasks.forward.setup import loads
+from tasks.model.adapter import initial_adapter
+from tasks.training import engine
 
 SMALL = {"data.rows-per-client": 12, "data.eval-rows-per-client": 6, "train.local-steps": 2}
 

@@ -1,6 +1,5 @@
 import tomllib
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
@@ -9,13 +8,14 @@ from core.config import CHOOSERS, FITTED, defaults, parse
 from core.errors import ConfigError
 from core.plugins import knobs, names, plugin
 from core.sections import SECTIONS
+from tests.paths import ROOT
 
 RLFT = {"task.name": "reward", "rlft.epochs": 1}
 PLUGINS = {**CHOOSERS, "eval": ("eval.benchmarks", "evals")}
 
 
 def test_the_version_is_said_twice_alike():
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__
 
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from server_app.provision.federation import read_federation
-from server_app.provision.kits import provision
+from cli.provision.federation import read_federation
+from cli.provision.kits import provision
 from tests.docker.engine import LONG_S, SITES, USER, Engine, Project, below, compose_file, one_run
 from tests.federation.conftest import ROOT, free_port, timeless, wait_until
 from tests.federation.test_deployment import rows
@@ -125,11 +125,13 @@ def test_no_layer_of_the_image_holds_a_secret(engine, image):
         "run", "--rm", image, "find", "/opt/accord", "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\n"
     ).split()
     code = {
-        "accord.py",
+        "accord",
+        "cli",
         "client_app",
         "core",
         "docker",
         "evals",
+        "hatch_build.py",
         "presets",
         "server_app",
         "strategies",

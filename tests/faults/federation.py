@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 
-from server_app.words import request
+from cli.run.request import request
 from tests.loopback import Loopback
 
 CLIENTS = 3

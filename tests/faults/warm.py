@@ -11,7 +11,7 @@ import client_app.main  # noqa: E402, F401
 import server_app.main  # noqa: E402, F401
 from core.plugins import names, plugin  # noqa: E402
 from core.sections import LoraConfig, ModelConfig  # noqa: E402
-from tasks.kit.model import load_base  # noqa: E402
+from tasks.forward.setup import load_base  # noqa: E402
 from tests.faults import federation  # noqa: E402, F401
 
 for package in ("tasks", "strategies"):

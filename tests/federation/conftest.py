@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.paths import ROOT
 from tests.shared import once
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ROUGH = {  # what a shell may hold and no command of Accord may stumble over
     "http_proxy": "http://127.0.0.1:9",
@@ -67,7 +67,7 @@ class Place:
     def accord(
         self, *words: str, timeout: float = 240, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "accord.py"), *words]
+        command = [sys.executable, str(ROOT / "accord"), *words]
         env = {**self.env, **ROUGH}
         done = subprocess.run(
             command, cwd=self.path, env=env, capture_output=True, text=True, timeout=timeout

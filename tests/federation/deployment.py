@@ -72,7 +72,7 @@ class Deployment:
 
     def accord(self, *words: str, log: str = "accord.log"):
         """`accord` against this deployment, in the background."""
-        command = [sys.executable, str(ROOT / "accord.py"), *words, "federation.superlink=deployment"]
+        command = [sys.executable, str(ROOT / "accord"), *words, "federation.superlink=deployment"]
         return self.place.start(*command, log=log)
 
     def run(self, **words: object):
@@ -108,7 +108,7 @@ class Resident(Deployment):
             f'data-path = "sites/{self.file(site).name}"\nstate-dir = "home-{site}"\n'
         )
         return self.place.start(
-            sys.executable, str(ROOT / "accord.py"), "site", str(file), log=f"resident-{site}.log", **ROUGH
+            sys.executable, str(ROOT / "accord"), "site", str(file), log=f"resident-{site}.log", **ROUGH
         )
 
     def site_log(self, site: int) -> str:
@@ -118,5 +118,5 @@ class Resident(Deployment):
 class Warm(Resident):
     """And `accord node` for SuperNodes."""
 
-    SUPERNODE = (sys.executable, str(ROOT / "accord.py"), "node")
+    SUPERNODE = (sys.executable, str(ROOT / "accord"), "node")
     SHELL = ROUGH

@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 
-from server_app.advice.arms import ARMS, is_finished, open_folder, run_arms, run_of
-from server_app.advice.recommend import FEDPDPO, ORDER
-from server_app.launch import tell_how_it_ended
-from server_app.reading import ASKED
-from server_app.stream import Stream
-from server_app.words import FEDERATION, Request, request
+from cli.advice.arms import ARMS, is_finished, open_folder, run_arms, run_of
+from cli.advice.recommend import FEDPDPO, ORDER
+from cli.run.launch import tell_how_it_ended
+from cli.run.request import Request, request
+from cli.run.stream import Stream
+from server_app.report.commands import FEDERATION
+from server_app.report.reading import ASKED
 from tests.faults.federation import start
 from tests.federation.conftest import SMALL, metrics_of
-from tests.server_app.sample import dpo_record, write_run
+from tests.server_app.report.sample import dpo_record, write_run
 
 pytestmark = pytest.mark.slow
 

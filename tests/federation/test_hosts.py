@@ -81,7 +81,7 @@ def test_the_guide_is_what_it_says(reader, place):
         (data / f"{n}.jsonl").write_text(rows(n))
     words = [word for word in words if not word.startswith(("federation.", "model.name="))]
     words = ["run", *words, f"data.path={data}", "federation.num-supernodes=3"]
-    simulation = place.start(sys.executable, str(ROOT / "accord.py"), *words, log="simulation.log")
+    simulation = place.start(sys.executable, str(ROOT / "accord"), *words, log="simulation.log")
 
     step = re.sub(r" model\.name=\S+", "", reader.until("accord run"))  # the toy model: no host has a network
     reader.hosts.run("server", step, timeout=900)

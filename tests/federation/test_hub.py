@@ -56,7 +56,7 @@ class OnHub(Resident):
             f'state-dir = "home-{site}"\n'
         )
         return self.place.start(
-            sys.executable, str(ROOT / "accord.py"), "site", str(file), log=f"resident-{site}.log",
+            sys.executable, str(ROOT / "accord"), "site", str(file), log=f"resident-{site}.log",
             ACCORD_HOME=str(home), HF_HOME=str(home / "hf"),
         )  # fmt: skip
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cli.run.launch import stage
 from client_app.relay import ask
 from core import wire
 from core.errors import SiteError
 from core.types import Order
-from server_app.launch import stage
-from tests.client_app.lab import BASE, facts_of, message, order, refused
+from tests.cli.site.lab import BASE, facts_of, message, order, refused
 from tests.faults.federation import run_of
 from tests.federation.conftest import BIN, ROOT, Place
 from tests.federation.deployment import LONG_S, SITES, WORDS, Warm
@@ -81,7 +81,7 @@ def start_site(place: Place, site: int, rows_at: str):
         f'address = "unix:{site}.sock"\npartition-id = {site}\nnum-partitions = {SITES}\npolicy = "policy.toml"\n'
         f'data-path = "{rows_at}"\nstate-dir = "home-{site}"\nmax-message-mb = 1\n'
     )
-    return place.start(sys.executable, str(ROOT / "accord.py"), "site", str(file), log=f"resident-{site}.log")
+    return place.start(sys.executable, str(ROOT / "accord"), "site", str(file), log=f"resident-{site}.log")
 
 
 @pytest.fixture(autouse=True)

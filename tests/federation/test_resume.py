@@ -17,7 +17,7 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(place, words):
     words = [*SMALL, *words, "run.num-server-rounds=6"]
     there = whole(words, place.path / "whole")
     process = place.start(
-        sys.executable, str(ROOT / "accord.py"), "run", *words, "run.dir=killed", log="killed.log"
+        sys.executable, str(ROOT / "accord"), "run", *words, "run.dir=killed", log="killed.log"
     )
     checkpoints = lambda: list((place.path / "killed").glob("*/checkpoints/00002/facts.json"))  # noqa: E731
     wait_until(checkpoints, 200)

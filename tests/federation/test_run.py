@@ -106,7 +106,7 @@ LOAD = {
 import sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from tasks.kit import toy_base
+from tasks import toy_base
 base = AutoModelForCausalLM.from_pretrained(toy_base.folder(), dtype=torch.float32)
 model = PeftModel.from_pretrained(base, sys.argv[1]).eval()
 torch.save(model(torch.arange(3, 13)[None]).logits.detach(), sys.argv[2])
@@ -116,7 +116,8 @@ import sys, torch
 from pathlib import Path
 from core import store
 from core.sections import LoraConfig, ModelConfig
-from tasks.kit.model import load_base, set_adapter
+from tasks.forward.setup import load_base
+from tasks.model.adapter import set_adapter
 base = load_base(ModelConfig(), LoraConfig())
 trees, _ = store.load(store.round_folder(Path(sys.argv[1]) / "checkpoints", 3))
 set_adapter(base, trees["adapters/global"])
@@ -195,7 +196,7 @@ def test_a_preset_is_merged_with_overrides(place):
 
 
 def test_sigterm_stops_the_superlink_and_says_so(place):
-    process = place.start(sys.executable, str(ROOT / "accord.py"), "run", log="run.log")
+    process = place.start(sys.executable, str(ROOT / "accord"), "run", log="run.log")
     wait_until(lambda: "memory" in (place.path / "run.log").read_text(), 60)
     wait_until(lambda: len(place.alive()) > 1, 60)
     process.send_signal(signal.SIGTERM)

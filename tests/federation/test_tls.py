@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server_app.provision.federation import read_federation
-from server_app.provision.kits import provision
+from cli.provision.federation import read_federation
+from cli.provision.kits import provision
 from tests.faults.federation import files, whole
 from tests.federation.conftest import ROOT, Place, free_port, metrics_of, wait_until
 from tests.federation.test_deployment import rows
@@ -39,7 +39,7 @@ class Started:
 
     def __init__(self, place: Place, kit: Path, *words: str) -> None:
         self.log = place.path / f"{kit.name}-{words[0]}.log"
-        self.process = place.start(sys.executable, str(ROOT / "accord.py"), *words, log=self.log.name)
+        self.process = place.start(sys.executable, str(ROOT / "accord"), *words, log=self.log.name)
 
     def said(self) -> str:
         return self.log.read_text()

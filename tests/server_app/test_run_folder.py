@@ -6,15 +6,15 @@ import shutil
 import pytest
 import torch
 
+from cli.run.request import request
 from core.config import parse
 from core.errors import CheckpointError, ConfigError, DataError
 from core.types import ServerState
-from server_app.card import card
 from server_app.main import Run
-from server_app.reading import read_run
+from server_app.report.card import card
+from server_app.report.formatting import state as state_of
+from server_app.report.reading import read_run
 from server_app.run_folder import RunFolder
-from server_app.show import state as state_of
-from server_app.words import request
 from tests.core.test_store import no_file_above
 
 

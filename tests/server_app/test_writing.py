@@ -2,10 +2,10 @@
 
 import pytest
 
-from server_app.reading import read_run
-from server_app.show import degenerate, verdict
-from server_app.stats import by_key, headline
-from tests.server_app.sample import dpo_record, dpo_run, write_run
+from server_app.report.formatting import degenerate, verdict
+from server_app.report.reading import read_run
+from server_app.report.stats import by_key, headline
+from tests.server_app.report.sample import dpo_record, dpo_run, write_run
 
 FINE = "the red bird is kind and sings a song"
 STUCK = "the bird the bird the bird the bird the bird"

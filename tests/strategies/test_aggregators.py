@@ -10,9 +10,8 @@ from core.errors import ConfigError
 from core.plugins import build
 from core.types import ServerState, Update
 from tests.loopback import Loopback
-from tests.strategies.rounds import VECTORS, close, merge, tree64, vector
+from tests.strategies.simulated_rounds import close, merge, tree64, vector
 
-needs_vectors = pytest.mark.skipif(not VECTORS.exists(), reason="the reference vectors are not here")
 X = {
     "lora_A": torch.tensor([[0.5, -1.0]], dtype=torch.float64),
     "lora_B": torch.zeros(2, 1, dtype=torch.float64),
@@ -30,7 +29,6 @@ def keys_of(name: str, hyper: dict) -> dict:
     }[name]  # fmt: skip
 
 
-@needs_vectors
 @pytest.mark.parametrize(
     ("entry", "name", "variant"),
     [(f"agg_{n}_default", n, "openfedllm") for n in ("fedavg", "fedavgm", "fedadagrad", "fedyogi", "fedadam")]

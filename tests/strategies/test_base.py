@@ -9,13 +9,13 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from core import frame, wire
+from core import framing, wire
 from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.sections import FaultConfig
 from core.types import Update
 from strategies.fedavg import FedAvg
-from strategies.kit import session
-from strategies.kit.session import Live
+from strategies.rounds import session
+from strategies.rounds.session import Live
 from tests.loopback import Loopback
 
 X = {"w": torch.zeros(2)}
@@ -126,7 +126,7 @@ def leaking(message, update):
         (lambda m, u: None, "no answer within 0.3 s"),
         (lambda m, u: Message(Error(0, "boom"), reply_to=m), "Flower: boom"),
         (
-            lambda m, u: Message(frame.encode_failure(frame.Failure("DataError", "row 3")), reply_to=m),
+            lambda m, u: Message(framing.encode_failure(framing.Failure("DataError", "row 3")), reply_to=m),
             "DataError: row 3",
         ),
         (reply(delta(w=torch.tensor([math.nan, 0.0]))), "delta holds NaN or Inf"),
@@ -228,7 +228,9 @@ def test_a_hello_that_lies_is_refused(lie, reason):
 def refusing(node, message):
     """Client 1's site lets nobody train under this app."""
     if node == 11:
-        return Message(frame.encode_failure(frame.Failure("PolicyRefused", "not this app")), reply_to=message)
+        return Message(
+            framing.encode_failure(framing.Failure("PolicyRefused", "not this app")), reply_to=message
+        )
     return answer(node, message)
 
 

@@ -4,7 +4,7 @@ from core.types import Client, Update
 from strategies.centralized import Centralized
 from strategies.fedavg import FedAvg
 from strategies.local import Local
-from tests.strategies.rounds import merge
+from tests.strategies.simulated_rounds import merge
 
 X = {"w": torch.tensor([1.0, 2.0])}
 

@@ -6,7 +6,7 @@ import torch
 from core.errors import ConfigError
 from core.types import Client, ServerState, Update
 from strategies.fedbis import FedBis
-from tests.strategies.rounds import merge
+from tests.strategies.simulated_rounds import merge
 
 HELD = {"0": 40, "1": 30, "2": 20, "3": 10}
 D = [0.4, -1.0, 2.0, 3.0]

@@ -1,6 +1,5 @@
 """FedBiscuit's orders, groups and steps; the vectors are the reference's own runs and the repaired rules."""
 
-import json
 from collections import Counter
 from dataclasses import replace
 
@@ -12,12 +11,11 @@ from core.sections import LoraConfig
 from core.seeds import rng_for
 from core.types import Client, Order, ServerState, Update
 from server_app.run_folder import RunFolder
+from strategies.clients.rule import PLAIN
 from strategies.fedbiscuit import FedBiscuit
-from strategies.kit.client_rule import PLAIN
-from tests.strategies.rounds import VECTORS, close, merge, tree64
+from tests.strategies.simulated_rounds import close, merge, tree64
+from tests.vectors import FEDBISCUIT
 
-FILE = VECTORS.with_name("fedbiscuit.json")
-needs_vectors = pytest.mark.skipif(not FILE.exists(), reason="the reference vectors are not here")
 NAMES = ["c0", "c1", "c2"]
 LAYOUT = {"l.lora_A.weight": torch.zeros(2, 3), "l.lora_B.weight": torch.zeros(3, 2)}
 EVERYONE = [Client(c, 10 + c) for c in range(12)]
@@ -55,10 +53,9 @@ RULES = [
 ]
 
 
-@needs_vectors
 @pytest.mark.parametrize(("entry", "options", "first"), RULES)
 def test_the_vectors(entry, options, first):
-    document = json.loads(FILE.read_text())["eq8_aggregation"]
+    document = FEDBISCUIT["eq8_aggregation"]
     sizes, groups = document["n_samples"], document["group_of_client"]
 
     def selectors(flat: dict) -> dict:
@@ -83,10 +80,9 @@ def test_the_vectors(entry, options, first):
                 assert all(t.equal(before.adapters[name][n]) for n, t in state.adapters[name].items())
 
 
-@needs_vectors
 def test_the_expected_step_of_a_round():
     """Over the selectors the gains of any one round add up to A/M with eq8 and to 1 with ma."""
-    for case in json.loads(FILE.read_text())["eq8_effective_step"]["cases"]:
+    for case in FEDBISCUIT["eq8_effective_step"]["cases"]:
         clients = [Client(c, 1) for c in range(case["M"])]
         names = [f"c{u}" for u in range(case["U"])]
         asked = rng_for(0, "asked").sample(clients, case["A"])

@@ -7,10 +7,10 @@ from core.config import parse
 from core.errors import ConfigError
 from core.plugins import build, names
 from core.types import Client, Order
+from strategies.clients.rule import FINISH, ClientRule, Outcome
 from strategies.ditto import Ditto
 from strategies.fedavg import FedAvg
 from strategies.fedpdpo import FedPDPO
-from strategies.kit.client_rule import FINISH, ClientRule, Outcome
 from tests.test_contracts import start
 
 NAMES = ("l.lora_A.weight", "l.lora_B.weight", "private.head.left")

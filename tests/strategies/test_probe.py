@@ -5,7 +5,7 @@ from core.errors import ConfigError
 from core.types import ServerState, Update
 from strategies.fedavg import FedAvg
 from strategies.probe import Probe
-from tests.strategies.rounds import close, merge
+from tests.strategies.simulated_rounds import close, merge
 
 
 def start(entries: int) -> ServerState:

@@ -8,7 +8,7 @@ import torch
 from core.errors import ConfigError
 from core.plugins import build
 from core.types import Client, ServerState, Update
-from tests.strategies.rounds import VECTORS, close, merge, tree64, vector
+from tests.strategies.simulated_rounds import close, merge, tree64, vector
 
 
 def controlled(strategy, x, clients: int) -> ServerState:
@@ -16,7 +16,6 @@ def controlled(strategy, x, clients: int) -> ServerState:
     return replace(state, facts={"clients": clients})
 
 
-@pytest.mark.skipif(not VECTORS.exists(), reason="the reference vectors are not here")
 def test_three_rounds_of_the_reference():
     """The clients' local models and control changes are the vector's; the server makes x and c of them."""
     document = vector("scaffold_3rounds_sgd")

@@ -1,9 +1,7 @@
 """DPO's losses: the published vectors, hand numbers, signs."""
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +9,9 @@ import torch
 from core.errors import ConfigError
 from tasks.base import Batch, Example
 from tasks.dpo import DPO, dpo_loss
-from tasks.kit.encode import Encoder
+from tasks.tokens.encode import Encoder
 from tests import tiny
-
-VECTORS = Path(__file__).parents[2] / "../shared/spec/vectors/openfedllm.json"
+from tests.vectors import OPENFEDLLM
 
 
 def batch(chosen, rejected, ref_chosen, ref_rejected, tokens=None) -> Batch:
@@ -32,10 +29,9 @@ def batch(chosen, rejected, ref_chosen, ref_rejected, tokens=None) -> Batch:
     )
 
 
-@pytest.mark.skipif(not VECTORS.is_file(), reason="the reference vectors are not part of the repository")
 def test_the_published_vectors() -> None:
     """Values, rewards and gradients of `dpo_loss`, to 1e-12; the tie of the last row counts as wrong."""
-    vector = json.loads(VECTORS.read_text())["dpo_loss"]
+    vector = OPENFEDLLM["dpo_loss"]
     given, want = vector["inputs"], vector["outputs"]
     seen = batch(given["pc"], given["pr"], given["rc"], given["rr"])
     loss, metrics = DPO(beta=given["beta"]).loss(seen)

@@ -1,6 +1,5 @@
 """KTO: the published vectors, pairings without fixed points, pooled weights, and a reference point at batch size 1."""
 
-import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -15,23 +14,21 @@ from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Batch, Example
 from tasks.data.base import thumbs as thumbs_of
-from tasks.kit.base_model import Base
-from tasks.kit.cache import Cache
-from tasks.kit.encode import Encoder
-from tasks.kit.logprobs import completion_logps
-from tasks.kit.loop import train
-from tasks.kit.model import load_base, reference, set_adapter
+from tasks.forward.logprobs import completion_logps
+from tasks.forward.modes import reference
+from tasks.forward.setup import load_base
 from tasks.kto import KTO, class_weights, deranged, kto_loss, rotated
+from tasks.model.adapter import set_adapter
+from tasks.model.base import Base
+from tasks.tokens.cache import Cache
+from tasks.tokens.encode import Encoder
+from tasks.training.loop import train
 from tests import tiny
-
-VECTORS = Path(__file__).parents[2] / "../shared/spec/vectors/openfedllm.json"
-needs_vectors = pytest.mark.skipif(
-    not VECTORS.is_file(), reason="the reference vectors are not part of the repository"
-)
+from tests.vectors import OPENFEDLLM
 
 
 def vectors(key: str):
-    return json.loads(VECTORS.read_text())[key]
+    return OPENFEDLLM[key]
 
 
 def batch(ratios, labels, kl_ratios=(), **options) -> Batch:
@@ -45,7 +42,6 @@ def batch(ratios, labels, kl_ratios=(), **options) -> Batch:
     return Batch(examples, logps, zeros(logps), counts, index, kl, zeros(kl), **options)
 
 
-@needs_vectors
 @pytest.mark.parametrize(
     "case", ["positive_kl", "negative_kl_clamped_to_0", "weighted_desirable_3", "only_undesirable_in_batch"]
 )
@@ -85,7 +81,6 @@ def row(prompt: int, completion: int, label: bool = True) -> Example:
     return Example((1, prompt), ((completion, 2),), label)
 
 
-@needs_vectors
 def test_rotation_is_trls() -> None:
     vector = vectors("kto_kl_pairing_trl116")
     rows = [row(10 + i, 20 + i) for i in range(4)]
@@ -299,7 +294,7 @@ def test_pairs_stay_fixed_over_rounds(base: Base, tmp_path: Path, monkeypatch: p
     rows = thumbs(6)
     cfg = TrainConfig(local_steps=1, per_device_batch_size=6, max_length=32)
     train(base, KTO(), rows, cfg, seed=1, data_seed=5, cache=Cache(tmp_path))
-    monkeypatch.setattr("tasks.kit.reference.completion_logps", None)  # calling it would fail
+    monkeypatch.setattr("tasks.forward.reference.completion_logps", None)  # calling it would fail
     train(base, KTO(), rows, cfg, seed=2, data_seed=5, cache=Cache(tmp_path))
     with pytest.raises(TypeError):
         train(base, KTO(), rows, cfg, seed=2, data_seed=6, cache=Cache(tmp_path))

@@ -18,13 +18,14 @@ from trl.trainer.sft_trainer import SFTTrainer
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from core.tree import Tree
 from tasks.dpo import DPO
-from tasks.kit.base_model import Base
-from tasks.kit.encode import Encoder
-from tasks.kit.loop import train
-from tasks.kit.model import load_base, save_adapter, set_adapter
-from tasks.kit.stepper import Bend
+from tasks.forward.setup import load_base
 from tasks.kto import KTO, rotated
+from tasks.model.adapter import save_adapter, set_adapter
+from tasks.model.base import Base
 from tasks.sft import SFT
+from tasks.tokens.encode import Encoder
+from tasks.training.loop import train
+from tasks.training.stepper import Bend
 from tests import tiny
 
 WORDS = ("tea", "a long walk", "rain", "the old bridge at noon", "no", "maybe 42!")

@@ -1,9 +1,7 @@
 """PDPO's objectives: the reconstruction's vectors, hand numbers, gradients, what is refused."""
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +9,10 @@ import torch
 from core.errors import ConfigError
 from tasks.base import Batch, Example, Parts
 from tasks.dpo import DPO
-from tasks.kit.encode import Encoder
 from tasks.pdpo import PDPO, pdpo_loss
+from tasks.tokens.encode import Encoder
 from tests import tiny
-
-VECTORS = Path(__file__).parents[2] / "../shared/spec/vectors/fedbiscuit.json"
+from tests.vectors import FEDBISCUIT
 
 
 def batch(given: dict, *, explicit: bool = True) -> Batch:
@@ -40,10 +37,9 @@ HAND = {
 }
 
 
-@pytest.mark.skipif(not VECTORS.is_file(), reason="the reference vectors are not part of the repository")
 def test_the_vectors() -> None:
     """Eleven printed digits."""
-    vector = json.loads(VECTORS.read_text())["fedpdpo_reconstruction"]
+    vector = FEDBISCUIT["fedpdpo_reconstruction"]
     margin = {"objective": "margin", "kappa": 0.3, "explicit_weight": 1.0}
     wanted = [(margin, "V4_L_adaptive_margin_kappa0.3")]
     for weight in (0.1, 0.5, 1.0):

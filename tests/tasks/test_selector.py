@@ -1,9 +1,7 @@
 """The selector: the published loss, its gradient, both orders, and equality with a plain forward pass."""
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,20 +11,20 @@ from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Batch, Example
 from tasks.data.base import Found, canonical
-from tasks.kit.base_model import Base
-from tasks.kit.choice import calibration_error, margins
-from tasks.kit.encode import Encoder
-from tasks.kit.evaluate import choice_batch, evaluate
-from tasks.kit.head import Head
-from tasks.kit.loop import train
-from tasks.kit.model import get_adapter, initial_adapter, load_base, set_adapter
-from tasks.kit.stepper import Bend
+from tasks.forward.setup import load_base
+from tasks.model.adapter import get_adapter, initial_adapter, set_adapter
+from tasks.model.base import Base
+from tasks.model.head import Head
 from tasks.reward import Reward
+from tasks.scoring.evaluate import choice_batch, evaluate
 from tasks.selector import Selector, selector_loss
+from tasks.tokens.choice import calibration_error, margins
+from tasks.tokens.encode import Encoder
+from tasks.training.loop import train
+from tasks.training.stepper import Bend
 from tests import tiny
+from tests.vectors import FEDBISCUIT
 
-VECTORS = Path(__file__).parents[2] / "../shared/spec/vectors/fedbiscuit.json"
-needs_vectors = pytest.mark.skipif(not VECTORS.is_file(), reason="the vectors are not part of the repository")
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": "Right " * (1 + i % 3), "rejected": f"Wrong {i}"} for i in range(6)
 ]
@@ -54,10 +52,9 @@ def examples(base: Base, task=None, rows=ROWS, length: int = 400) -> list[Exampl
     return (task or Selector()).examples(rows, Encoder(base.tokenizer, "auto", length))
 
 
-@needs_vectors
 def test_the_published_loss_and_its_gradient() -> None:
     """Restricted cross-entropy: values to 1e-9 in float64, and no gradient but in the two letters' columns."""
-    vector = json.loads(VECTORS.read_text())["restricted_choice_ce"]
+    vector = FEDBISCUIT["restricted_choice_ce"]
     logits = torch.tensor(vector["logits"], dtype=torch.float64, requires_grad=True)
     a, b = vector["choice_ids"]
     kept = vector["kept"]
@@ -193,10 +190,9 @@ def test_a_pair_without_room_moves_no_label(base: Base) -> None:
     assert not all(t.equal(start[n]) for n, t in get_adapter(base).items())
 
 
-@needs_vectors
 def test_shp_labels_point_the_right_way(base: Base) -> None:
     """SHP: labels == 1 means that A is preferred; in the order of the row the answer to the comparison is A."""
-    vector = json.loads(VECTORS.read_text())["bug_shp_label_inverted"]
+    vector = FEDBISCUIT["bug_shp_label_inverted"]
     row = vector["row"]
     pair = canonical(Found("row 0", {"history": "History", **row}))
     (example,) = examples(base, rows=[pair])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tasks.base import Batch, Example
-from tasks.kit.encode import Encoder
 from tasks.sft import SFT, sft_loss
+from tasks.tokens.encode import Encoder
 from tests import tiny
 
 

@@ -13,7 +13,8 @@ from core import store
 from core.config import parse
 from core.errors import DataError
 from server_app.rlft.align import Rlft, Selectors
-from tasks.kit.model import initial_adapter, load_base, set_adapter
+from tasks.forward.setup import load_base
+from tasks.model.adapter import initial_adapter, set_adapter
 from tests import tiny
 
 SMALL = {

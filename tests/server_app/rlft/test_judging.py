@@ -6,7 +6,7 @@ import torch
 from core.config import parse
 from core.errors import ConfigError
 from server_app.rlft.judging import Candidates, Judge, best_epoch, best_of_n, exhausted, signal, turned
-from tasks.kit.votes import vote
+from tasks.scoring.votes import vote
 
 REWARD = {"task.name": "reward", "rlft.epochs": 1}
 UTILITY = {

@@ -5,11 +5,11 @@ import torch
 
 from core.sections import LoraConfig, ModelConfig
 from server_app.rlft.stages import greedy, sampled, scored
-from tasks.kit.encode import Encoder
-from tasks.kit.generate import Sampling, Talker
-from tasks.kit.jury import Jury
-from tasks.kit.model import load_base
+from tasks.forward.setup import load_base
+from tasks.scoring.generate import Sampling, Talker
+from tasks.scoring.jury import Jury
 from tasks.selector import Selector
+from tasks.tokens.encode import Encoder
 from tests import tiny
 
 PROMPTS = ["One?", "Two?", "Three?", "Four?"]

@@ -1,6 +1,4 @@
-import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -21,9 +19,8 @@ from tasks.data.base import (
     thumbs,
     view,
 )
+from tests.vectors import OPENFEDLLM
 
-VECTORS = Path(__file__).parents[4] / "shared/spec/vectors/openfedllm.json"
-needs_vectors = pytest.mark.skipif(not VECTORS.exists(), reason="the shared vectors are not here")
 USER, GOOD, BAD = (
     {"role": role, "content": text}
     for role, text in (("user", "q"), ("assistant", "good"), ("assistant", "bad"))
@@ -119,10 +116,9 @@ def test_a_conversation_that_goes_on_keeps_its_answer():
     assert split_prompt(more[:2], more) == ([USER], [GOOD], [GOOD, USER, BAD])
 
 
-@needs_vectors
 def test_no_answer_of_the_recorded_transcripts_loses_a_character():
     """The inputs of the vector hh_rlhf_split, whose outputs record the fault; here prompt + answer = transcript."""
-    rows = json.loads(VECTORS.read_text())["hh_rlhf_split"]["inputs"]["rows"]
+    rows = OPENFEDLLM["hh_rlhf_split"]["inputs"]["rows"]
     for row in rows:
         if row["chosen"] == row["rejected"]:
             continue
@@ -139,9 +135,8 @@ def test_ktoo_by_hand():
     ]  # fmt: skip
 
 
-@needs_vectors
 def test_ktoo_and_ktor_equal_the_recorded_vectors():
-    vectors = json.loads(VECTORS.read_text())
+    vectors = OPENFEDLLM
     given = [
         [dict(zip(PAIR, row, strict=True)) for row in client]
         for client in vectors["ktoo_transform"]["inputs"]["client_pairs"]

@@ -8,8 +8,8 @@ import pytest
 from core.errors import ConfigError, DataError
 from tasks.data.base import read
 from tasks.data.jsonl import Jsonl
+from tests.paths import REAL
 
-REAL = Path(__file__).parents[4] / "shared/data"
 PAIR = {"prompt": "p", "chosen": "good", "rejected": "bad"}
 
 

@@ -6,7 +6,7 @@ import pytest
 from core.errors import ConfigError
 from tasks.data.base import PAIR, Planted, read
 from tasks.data.toy import Toy, World
-from tasks.kit.toy_base.language import DETAILS, POLITE, Answer, topics
+from tasks.toy_base.language import DETAILS, POLITE, Answer, topics
 
 
 def entries(toy: Toy, seed: int = 1, clients: int = 8):

@@ -1,0 +1,223 @@
+"""What `accord advise` leaves: advice.md, advice.html, advice.json, the map, and the lines of the terminal."""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+
+from cli.advice.conflict import Conflict, clustered, draw_conflict, read_conflict
+from cli.advice.plot import draw_gains
+from cli.advice.recommend import (
+    FEDAVG,
+    LOCAL,
+    NAMES,
+    ORDER,
+    Advice,
+    Measured,
+    advise,
+    differences,
+    gain,
+    harmed,
+    mean,
+    measured,
+)
+from core import store
+from core.naming import client_label, client_mark
+from server_app.report import page
+from server_app.report.documents import markdown, subtitle
+from server_app.report.formatting import ABSENT, Table, counted, interval, percent, ranges, value
+from server_app.report.reading import Run
+from server_app.report.stats import METHOD_OF_GAINS, Estimate, adjusted_rand, planted
+
+METHOD = (
+    f"Accuracy: share of a client's held-out pairs whose chosen answer the model it would use finds the more likely; "
+    f"every client counts alike. {METHOD_OF_GAINS} Harmed: scored less than alone, by whatever amount. Combined: the "
+    "implicit and the explicit reward together. An option is recommended over simpler ones if its gain over the one "
+    "chosen so far has its whole interval above 0."
+)
+WIDTH = 100
+Names = Mapping[int, str]  # client -> its name
+NOBODY: Names = MappingProxyType({})
+
+
+def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
+    """Write the report of finished runs, one for each option; returns what to say in the terminal."""
+    found = {name: measured(runs[name]) for name in ORDER}
+    scores = {name: one.scores for name, one in found.items()}
+    probe, seed = runs[FEDAVG], int(runs[FEDAVG].config["run.seed"])
+    conflict, truth = read_conflict(probe.dir), planted(probe)
+    groups = clustered(conflict.apart)
+    advice = advise(scores, int(runs["clusters"].config["strategy.selectors"]), seed=seed)
+    chosen = advice.option if advice.shown else LOCAL
+    drawn = [draw_conflict(conflict, groups, truth), draw_gains(scores, chosen, seed=seed)]
+    names = probe.names
+    table = options(found, seed, names)
+    contents = page.Contents(
+        title="Federate, cluster or personalise?",
+        subtitle=subtitle(probe),
+        state=f"Advice: {advice.word}.",
+        resume=None,
+        verdict=advice.reason,
+        headline=headline(found, advice, seed, names),
+        method=METHOD,
+        plots=[plot for plot in drawn if plot],
+        sections=[
+            ("Options", table),
+            ("Clusters", clusters(conflict, groups)),
+            (
+                "Clients",
+                clients(
+                    scores,
+                    found[FEDAVG],
+                    dict(zip(conflict.clients, groups, strict=True)),
+                    truth,
+                    probe.names,
+                ),
+            ),
+            ("Differences", pairs(scores, seed)),
+            ("Runs", Table(("option", "folder"), tuple((NAMES[o], _beside(folder, runs[o])) for o in ORDER))),
+        ],
+        answers=[],
+    )
+    _write(folder, contents)
+    known = [(c, g) for c, g in zip(conflict.clients, groups, strict=True) if c in truth]
+    rand = adjusted_rand([str(g) for _, g in known], [truth[c] for c, _ in known]) if known else None
+    document = {
+        **asdict(advice),
+        "options": {
+            name: {"mean": mean(s), "clients": {str(c): v for c, v in s.items()}}
+            for name, s in scores.items()
+        },
+        "clusters": {str(c): g for c, g in zip(conflict.clients, groups, strict=True)},
+        **({"adjusted_rand": rand} if rand is not None else {}),
+    }
+    store.write_text(folder / "advice.json", json.dumps(document, indent=1) + "\n")
+    return [
+        "",
+        *aligned(table),
+        "harmed: share of clients that score less than alone",
+        "",
+        f"advice   {advice.word}",
+        *textwrap.wrap(advice.reason, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9),
+        f"report   {folder / 'advice.html'}",
+        *([f"run      {runs[advice.option].dir}"] if advice.shown else []),
+    ]
+
+
+def options(found: Mapping[str, Measured], seed: int, names: Names = NOBODY) -> Table:
+    """One row an option, the simplest first; before them what the base scores."""
+    scores = {name: one.scores for name, one in found.items()}
+    combined = any(one.combined for one in found.values())
+    head = ("option", "mean", "worst client", "over alone", "95 %", "over FedAvg", "95 %", "harmed")
+    rows = []
+    if base := found[FEDAVG].base:
+        rows.append(("base", percent(mean(base)), _worst(base, names), *[ABSENT] * (5 + combined)))
+    for name in ORDER:
+        row = [NAMES[name], percent(mean(scores[name])), _worst(scores[name], names)]
+        for other in (LOCAL, FEDAVG):
+            change = None if name == other else gain(scores[other], scores[name], seed=seed)
+            row += [value(change).removesuffix(" points"), interval(change)] if change else [ABSENT] * 2
+        worse = None if name == LOCAL else harmed(scores[LOCAL], scores[name])
+        row.append(percent(worse.value) if worse else ABSENT)
+        if combined:
+            row.append(percent(mean(found[name].combined)) if found[name].combined else ABSENT)
+        rows.append(tuple(row))
+    head += ("combined",) if combined else ()
+    return Table(head, tuple(rows), numbers=tuple(range(1, len(head))))
+
+
+def headline(
+    found: Mapping[str, Measured], advice: Advice, seed: int, names: Names = NOBODY
+) -> list[Estimate]:
+    """The cards: the base, the option that is advised, its gain over each alone, its worst client."""
+    chosen = found[advice.option].scores
+    count, base = len(chosen), found[FEDAVG].base
+    low = min(chosen, key=lambda c: (chosen[c], c))
+    cards = [Estimate("before", "Mean accuracy, base", mean(base), n=len(base), of="clients")] if base else []
+    cards.append(
+        Estimate("after", f"Mean accuracy, {NAMES[advice.option]}", mean(chosen), n=count, of="clients")
+    )
+    other = FEDAVG if advice.option == LOCAL else LOCAL
+    cards.append(gain(found[other].scores, chosen, f"Gain over {NAMES[other]}", seed=seed))
+    return [*cards, Estimate("worst", f"Worst client ({client_mark(low, names)})", chosen[low])]
+
+
+def clusters(conflict: Conflict, groups: Sequence[int]) -> Table:
+    """Who is with whom, and the mean cosine of `apart` inside a cluster and to the others."""
+    rows = []
+    for group in sorted(set(groups)):
+        here = [i for i, g in enumerate(groups) if g == group]
+        rest = [i for i, g in enumerate(groups) if g != group]
+        inside = [conflict.apart[i, j] for i in here for j in here if i != j]
+        across = [conflict.apart[i, j] for i in here for j in rest]
+        who = ranges(sorted(conflict.clients[i] for i in here))
+        rows.append((str(group), counted(len(here), "client"), who, *(_cosine(v) for v in (inside, across))))
+    return Table(("cluster", "size", "clients", "cosine inside", "to others"), tuple(rows), numbers=(0, 3, 4))
+
+
+def clients(
+    scores: Mapping[str, Mapping[int, float]],
+    probe: Measured,
+    groups: Mapping[int, int],
+    truth: Mapping[int, int],
+    names: Names = NOBODY,
+) -> Table:
+    """Every client under every option."""
+    rows = [
+        (
+            client_label(client, names),
+            str(groups.get(client, ABSENT)),
+            *((str(truth.get(client, ABSENT)),) if truth else ()),
+            percent(probe.base.get(client)),
+            *(percent(scores[name].get(client)) for name in ORDER),
+        )
+        for client in sorted(set().union(*scores.values()))
+    ]
+    head = ("client", "cluster", *(("type",) if truth else ()), "base", *(NAMES[name] for name in ORDER))
+    return Table(head, tuple(rows), numbers=tuple(range(len(head))))
+
+
+def pairs(scores: Mapping[str, Mapping[int, float]], seed: int) -> Table:
+    """Every option against every simpler one."""
+    rows = tuple(
+        (f"{NAMES[b]} - {NAMES[a]}", value(change).removesuffix(" points"), interval(change))
+        for (a, b), change in differences(scores, seed=seed).items()
+    )
+    return Table(("difference", "points", "95 %"), rows, numbers=(1, 2))
+
+
+def aligned(table: Table) -> list[str]:
+    """The table as lines of a terminal."""
+    rows = [table.head, *table.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
+    return [
+        "  ".join(
+            f"{cell:>{width}}" if i in table.numbers else f"{cell:<{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _write(folder: Path, contents: page.Contents) -> None:
+    with store.writing(folder / "advice.html"):
+        (folder / "plots").mkdir(exist_ok=True)
+        for plot in contents.plots:
+            (folder / "plots" / f"{plot.name}.svg").write_text(plot.svg, "utf-8")
+        (folder / "advice.md").write_text(markdown(contents), "utf-8")
+        (folder / "advice.html").write_text(page.html(contents), "utf-8")
+
+
+def _worst(scores: Mapping[int, float], names: Names) -> str:
+    client = min(scores, key=lambda c: (scores[c], c))
+    return f"{percent(scores[client])} ({client_mark(client, names)})"
+
+
+def _cosine(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):+.2f}" if values else ABSENT
+
+
+def _beside(folder: Path, run: Run) -> str:
+    return str(run.dir.relative_to(folder))

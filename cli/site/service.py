@@ -1,0 +1,269 @@
+"""The resident site process: it owns rows, disk, base model and caches, and answers the relay, one message at a time.
+
+gRPC's threads only put messages in line; the work is done in the main thread, where a signal can end it.
+"""
+
+import fcntl
+import hmac
+import json
+import logging
+import os
+import queue
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import grpc
+
+from cli.site import telemetry
+from cli.site.policy.guard import Guarded
+from cli.site.policy.rules import Policy
+from cli.site.site_file import SiteFile
+from client_app import handle as desk
+from client_app.claim import Claim
+from client_app.failures import unexpected
+from client_app.handle import KINDS, Guard, Request
+from client_app.relay import FORMAT, METHOD, TOKEN
+from client_app.site import Node, forget_rows
+from client_app.workers import END, follow
+from core import __version__
+from core.errors import AccordError, ConfigError, FrameError, SiteError
+from core.framing import FACTS, Failure, RecordDict, encode_failure, pack, unpack
+from core.sections import Config
+from tasks.forward import processes, setup
+
+log = logging.getLogger(__name__)
+
+IN_LINE = 8  # messages of two runs, and those that are sent again
+GRACE_S = 3.0  # for answers on their way out
+MIB = 1 << 20
+
+
+class Stop(BaseException):
+    """SIGTERM or SIGINT: no Exception, so that nothing on the way takes it for a failure of its own."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A message in line."""
+
+    data: bytes
+    wanted: Callable[[], bool]  # whether the relay still waits
+    answer: Future[bytes] = field(default_factory=Future)
+
+
+@dataclass(eq=False)
+class Service:
+    site: SiteFile
+    guard: Guard
+    jobs: queue.SimpleQueue[Job] = field(default_factory=queue.SimpleQueue)
+    run: str = ""  # whose rows and tokens are in memory
+    base: tuple[object, ...] = ()  # the settings of the base model in memory
+
+    def serve(self) -> None:
+        """Answer until Stop; what is in line then is answered with a failure."""
+        job = None
+        try:
+            while True:
+                try:
+                    job = self.jobs.get(timeout=self.site.idle_s)
+                except queue.Empty:
+                    self.let_go()
+                    continue
+                if job.wanted():
+                    job.answer.set_result(self.answer(job.data))
+                job = None
+        except Stop:
+            self._refuse([job] if job else [])
+
+    def answer(self, data: bytes) -> bytes:
+        """The answer to one message; whatever goes wrong with it is a failure in one line without private text."""
+        started, what, kind, record = time.monotonic(), "message", "none", None
+        try:
+            request = _request(data)
+            kind = request.kind if request.kind in KINDS else "none"
+            what = f"run={request.claim.run} round={_round(request.record)} {request.kind}"
+            log.info("%s begins: %.1f MB", what, len(data) / 1e6)
+            record = desk.handle(request, self.site.facts, self.guard, self.make_room)
+        except AccordError as error:
+            log.error("%s: %s: %s", what, type(error).__name__, error)
+            record = encode_failure(Failure(type(error).__name__, str(error)))
+        except Exception as error:
+            record = encode_failure(unexpected(error, what))
+        seconds = time.monotonic() - started
+        telemetry.count(kind, _outcome(record), seconds)
+        log.info("%s ends: %.2f s", what, seconds)
+        return pack({}, record)
+
+    def let_go(self) -> None:
+        """Give back the memory of the last run: its rows, its tokens, its base model."""
+        if self.run or self.base:
+            log.info("run=%s released after %g s without a message", self.run, self.site.idle_s)
+        self.run, self.base = "", ()
+        desk.release()
+        forget_rows()
+        setup.forget()
+
+    def make_room(self, run: str, config: Config) -> None:
+        """Another run's rows and tokens go; the base model stays if it is the same."""
+        base = config.model, config.lora, config.task_choice.build().adds
+        if run != self.run:
+            desk.release()
+            forget_rows()
+        if base != self.base:
+            setup.forget()
+        self.run, self.base = run, base
+
+    def _refuse(self, jobs: list[Job]) -> None:
+        with suppress(queue.Empty):
+            while True:
+                jobs.append(self.jobs.get_nowait())
+        failure = Failure("SiteError", "the site's process was stopped before it had answered")
+        for job in jobs:
+            if not job.answer.done():
+                job.answer.set_result(pack({}, encode_failure(failure)))
+        log.info("stopped; %d messages left unanswered", len(jobs))
+
+
+def main(site: SiteFile) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError when another process serves the address."""
+    telemetry.log_as(site.log_format)
+    service = Service(site, _guard(site.policy))
+    processes.join()
+    if not processes.leads():
+        follow(Node.read(site.facts), service.make_room, desk.site_for)
+        return
+    with _alone(site.socket):
+        server = _server(service, site.token())
+        if site.metrics_port:
+            telemetry.serve(site.metrics_port)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+        log.info(
+            "site partition-id=%d of %d at %s, processes=%d: ready",
+            site.partition_id,
+            site.num_partitions,
+            site.address,
+            processes.size(),
+        )
+        service.serve()
+        if processes.size() > 1:
+            processes.told(END)
+        server.stop(GRACE_S).wait()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    raise Stop
+
+
+def _guard(policy: str) -> Guard:
+    if not policy:
+        return lambda site, claim: site
+    read = Policy.read(Path(policy))
+    return lambda site, claim: Guarded(site, read, claim)
+
+
+def _server(service: Service, token: str) -> grpc.Server:
+    """A started server whose handler puts messages in line; ConfigError when the address is taken."""
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        given = dict(context.invocation_metadata()).get(TOKEN, "")
+        if token and not hmac.compare_digest(str(given).encode(), token.encode()):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "its token-file holds another token")
+        job = Job(data, context.is_active)
+        service.jobs.put(job)
+        return job.answer.result()
+
+    options = [
+        ("grpc.max_receive_message_length", service.site.max_message_mb * MIB),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+    ]
+    name, method = METHOD.strip("/").split("/")
+    handler = grpc.method_handlers_generic_handler(
+        name, {method: grpc.unary_unary_rpc_method_handler(answer)}
+    )
+    server = grpc.server(
+        ThreadPoolExecutor(IN_LINE), [handler], options=options, maximum_concurrent_rpcs=IN_LINE
+    )
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(service.site.address)
+    except RuntimeError as error:
+        raise ConfigError(f"address = {service.site.address!r} cannot be served; is it taken?") from error
+    finally:
+        os.umask(before)
+    if service.site.socket:
+        service.site.socket.chmod(int(service.site.socket_mode, 8))
+    server.start()
+    return server
+
+
+@contextmanager
+def _alone(socket: Path | None) -> Iterator[None]:
+    """Inside, no other process serves this socket; one that a dead process left is taken away, before and after."""
+    if socket is None:
+        yield  # the port itself is exclusive
+        return
+    try:
+        socket.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(f"{socket}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"address = {socket}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"address = {socket}: another `accord site` serves it; stop that one first"
+            ) from error
+        with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(socket.lstat().st_mode):
+                raise ConfigError(f"address = {socket}: a file is there that is no socket")
+            socket.unlink()
+        yield
+        socket.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def _request(data: bytes) -> Request:
+    """What a relay sent; FrameError or SiteError for anything else."""
+    head, record = unpack(data)
+    head = head if isinstance(head, dict) else {}
+    theirs, ours = (head.get("accord"), head.get("format")), (__version__, FORMAT)
+    if theirs != ours:
+        raise SiteError(
+            "the app that the server sent is of Accord {!r} with messages of format {!r}, this site of {!r} with "
+            "{!r}; upgrade the older one".format(*theirs, *ours)
+        )
+    kind, keys, claims = head.get("kind"), head.get("keys"), [head.get(n) for n in ("run", "owner", "app")]
+    if not isinstance(keys, dict) or not all(map(_is_word, (kind, *claims))):
+        raise FrameError("no message of Accord: its header is incomplete")
+    return Request(str(kind), keys, record, Claim(*map(str, claims)))
+
+
+def _is_word(text: object) -> bool:
+    """Whether it can stand in a line of the log."""
+    return isinstance(text, str) and text.isprintable() and len(text) <= 300
+
+
+def _outcome(record: RecordDict) -> str:
+    failure = json.loads(str(record.config_records[FACTS]["json"])).get("failure")
+    return str(failure[0]) if failure else "answered"
+
+
+def _round(record: RecordDict) -> str:
+    """For the log alone."""
+    try:
+        return str(int(json.loads(str(record.config_records[FACTS]["json"]))["knobs"]["rnd"]))
+    except (KeyError, ValueError, TypeError):
+        return "-"

@@ -1,0 +1,117 @@
+"""`accord doctor` at a site: its files, rows, policy, key, and whether the server can be reached."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from cli.machine.checks import Check, disk
+from cli.machine.processes import KIT
+from cli.site.connectivity import proxy_of
+from cli.site.policy.rules import Policy
+from cli.site.site_file import SiteFile
+from cli.site.supervise import NodeKit, check_files, check_server
+from core.errors import AccordError
+from tasks.data.base import load
+from tasks.data.jsonl import WANTED, Jsonl
+
+
+def checks(path: Path) -> Iterator[Check]:
+    """Of a site's kit, or of a SITE.toml alone."""
+    kit = path if path.is_dir() else None
+    try:
+        site = SiteFile.read(path / "site.toml" if kit else path)
+    except AccordError as error:
+        yield Check("site", "no", str(error))
+        return
+    yield Check("site", "ok", f"client {site.partition_id} of {site.num_partitions}, at {site.address}")
+    yield from _rows(site)
+    if site.state_dir:
+        yield disk("state", Path(site.state_dir))
+    yield _policy(site)
+    yield _process(site)
+    yield _clock()
+    if kit and (kit / KIT).is_file():
+        yield from _server(NodeKit.read(kit))
+
+
+def _rows(site: SiteFile) -> Iterator[Check]:
+    """How many lines are rows; of the others the first's place and fault, never its text. Then what is left out."""
+    if not site.data_path:
+        yield Check("rows", "note", "no data-path: this site takes its share of the source that a run names")
+        return
+    try:
+        table = load(Jsonl(path=site.data_path), seed=0, clients=1, on_bad_row="skip")
+    except AccordError as error:
+        yield Check("rows", "no", f"{site.data_path} holds no row that a run can use: {error}")
+        return
+    good, bad = len(table.entries), sum(table.skipped.values())
+    if bad:
+        reason, first = next(iter(table.first.items()))
+        yield Check("rows", "note", f"{good} rows, and {bad} that cannot be used; {first}: {reason}")
+    else:
+        yield Check("rows", "ok", f"{good} rows in {site.data_path}")
+    yield Check("columns", "ok", table.columns.line())
+    if table.unread:
+        yield Check("files", "note", f"not read, being no {WANTED}: {', '.join(table.unread)}")
+
+
+def _policy(site: SiteFile) -> Check:
+    if not site.policy:
+        return Check("policy", "note", "none: this site does whatever a run asks (docs/policy.md)")
+    try:
+        Policy.read(Path(site.policy))
+    except AccordError as error:
+        return Check("policy", "no", str(error))
+    return Check("policy", "ok", str(site.policy))
+
+
+def _process(site: SiteFile) -> Check:
+    place = site.socket
+    try:
+        if place:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(3)
+                line.connect(str(place))
+        else:
+            host, _, port = site.address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=3).close()
+    except OSError as error:
+        return Check(
+            "process", "note", f"`accord site` does not answer at {site.address} ({error.strerror or error})"
+        )
+    return Check("process", "ok", f"`accord site` answers at {site.address}")
+
+
+def _clock() -> Check:
+    """Signatures of a site are good for five minutes; systemd knows whether its clock is kept."""
+    tool = shutil.which("timedatectl")
+    done = tool and subprocess.run([tool, "show", "-p", "NTPSynchronized"], capture_output=True, text=True)
+    if done and done.stdout.strip() == "NTPSynchronized=yes":
+        return Check("clock", "ok", "kept by the network")
+    return Check(
+        "clock", "note", "nothing says that it is kept; it may differ from the server's by 300 s at most"
+    )
+
+
+def _server(kit: NodeKit) -> Iterator[Check]:
+    if variable := proxy_of(kit.host):
+        reached = f"{kit.superlink} is reached by the proxy of {variable}; no_proxy={kit.host} goes past it"
+        yield Check("proxy", "note", reached)
+    try:
+        check_files(kit)
+        yield Check("key", "ok", str(kit.folder / "node.key"))
+    except AccordError as error:
+        yield Check("key", "no", str(error))
+    try:
+        check_server(kit)
+        yield Check("server", "ok", f"{kit.superlink} answers, with a certificate of this federation")
+    except AccordError as error:
+        yield Check("server", "no", str(error))
+    except OSError as error:
+        yield Check(
+            "server",
+            "no",
+            f"no answer from {kit.superlink}: {error}; is it up, is its port open for this site?",
+        )

@@ -1,0 +1,78 @@
+"""What a client says of several adapters: the loss of each on rows set aside, and their vote on held-out pairs."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from core.sections import Config
+from core.seeds import rng_for
+from core.tree import Tree
+from core.types import Metrics, Scalar
+from tasks.base import Row, Task
+from tasks.forward.reference import reference_logps
+from tasks.model.adapter import set_adapter
+from tasks.model.base import Base
+from tasks.scoring.evaluate import choice_batch
+from tasks.scoring.race import race
+from tasks.tokens.cache import Cache
+from tasks.tokens.choice import log_odds, margins, share_right
+from tasks.training import engine
+from tasks.training.loop import row_losses, weight
+
+
+def losses(
+    base: Base,
+    task: Task,
+    aside: Sequence[Row],
+    trees: Mapping[str, Tree],
+    knobs: Mapping[str, Scalar],
+    config: Config,
+    cache: Cache,
+    *,
+    seed: int,
+) -> Metrics:
+    """`loss/<name>`: the task's loss under each adapter; empty for a client without rows for it.
+
+    knobs["race"] above 0 drops an adapter that is clearly behind; `race/scored` is the share of the work then done.
+    """
+    kept = engine.usable(base, task, aside, config, cache).kept
+    if not kept:
+        return {}
+    rows = task.prepare(kept, seed=seed, max_length=config.train.max_length)
+    rng_for(seed, "race").shuffle(rows)
+    refs = reference_logps(base, rows, cache) if task.needs_reference else {}
+    z = float(knobs.get("race", 0.0))
+
+    def score(name: str, start: int, stop: int) -> list[float]:
+        set_adapter(base, trees[name])
+        return row_losses(base, task, rows[start:stop], refs=refs, knobs=knobs)
+
+    found = race(list(trees), [weight(task, [row]) for row in rows], score, z=z)
+    told = {f"loss/{name}": loss for name, loss in found.losses.items()}
+    return {**told, "race/scored": found.scored} if z else told
+
+
+def ballots(text: str) -> dict[str, float]:
+    """The weight of each adapter in a vote, from "c0:5,c1:7"."""
+    return {name: float(weight) for name, weight in (ballot.split(":") for ballot in text.split(","))}
+
+
+def vote(
+    base: Base,
+    task: Task,
+    heldout: Sequence[Row],
+    trees: Mapping[str, Tree],
+    weights: Mapping[str, float],
+    config: Config,
+    cache: Cache,
+) -> Metrics:
+    """`vote/accuracy`: how often the soft vote of the adapters picks the chosen answer; empty without pairs."""
+    examples = engine.heldout_of(base, task, heldout, config, cache)
+    if not examples:
+        return {}
+    total = torch.zeros(len(examples), dtype=torch.float64)
+    for name, tree in trees.items():
+        set_adapter(base, tree)
+        z = margins(choice_batch(base, examples)).double().cpu()
+        total += weights[name] * log_odds(z, task.reward_scale)
+    return {"vote/accuracy": share_right(total)}

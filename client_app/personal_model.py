@@ -1,0 +1,93 @@
+"""A client's own model on its own disk, as it was scored after the last round: to talk and to rank answers with."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from core import store
+from core.errors import BaseMismatch
+from core.factors import is_private
+from core.sections import Config, LoraConfig, ModelConfig
+from core.tree import Tree
+from tasks.base import Parts
+from tasks.forward.logprobs import completion_logps, completion_scores
+from tasks.forward.modes import reference
+from tasks.forward.setup import load_base
+from tasks.model.adapter import save_adapter, set_adapter
+from tasks.model.attach import targets_of
+from tasks.model.base import Base
+from tasks.scoring.generate import Talker
+from tasks.tokens.encode import Encoder
+
+ADAPTER, PRIVATE = "adapter", "private"  # folders: for PeftModel.from_pretrained; what peft does not know
+
+
+def folder(state_dir: Path, run: str, client: int) -> Path:
+    return state_dir / "personal" / run / f"client-{client:02d}"
+
+
+def export(
+    base: Base,
+    tree: Mapping[str, Tensor],
+    merged: Mapping[str, Tensor] | None,
+    place: Path,
+    config: Config,
+    factor: float | None,
+) -> None:
+    """Write the model that `tree` makes of the base. factor: lambda of implicit + lambda explicit reward, if known."""
+    task, lora = config.task_choice.build(), {n: t for n, t in tree.items() if not is_private(n)}
+    with store.writing(place):
+        save_adapter(base, lora, place / ADAPTER, base_name=config.model.name, merged=merged)
+    facts = {
+        "base": base.fingerprint,
+        "parts": asdict(task.adds),
+        "reward_scale": task.reward_scale,
+        "lambda": factor,
+        "prompt_format": config.data.prompt_format,
+        "max_length": config.train.max_length,
+    }
+    store.save(place / PRIVATE, {PRIVATE: {n: t for n, t in tree.items() if is_private(n)}}, facts)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A client's own model, read back."""
+
+    talker: Talker
+    reward_scale: float
+    factor: float  # lambda
+
+    def rewards(self, prompt: str, answers: Sequence[str]) -> list[float]:
+        """Of each answer: the implicit reward plus, if the client has a head for it, lambda times the explicit."""
+        example = self.talker.encoder.example(prompt, list(answers))
+        assert example is not None, "an encoder that truncates skips nothing"
+        base, forks = self.talker.base, [(example.prompt, example.completions)]
+        with torch.no_grad():
+            logps, _, explicit = completion_scores(base, forks)
+        with reference(base):
+            implicit = self.reward_scale * (logps - completion_logps(base, forks))
+        return (implicit if explicit is None else implicit + self.factor * explicit).tolist()
+
+
+def load(model: ModelConfig, place: Path) -> Own:
+    """What `export` wrote, on the base that `model` names. It is in use until this process sets another adapter.
+
+    Raises BaseMismatch if it was trained on another base.
+    """
+    trees, facts = store.load(place / PRIVATE)
+    peft = json.loads((place / ADAPTER / "adapter_config.json").read_text())
+    lora = LoraConfig(r=peft["r"], alpha=peft["lora_alpha"], target_modules=targets_of(peft))
+    base = load_base(model, lora, Parts(**facts["parts"]))
+    if base.fingerprint != facts["base"]:
+        raise BaseMismatch(
+            f"{place} was trained on base model {facts['base'][:12]}; {model.name!r} is {base.fingerprint[:12]}"
+        )
+    tree: Tree = load_file(place / ADAPTER / "adapter_model.safetensors")
+    set_adapter(base, {**tree, **trees[PRIVATE]})
+    talker = Talker(base, Encoder(base.tokenizer, facts["prompt_format"], facts["max_length"]))
+    return Own(talker, facts["reward_scale"], 1.0 if facts["lambda"] is None else facts["lambda"])

@@ -1,0 +1,177 @@
+"""README.md of a run folder: the model card. Of the data, counts and fingerprints, never text."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from core.plugins import knobs, plugin
+from core.types import Json
+from server_app.report.clients import notes
+from server_app.report.formatting import ABSENT, behind, counted, interval, scalar, value, verdict
+from server_app.report.reading import Run, asked_for, read_run
+from server_app.report.stats import METHOD, headline
+from tasks.toy_base import FILES
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+SHOWN = (
+    "strategy.name", "strategy.weighting", "strategy.fraction-train", "run.seed", "run.num-server-rounds",
+    "train.engine", "train.local-steps", "train.per-device-batch-size", "train.gradient-accumulation-steps",
+    "train.learning-rate", "train.max-length", "lora.r", "lora.alpha", "lora.aggregation", "model.dtype",
+    "model.quantization",
+)  # fmt: skip
+TOY = "The base ships with Accord: run this from the root of its repository."
+LOCAL = "The base was a local folder, `{name}`: put its path below."
+MOST_CLIENTS = 50  # listed by name
+
+
+def write_card(run_dir: Path | str) -> None:
+    """Write README.md. Raises DataError on a broken run folder."""
+    run = read_run(run_dir)
+    (run.dir / "README.md").write_text(card(run), "utf-8")
+
+
+def card(run: Run) -> str:
+    """The card as Markdown with a YAML head. A card is for others: clients have no names in it."""
+    run = replace(run, manifest=nameless(run.manifest))
+    sections = {"Use": _use(run), "Results": _results(run), "Data": _data(run)}
+    sections |= {"Numerics": _numerics(run), "Limits": _limits(run)}
+    parts = [_head(run), f"# {run.task} adapter, trained with {run.strategy}", _what(run)]
+    parts += [f"## {title}\n\n{text}" for title, text in sections.items() if text]
+    return "\n\n".join(parts) + "\n"
+
+
+def nameless(manifest: Mapping[str, Json]) -> dict[str, Json]:
+    """A manifest whose clients have numbers alone."""
+    clients = {
+        client: {key: value for key, value in facts.items() if key != "name"}
+        for client, facts in (manifest.get("clients") or {}).items()
+    }
+    return {**manifest, "clients": clients}
+
+
+def hub_id(run: Run) -> str | None:
+    """The base's id on the hub; None for the built-in model and for local folders."""
+    name = str(run.config.get("model.name", ""))
+    local = name in FILES or Path(name).expanduser().exists()
+    return name if HUB_ID.fullmatch(name) and not local else None
+
+
+def base_name(run: Run) -> str:
+    """The base as a stranger may see it: never a path of this machine."""
+    name = str(run.config.get("model.name") or (run.manifest.get("base") or {}).get("name") or "unknown")
+    return hub_id(run) or Path(name).name
+
+
+def _head(run: Run) -> str:
+    strategy = str((run.manifest.get("strategy") or {}).get("name", ""))
+    tags = [tag for tag in ("federated-learning", "flower", "lora", run.task, strategy) if tag]
+    base = hub_id(run)
+    lines = ["---", "library_name: peft", "pipeline_tag: text-generation"]
+    lines += [f"base_model: {json.dumps(base)}", "base_model_relation: adapter"] if base else []
+    return "\n".join([*lines, "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"])
+
+
+def _what(run: Run) -> str:
+    clients = run.manifest.get("clients") or {}
+    who = f" on the private data of {counted(len(clients), 'client')}" if clients else ""
+    text = f"A LoRA adapter for the causal language model `{base_name(run)}`, trained with {run.task}{who}. "
+    text += {
+        "local": "Every client trained alone and kept its adapter: what lies here is the start they shared.",
+        "centralized": "The rows were pooled in one place: a baseline, not federated.",
+    }.get(str(run.config.get("strategy.name")), "Only adapter changes, counts and metrics left a client.")
+    if run.config.get("lora.aggregation") == "fedsa":
+        text += (
+            " Every client kept its own B: what lies here is the A they share, which alone changes nothing."
+        )
+    if run.config.get("task.name") == "pdpo":
+        text += " Every client kept parts of its own behind it: what lies here is what they share."
+    if how := asked_for(run.manifest):
+        text += f" Its rounds: {how}."
+    if run.status == "finished":
+        return text
+    return f"**Not finished: {run.done} of {counted(run.rounds, 'round')} complete.**\n\n{text}"
+
+
+def _use(run: Run) -> str:
+    name = str(run.config.get("model.name"))
+    base, toy = hub_id(run), name in FILES
+    revision = str(run.config.get("model.revision", "main"))
+    options = f", revision={revision!r}" if base and revision != "main" else ""
+    dtype = str(run.config.get("model.dtype", "float32"))
+    code = [
+        "import torch",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        *(["", "from tasks.toy_base import folder"] if toy else []),
+        "",
+        f"base = {f'folder({name!r})' if toy else repr(base or 'PATH/TO/BASE')}",
+        f"tokenizer = AutoTokenizer.from_pretrained(base{options})",
+        f"model = AutoModelForCausalLM.from_pretrained(base{options}, dtype=torch.{dtype})",
+        'model = PeftModel.from_pretrained(model, "PATH/TO/adapter")  # the folder beside this card',
+    ]
+    note = "" if base else LOCAL.format(name=base_name(run))
+    fingerprint = (run.manifest.get("base") or {}).get("fingerprint")
+    check = f"The adapter belongs to the base with fingerprint `{fingerprint}`." if fingerprint else ""
+    parts = (TOY if toy else note, "```python\n" + "\n".join(code) + "\n```", check)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _results(run: Run) -> str:
+    estimates = headline(run)
+    if not estimates:
+        return "Nothing was evaluated."
+    rows = [f"| {e.name} | {value(e)} | {interval(e)} | {behind(e)} |" for e in estimates]
+    table = "\n".join(["| | value | 95 % interval | over |", "| --- | ---: | ---: | ---: |", *rows])
+    method = METHOD if any(e.low is not None for e in estimates) else ""
+    return "\n\n".join(part for part in (verdict(estimates), table, method) if part)
+
+
+def _data(run: Run) -> str:
+    clients = run.manifest.get("clients") or {}
+    prints = run.manifest.get("data") or {}
+    source = str(run.config.get("data.source", ""))
+    total = sum(int(facts.get("examples") or 0) for facts in clients.values())
+    lead = (
+        f"{counted(total, 'training row')} of {counted(len(clients), 'client')}"
+        + (f" from the source `{source}`" if source else "")
+        + ". The fingerprints recognise the rows and reveal none."
+    )
+    ids = sorted({*clients, *prints}, key=int)
+    rows = [
+        f"| {c} | {(clients.get(c) or {}).get('examples', ABSENT)} | "
+        f"{sum(((clients.get(c) or {}).get('skipped') or {}).values())} | `{prints.get(c, ABSENT)}` |"
+        for c in ids[:MOST_CLIENTS]
+    ]
+    about = "\n".join(f"- {note[0].upper()}{note[1:]}." for note in notes(run.manifest, {}))
+    table = "\n".join(["| client | rows | skipped | fingerprint |", "| ---: | ---: | ---: | --- |", *rows])
+    more = f"{len(ids) - MOST_CLIENTS} more are in manifest.json." if len(ids) > MOST_CLIENTS else ""
+    return "\n\n".join(part for part in (lead, about, table if rows else "", more) if part)
+
+
+def _numerics(run: Run) -> str:
+    own = [
+        f"{section}.{key}"
+        for section, package in (("strategy", "strategies"), ("task", "tasks"))
+        for key in knobs(plugin(package, str(run.config[f"{section}.name"])))
+    ]
+    keys = [*SHOWN, *(key for key in own if key not in SHOWN)]
+    lines = [f"- `{key}` = `{scalar(run.config[key])}`" for key in keys if key in run.config]
+    versions = ", ".join(f"{name} {v}" for name, v in sorted((run.manifest.get("versions") or {}).items()))
+    lines += [f"- versions: {versions}"] if versions else []
+    return "\n".join(lines)
+
+
+def _limits(run: Run) -> str:
+    limits = [
+        "- The held-out rows belong to the clients that trained: the results say nothing about other people.",
+        "- One seed. The intervals cover the rows and clients sampled, not another training run.",
+    ]
+    if run.task != "sft":
+        limits.append("- Preferences are learned as labelled, the labels' mistakes and biases included.")
+    if run.config.get("model.name") in FILES:
+        limits.append("- The base knows only a small synthetic language: this is a demonstration.")
+    if str(run.config.get("data.source")) != "toy":
+        limits.append("- Adapter weights can reveal training rows; no privacy guarantee is claimed.")
+    return "\n".join(limits)

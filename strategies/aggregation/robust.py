@@ -1,0 +1,153 @@
+"""Robust means: what a few hostile clients cannot move far. They need every update at once, so those wait on disk.
+
+median, trimmed-mean: Yin et al. 2018 (arXiv:1803.01498), entry by entry. krum, multi-krum: Blanchard et al. 2017
+(NeurIPS), whole updates. Weights are not used: a client could lie about them. With too few updates a rule protects
+against nobody: `RobustRule.weakness` says so before a run and in every round.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Size
+
+from core.errors import TreeMismatch
+from core.tree import flat, unflat
+from core.types import Update
+from strategies.aggregation.fold import Trees
+
+BLOCK = 1 << 16  # entries of every update in memory at a time
+Rows = Callable[[], Iterator[np.ndarray]]  # the updates as a matrix, (clients, BLOCK) at a time
+Combine = Callable[[Rows, int], np.ndarray]  # (rows, clients) -> the combined update
+MOST = 1000  # clients up to which `fewest` looks for a number that is enough
+
+
+@dataclass(frozen=True)
+class RobustRule:
+    """How a round's updates become one, and when that protects against nobody.
+
+    weakness(clients): why the rule is no protection among so many updates, "" where it is one.
+    """
+
+    combine: Combine
+    weakness: Callable[[int], str]
+
+    def fewest(self, clients: int) -> int | None:
+        """The smallest number of updates above `clients` among which the rule protects; None up to MOST."""
+        return next((n for n in range(clients + 1, MOST + 1) if not self.weakness(n)), None)
+
+
+def hostile(share: float, clients: int) -> int:
+    """f = floor(share K), of the share as it is written: in binary 0.29 * 100 is just below 29."""
+    return int(Fraction(repr(share)) * clients)
+
+
+def median() -> RobustRule:
+    def combine(rows: Rows, clients: int) -> np.ndarray:
+        return np.concatenate([np.median(part, axis=0) for part in rows()])
+
+    return RobustRule(
+        combine, lambda clients: "" if clients > 2 else f"the median of {clients} is their mean"
+    )
+
+
+def trimmed_mean(share: float) -> RobustRule:
+    """The mean of what is left when the f = floor(share K) smallest and largest of each entry are gone; share < 1/2."""
+
+    def combine(rows: Rows, clients: int) -> np.ndarray:
+        f = hostile(share, clients)
+        return np.concatenate([np.sort(part, axis=0)[f : clients - f].mean(axis=0) for part in rows()])
+
+    def weakness(clients: int) -> str:
+        return (
+            "" if hostile(share, clients) else f"floor({share:g} x {clients}) = 0 values are cut at each end"
+        )
+
+    return RobustRule(combine, weakness)
+
+
+def krum(share: float, *, several: bool) -> RobustRule:
+    """The mean of the updates that lie closest to their K - f - 2 nearest others: one, or K - f (several).
+
+    f = floor(share K) clients may be hostile. The proof asks for 2 f + 2 < K (Proposition 1).
+    """
+
+    def combine(rows: Rows, clients: int) -> np.ndarray:
+        f = hostile(share, clients)
+        chosen = closest(rows, clients, f)[: clients - f if several else 1]
+        return np.concatenate([part[sorted(chosen)].mean(axis=0) for part in rows()])
+
+    def weakness(clients: int) -> str:
+        f = hostile(share, clients)
+        if not f:
+            return f"floor({share:g} x {clients}) = 0 clients are taken for hostile"
+        return "" if 2 * f + 2 < clients else f"2 f + 2 < K does not hold for f = {f} and K = {clients}"
+
+    return RobustRule(combine, weakness)
+
+
+def closest(rows: Rows, clients: int, f: int) -> list[int]:
+    """The rows by the sum of the squared distances to their max(1, K - f - 2) nearest others, ascending."""
+    gram = np.zeros((clients, clients))
+    for part in rows():
+        wide = part.astype(np.float64)
+        gram += wide @ wide.T
+    norms = np.diag(gram)
+    distances = norms[:, None] + norms[None, :] - 2 * gram
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.sort(distances, axis=1)[:, : max(1, clients - f - 2)]
+    return [int(i) for i in np.argsort(nearest.sum(axis=1), kind="stable")]
+
+
+RULES: Mapping[str, Callable[[float], RobustRule]] = {
+    "median": lambda share: median(),
+    "trimmed-mean": trimmed_mean,
+    "krum": lambda share: krum(share, several=False),
+    "multi-krum": lambda share: krum(share, several=True),
+}
+
+
+class Robust:
+    """A Fold that combines every adapter's deltas by a rule; one update is in memory at a time."""
+
+    def __init__(self, rule: RobustRule, factor: Callable[[Update], float]) -> None:
+        """factor(update): what its delta is scaled by before (norm clipping)."""
+        self.rule, self.factor = rule, factor
+        self.stacks: dict[str, _Stack] = {}
+
+    def add(self, update: Update) -> None:
+        delta = update.trees["delta"]
+        shapes = {name: t.shape for name, t in delta.items()}
+        stack = self.stacks.setdefault(update.adapter, _Stack(shapes))
+        if stack.shapes != shapes:
+            raise TreeMismatch("two updates of one adapter have different layouts")
+        stack.push((flat(delta) * self.factor(update)).numpy())
+
+    def result(self) -> Trees:
+        return {adapter: {"delta": stack.combined(self.rule)} for adapter, stack in self.stacks.items()}
+
+
+class _Stack:
+    """The updates of one adapter, one behind the other in a file without a name."""
+
+    def __init__(self, shapes: Mapping[str, Size]) -> None:
+        self.shapes, self.count = shapes, 0
+        self.size = sum(shape.numel() for shape in shapes.values())
+        self.dtype: np.dtype = np.dtype(np.float32)
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  (closed by combined)
+
+    def push(self, numbers: np.ndarray) -> None:
+        self.count, self.dtype = self.count + 1, numbers.dtype
+        self.file.write(numbers.tobytes())
+
+    def combined(self, rule: RobustRule) -> dict[str, torch.Tensor]:
+        with self.file as file:
+            file.flush()
+            if not self.size:
+                return {}
+            stack = np.memmap(file, self.dtype, "r", shape=(self.count, self.size))
+            rows = lambda: (stack[:, i : i + BLOCK] for i in range(0, self.size, BLOCK))  # noqa: E731
+            return unflat(torch.from_numpy(rule.combine(rows, self.count).astype(self.dtype)), self.shapes)

@@ -1,0 +1,125 @@
+"""Log-probabilities of completions under whatever the model is at the moment: policy or, inside reference(), base."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tasks.forward.attention import NO_MASK
+from tasks.forward.packing import Fork, Packed, Tokens, graft, pack, padded
+from tasks.model.base import Base
+from tasks.tokens.encode import end_token
+
+
+def completion_logps(base: Base, forks: Sequence[Fork]) -> Tensor:
+    """Summed over each completion's tokens: (C,) float32, in order of forks and completions."""
+    return completion_scores(base, forks)[0]
+
+
+def completion_scores(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """completion_logps; how many tokens of each completion are the model's first choice, (C,) int64; and the reward
+    that the client's own head gives each, (C,) float32, or None without one."""
+    features, targets, counts, ends = _read(base, forks)
+    logps, best = base.head.scores(features, targets)
+    return _sums(logps, counts), _sums(best, counts), None if ends is None else base.personal.rewards(ends)
+
+
+def choice_logits(base: Base, forks: Sequence[Fork]) -> Tensor:
+    """Logit of each completion's only token, where its prompt ends: (N, k) float32 for N forks of k completions."""
+    assert all(len(completion) == 1 for _, completions in forks for completion in completions)
+    features, _, _ = predictions(base, [(prompt, completions[:1]) for prompt, completions in forks])
+    return base.head.logits(features, torch.tensor([[c[0] for c in cs] for _, cs in forks]))
+
+
+def with_strangers(base: Base, forks: Sequence[Fork], strangers: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+    """completion_logps, and those of one more completion for each fork (() for none), without gradient.
+
+    The strangers read the keys and values their prompts have just made: their cost is one forward pass of
+    their own tokens.
+    """
+    if not any(strangers):
+        return completion_logps(base, forks), torch.zeros(0)
+    added = [(prompt, (s,)) for (prompt, _), s in zip(forks, strangers, strict=True) if s]
+    if not base.packed or _alone(base, [*forks, *added]):
+        own = completion_logps(base, forks)
+        with torch.no_grad():
+            return own, completion_logps(base, added)
+    trunk = pack(forks)
+    trunk.layout.kept = {}
+    hidden = hidden_states(base, trunk)
+    own = _sums(base.head.logps(head_features(base, hidden, trunk.rows), trunk.targets), trunk.counts)
+    with torch.no_grad():
+        branch = graft(trunk, strangers)
+        states = (
+            torch.cat([hidden.detach(), hidden_states(base, branch)]) if len(branch.ids) else hidden.detach()
+        )
+        theirs = base.head.logps(head_features(base, states, branch.rows), branch.targets)
+    trunk.layout.kept = None  # the graph may still hold the layout
+    return own, _sums(theirs, branch.counts)
+
+
+def predictions(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """What base.head turns into log-probabilities: features (R, F), targets (R,), tokens of each completion."""
+    return _read(base, forks)[:3]
+
+
+def _read(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tuple[int, ...], Tensor | None]:
+    """predictions, and the states (C, channels) from which the client's own head reads a reward, if there is one."""
+    if not _alone(base, forks):
+        return _read_together(base, forks)
+    each = [_read_together(base, [(prompt, (c,))], whole=True) for prompt, cs in forks for c in cs]
+    features, targets, counts, ends = zip(*each, strict=True)
+    states = [end for end in ends if end is not None]
+    return torch.cat(features), torch.cat(targets), sum(counts, ()), torch.cat(states) if states else None
+
+
+def _alone(base: Base, forks: Sequence[Fork]) -> bool:
+    """Whether some sequence is so long that its numbers depend on the others that are run with it."""
+    if base.alone_above is None:
+        return False
+    return any(len(prompt) + max(map(len, cs)) > base.alone_above for prompt, cs in forks)
+
+
+def _read_together(
+    base: Base, forks: Sequence[Fork], *, whole: bool = False
+) -> tuple[Tensor, Tensor, tuple[int, ...], Tensor | None]:
+    """_read of all forks in one pass. whole: the last tokens are read as well, so that the length is the sequence's."""
+    if base.packed:
+        packed = pack(forks, ends=whole or base.personal.gives_rewards())
+        hidden = hidden_states(base, packed)
+        ends = base.personal.mix(hidden[packed.ends.to(hidden.device)]) if packed.ends is not None else None
+        features = head_features(base, hidden, packed.rows)
+        return features, packed.targets, packed.counts, ends if base.personal.gives_rewards() else None
+    ids, mask, spans = padded(forks, filler=end_token(base.tokenizer))
+    out = base.model(input_ids=ids.to(base.device), attention_mask=mask.to(base.device), use_cache=False)
+    features = torch.cat([logits[span].float() for logits, span in zip(out.logits, spans, strict=True)])
+    completions = [c for _, cs in forks for c in cs]
+    targets = torch.tensor([token for c in completions for token in c])
+    states, ends = base.personal.states, None
+    if base.personal.gives_rewards():
+        assert states is not None, "the model's head was passed by"
+        ends = states[torch.arange(len(ids)), torch.tensor([span.stop for span in spans])]
+    return features, targets, tuple(map(len, completions)), ends
+
+
+def head_features(base: Base, hidden: Tensor, rows: Tensor) -> Tensor:
+    """(R, channels): what the head reads for these rows, scaled as the model scales its logits."""
+    states = base.personal.mix(hidden[rows.to(hidden.device)])
+    return states if base.logit_scale == 1.0 else states * base.logit_scale
+
+
+def hidden_states(base: Base, packed: Packed) -> Tensor:
+    """(T, channels): the last hidden states of a packed row."""
+    device = base.device
+    out = base.causal.base_model(
+        input_ids=packed.ids[None].to(device),
+        position_ids=packed.positions[None].to(device),
+        attention_mask=NO_MASK.to(device),
+        use_cache=False,
+        accord_layout=packed.layout,
+    )
+    return out.last_hidden_state[0]
+
+
+def _sums(logps: Tensor, counts: Sequence[int]) -> Tensor:
+    return torch.stack([part.sum() for part in logps.split(list(counts))])

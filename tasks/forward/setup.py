@@ -1,0 +1,142 @@
+"""Load the frozen base model with one LoRA adapter, once per process, and choose how it computes."""
+
+import gc
+import logging
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from tasks.model import quantized  # first: it decides whether peft finds bitsandbytes
+
+# isort: split
+from transformers import PreTrainedModel
+
+from core import factors
+from core.devices import check_device
+from core.errors import ConfigError
+from core.sections import LoraConfig, ModelConfig
+from tasks.base import NO_PARTS, Parts
+from tasks.forward.causal import refuse_encoders
+from tasks.forward.packing_choice import choose_path
+from tasks.model.adapter import count
+from tasks.model.attach import attach
+from tasks.model.base import Base
+from tasks.model.fingerprint import fingerprint
+from tasks.model.flat import Flat
+from tasks.model.head import Head
+from tasks.model.linear import use_onednn
+from tasks.model.merged_factors import Beside
+from tasks.model.private_parts import Personal
+from tasks.pretrained.loading import check_vocabulary, load_causal, load_tokenizer
+from tasks.pretrained.snapshot import check_folder, fetch
+
+log = logging.getLogger(__name__)
+
+_forgotten = 0  # bases loaded by this process and let go of
+
+
+@cache
+def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> Base:
+    """The base for these settings, loaded once per process and kept; loads() counts.
+
+    parts: what a task adds for each client alone; the server's base has none.
+
+    Raises ConfigError for a model that is not there, a placement or quantization that cannot run here, and a
+    tokenizer without an end-of-text token.
+    """
+    if model.cpu_threads:
+        torch.set_num_threads(model.cpu_threads)
+    folder = resolve(model)
+    placement = _placement(model)
+    quantization = quantized.settings(model)
+    refuse_encoders(
+        folder
+    )  # first: an encoder's tokenizer may have no end of text, which is not what is wrong
+    tokenizer = load_tokenizer(folder)
+    causal = load_causal(folder, model, placement, quantization)
+    check_vocabulary(tokenizer, causal, folder)
+    if quantization is not None:
+        causal = quantized.prepared(causal)
+    if model.gradient_checkpointing:
+        causal.gradient_checkpointing_enable({"use_reentrant": False})
+    adapted = attach(causal, lora)
+    weights = {_name(n): p for n, p in adapted.named_parameters() if p.requires_grad}
+    personal = _personal(causal, parts)
+    flat = Flat({**weights, **personal.tensors})
+    numerics = f"{model.dtype}-{model.quantization}"
+    layers = {
+        name: adapted.get_submodule(name.split(".lora_A.")[0]) for name in weights if factors.is_a(name)
+    }
+    base = Base(
+        adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, personal, Beside(layers), lora.r,
+        Head(None), False,
+    )  # fmt: skip
+    choose_path(base)
+    use_onednn(adapted)
+    parameters = sum(p.numel() for p in causal.parameters())
+    log.info(
+        "base model=%s fingerprint=%s parameters=%d lora=%d private=%d path=%s device=%s",
+        model.name, base.fingerprint[:12], parameters - count(weights), count(weights), count(personal.tensors),
+        "packed" if base.packed else "padded", base.device,
+    )  # fmt: skip
+    return base
+
+
+def loads() -> int:
+    """How many bases this process has loaded."""
+    return _forgotten + load_base.cache_info().misses
+
+
+def forget() -> None:
+    """Let go of every base of this process, and of its memory once nobody else holds it."""
+    global _forgotten
+    _forgotten = loads()
+    load_base.cache_clear()
+    resolve.cache_clear()
+    is_pickled.cache_clear()
+    gc.collect()  # modules and hooks are cycles
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+@cache
+def resolve(model: ModelConfig) -> Path:
+    """The folder of a model (tasks/pretrained/snapshot.py), the same for the life of the process until forget()."""
+    return fetch(model)
+
+
+@cache
+def is_pickled(model: ModelConfig) -> bool:
+    """Whether a model comes as pickled files (pytorch_model.bin), which are converted before they are loaded."""
+    return check_folder(resolve(model)).pickled
+
+
+def _placement(model: ModelConfig) -> str | dict[str, str]:
+    gpus = torch.cuda.device_count() if model.device != "cpu" and torch.cuda.is_available() else 0
+    check_device(model, gpus)
+    if model.device == "balanced":
+        return "balanced"
+    if model.device == "auto":
+        return {"": "cuda" if gpus else "cpu"}
+    return {"": model.device}
+
+
+def _name(parameter: str) -> str:
+    """peft's state-dict name: without the adapter's own name."""
+    for factor in ("lora_A", "lora_B"):
+        parameter = parameter.replace(f".{factor}.default.", f".{factor}.")
+    return parameter
+
+
+def _personal(causal: PreTrainedModel, parts: Parts) -> Personal:
+    head = causal.get_output_embeddings()
+    if parts == NO_PARTS:
+        return Personal(parts, torch.empty(0, 0))
+    if head is None:
+        raise ConfigError(
+            f"{type(causal).__name__} has no vocabulary head for a client's own parts to stand before"
+        )
+    personal = Personal(parts, head.weight)  # type: ignore[arg-type]  # typed as Tensor | Module
+    personal.join(head)
+    return personal

@@ -1,0 +1,280 @@
+"""TRL's own trainers behind the call of tasks.training.loop: the engine of `train.engine = "trl"`.
+
+Slower than ours, it runs whatever transformers runs, and it is the oracle of the parity tests. What differs from
+TRL 1.16 as it comes: rows arrive as token ids, in the batches that tasks.training.loop draws; the reference is the
+frozen base (given a PeftModel, TRL takes a copy of its adapter, the round-start model); no telemetry, no files,
+no autocast; and model, configuration and global generators are left as they were found, but for the trained
+adapter. In sft the base's own dropout acts, where it has any. Importing this module costs seconds: import it late.
+"""
+
+import copy
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer
+from transformers.utils import logging as transformers_logging
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from core.errors import ConfigError, DataError
+from core.sections import TrainConfig
+from core.types import Metrics, Scalar
+from tasks.base import Example, Task
+from tasks.dpo import DPO
+from tasks.forward.reference import reference_logps
+from tasks.kto import KTO
+from tasks.model.attach import unnamed_layers
+from tasks.model.base import Base
+from tasks.sft import SFT
+from tasks.tokens.cache import Cache
+from tasks.tokens.choice import check_certain
+from tasks.tokens.encode import key_of
+from tasks.training.loop import TrainReport, local_batches
+from tasks.training.stepper import PLAIN, Bend, Correct
+
+IGNORED = -100  # torch's label of a token that is not learned
+NOT_METRICS = ("train_", "total_flos", "epoch", "step", "num_tokens")
+References = Mapping[str, tuple[float, ...]]  # by example key
+Columns = dict[str, list[Any]]  # Any: token ids, flags, numbers; one entry a row
+
+
+def train(
+    base: Base,
+    task: Task,
+    examples: Sequence[Example],
+    cfg: TrainConfig,
+    *,
+    seed: int,
+    data_seed: int = 0,
+    knobs: Mapping[str, Scalar] | None = None,
+    cache: Cache | None = None,
+    bend: Bend = PLAIN,
+    steps: int | None = None,
+) -> TrainReport:
+    """As tasks.training.loop.train, by SFTTrainer, DPOTrainer or KTOTrainer; `sums` stays empty.
+
+    With a cache the reference's log-probabilities come from there, else TRL computes them in every step.
+    Of `bend`, TRL's trainers can do `correct`; client_app.site refuses the rest.
+    Raises ConfigError for what TRL cannot do, DataError without examples.
+    """
+    started = time.perf_counter()
+    if not examples:
+        raise DataError("a client without usable rows cannot train")
+    steps = steps or cfg.local_steps
+    size = min(cfg.per_device_batch_size, len(examples))
+    _refuse(task, size)
+    if layers := unnamed_layers(base.model):
+        raise ConfigError(
+            f"train.engine = 'trl': its second adapter would leave out {layers[0]!r}, whose name peft takes for an "
+            "expert's; use train.engine = 'accord', or lora.target-modules without it"
+        )
+    check_certain(examples)
+    examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
+    batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=int((knobs or {}).get("rnd", 1)))
+    rows = [examples[row] for micro in batches for batch in micro for row in batch]
+    refs = reference_logps(base, rows, cache) if cache and task.needs_reference else None
+    with _undisturbed(base), tempfile.TemporaryDirectory() as folder:
+        shared = {**_arguments(base, cfg), "output_dir": folder, "max_steps": steps, "seed": seed % 2**32}
+        shared["per_device_train_batch_size"] = size
+        trainer = _trainer(base, task, rows, shared, refs, knobs or {})
+        trainer.base, trainer.correct = base, bend.correct
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        metrics = _metrics(trainer.state.log_history[-1])
+    return TrainReport(steps, len(rows), metrics, seconds=time.perf_counter() - started)
+
+
+class _OnTokens(Trainer):
+    """What the three trainers change in TRL's."""
+
+    base: Base
+    correct: Correct | None = None
+
+    def _prepare_dataset(self, *args: Any, **_: Any) -> Any:  # Any: other arguments in each trainer
+        """The dataset as it is: TRL would tokenise text here."""
+        return args[0]
+
+    def _send_telemetry(self) -> None:
+        """Nothing: TRL would tell its makers the kind of model, GPU and data."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:  # Any: Trainer's own arguments
+        loss = super().training_step(*args, **kwargs)
+        if self.correct and self.accelerator.sync_gradients:  # a step's last micro-batch; clipping follows
+            for name, parameter in self.base.flat.parameters.items():
+                assert parameter.grad is not None, name
+                parameter.grad = self.correct(name, parameter.detach(), parameter.grad)
+        return loss
+
+
+class _SFTOnTokens(_OnTokens, SFTTrainer):
+    pass
+
+
+class _DPOOnTokens(_OnTokens, DPOTrainer):
+    pass
+
+
+class _KTOOnTokens(_OnTokens, KTOTrainer):
+    pass
+
+
+def _refuse(task: Task, size: int) -> None:
+    """Raise ConfigError for what TRL 1.16 does not compute."""
+    instead = "; use train.engine = 'accord'"
+    if type(task) not in (SFT, DPO, KTO):
+        raise ConfigError(f"train.engine = 'trl' runs sft, dpo and kto, not {type(task).__name__}{instead}")
+    if isinstance(task, DPO) and task.label_smoothing:
+        raise ConfigError(f"TRL's sigmoid loss knows no label smoothing, got {task.label_smoothing}{instead}")
+    if isinstance(task, KTO) and task.reference_point != "batch":
+        raise ConfigError(f"TRL knows no task.reference-point = {task.reference_point!r}{instead}")
+    if isinstance(task, KTO) and size < 2:
+        raise ConfigError(
+            "TRL's kto needs two rows in a batch: train.per-device-batch-size is 1, or a client has one row"
+            f"{instead} with task.reference-point = 'pooled'"
+        )
+
+
+def _arguments(base: Base, cfg: TrainConfig) -> dict[str, Any]:  # Any: fields of TrainingArguments
+    """What the three configurations share; adapters, optimiser and clipping as in tasks.training.loop."""
+    on_cpu = base.device.type == "cpu"
+    return {
+        "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
+        "optim": {"adamw": "adamw_torch_fused", "sgd": "sgd"}[cfg.optimizer],
+        "learning_rate": cfg.learning_rate,
+        "lr_scheduler_type": "constant",
+        "weight_decay": cfg.weight_decay,
+        "max_grad_norm": cfg.max_grad_norm,
+        "train_sampling_strategy": "sequential",  # the rows are in order already
+        "max_length": None,  # and cut already
+        "bf16": False,  # TRL's default is autocast to bfloat16, on CPU as well
+        "gradient_checkpointing": False,  # a base that is configured for it does it anyway, this way:
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "logging_strategy": "no",
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def _trainer(
+    base: Base,
+    task: Task,
+    rows: Sequence[Example],
+    shared: dict[str, Any],  # Any: fields of TrainingArguments
+    refs: References | None,
+    knobs: Mapping[str, Scalar],
+) -> _OnTokens:
+    """A trainer whose reference is the frozen base."""
+    weights_before = [(parameter, parameter.data) for parameter in base.flat.parameters.values()]
+    common = {"model": base.model, "processing_class": base.tokenizer}
+    if isinstance(task, SFT):
+        return _SFTOnTokens(**common, args=SFTConfig(**shared), train_dataset=Dataset.from_dict(_sft(rows)))
+    if isinstance(task, DPO):
+        config = DPOConfig(**shared, beta=task.beta, loss_type=[task.loss_type])
+        trainer = _DPOOnTokens(**common, args=config, train_dataset=Dataset.from_dict(_dpo(rows, refs)))
+    else:
+        assert isinstance(task, KTO), task
+        config = KTOConfig(
+            **shared,
+            beta=task.beta,
+            desirable_weight=_weight(task.desirable_weight, knobs, "desirable-weight"),
+            undesirable_weight=_weight(task.undesirable_weight, knobs, "undesirable-weight"),
+        )
+        trainer = _KTOOnTokens(**common, args=config, train_dataset=Dataset.from_dict(_kto(rows, refs)))
+    base.model.delete_adapter("ref")  # left alone, it is the reference: the adapter as it came
+    for parameter, data in weights_before:
+        parameter.data = data  # over a quantised base TRL has turned them into bfloat16
+    trainer.precompute_ref_logps = refs is not None  # its own argument would hash every weight of the base
+    return trainer
+
+
+def _sft(rows: Sequence[Example]) -> Columns:
+    return {
+        "input_ids": [[*e.prompt, *e.completions[0]] for e in rows],
+        "labels": [[*[IGNORED] * len(e.prompt), *e.completions[0]] for e in rows],
+    }
+
+
+def _dpo(rows: Sequence[Example], refs: References | None) -> Columns:
+    columns: Columns = {
+        "prompt_ids": [e.prompt for e in rows],
+        "chosen_ids": [e.completions[0] for e in rows],
+        "rejected_ids": [e.completions[1] for e in rows],
+    }
+    return columns | _references(rows, refs, "ref_chosen_logps", "ref_rejected_logps")
+
+
+def _kto(rows: Sequence[Example], refs: References | None) -> Columns:
+    columns: Columns = {
+        "prompt_ids": [e.prompt for e in rows],
+        "completion_ids": [e.completions[0] for e in rows],
+        "KL_completion_ids": [e.mismatched for e in rows],
+        "label": [bool(e.label) for e in rows],
+    }
+    return columns | _references(rows, refs, "ref_logps", "ref_KL_logps")
+
+
+def _references(rows: Sequence[Example], refs: References | None, first: str, second: str) -> Columns:
+    if refs is None:
+        return {}
+    known = [refs[key_of(e)] for e in rows]
+    return {first: [values[0] for values in known], second: [values[1] for values in known]}
+
+
+def _weight(text: str, knobs: Mapping[str, Scalar], key: str) -> float:
+    return float(knobs.get(key, 1.0)) if text == "auto" else float(text)
+
+
+@contextmanager
+def _undisturbed(base: Base) -> Iterator[None]:
+    """Inside, a trainer may do to the base what trainers do; after, all of it but the weights is undone."""
+    causal = base.causal
+    kept = {name: causal.__dict__.get(name) for name in ("config", "generation_config", "forward")}
+    dropouts = [(module, module.p) for module in base.model.modules() if isinstance(module, nn.Dropout)]
+    generators = random.getstate(), np.random.get_state()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it tells every round that pad and eos come from the tokenizer
+    causal.config, causal.generation_config = (
+        copy.deepcopy(causal.config),
+        copy.deepcopy(causal.generation_config),
+    )
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        if "ref" in base.model.peft_config:  # a constructor that failed
+            base.model.delete_adapter("ref")
+        for module, p in dropouts:
+            module.p = p
+        for name, value in kept.items():
+            if value is None:
+                causal.__dict__.pop(name, None)
+            else:
+                setattr(causal, name, value)
+        base.model.eval()
+
+
+def _metrics(last: Mapping[str, float]) -> Metrics:
+    """TRL's means over all batches, under TRL's names, and the loss."""
+    metrics = {name: float(value) for name, value in last.items() if not name.startswith(NOT_METRICS)}
+    return {"loss": float(last["train_loss"]), **metrics}

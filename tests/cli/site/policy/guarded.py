@@ -1,0 +1,45 @@
+"""A site behind a policy, on the real toy model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from cli.site.policy.guard import Guarded
+from cli.site.policy.rules import Policy
+from client_app.claim import Claim
+from client_app.site import Node, Site
+from core.config import parse
+from core.tree import Tree
+from core.types import Order
+from tasks.model.adapter import initial_adapter
+
+SMALL = {"data.rows-per-client": 24, "data.eval-rows-per-client": 24, "train.local-steps": 3}
+CLAIM = Claim("7", "anna", "accord.accord-fl.0.1.0.0123abcd")
+STRICT = Policy(
+    tasks=("dpo",), strategies=("fedavg",), models=(("toy", ""),), sources=("toy",), max_rounds=12
+)
+
+
+def guarded(
+    path: Path, policy: Policy = STRICT, claim: Claim = CLAIM, client: int = 0, **keys: object
+) -> Guarded:
+    flat = {k.replace("__", ".").replace("_", "-"): v for k, v in keys.items()}
+    node = Node(client, 3, state_dir=str(path / f"home-{client}"))
+    return Guarded(Site(parse({**SMALL, **flat}), node), policy, claim)
+
+
+def order(
+    guard: Guarded, *, tree: Tree | None = None, rnd: int = 1, recall: int = 0, run: str = "r", **knobs
+) -> Order:
+    base = guard.site.base()
+    known = {"run": run, "base": base.fingerprint, "rnd": rnd, "clients": 3, "cohort": 3}
+    trees = {"global": tree or initial_adapter(base, 42)}
+    more = {k.replace("_", "-"): v for k, v in knobs.items()}
+    return Order(guard.site.node.client, trees, recall=recall, knobs={**known, **more})
+
+
+def greeting(guard: Guarded, run: str = "r") -> dict:
+    return {"run": run, "base": guard.site.base().fingerprint}
+
+
+def with_policy(guard: Guarded, **changes: object) -> Guarded:
+    return replace(guard, policy=replace(guard.policy, **changes))

@@ -1,0 +1,73 @@
+"""Products through oneDNN against torch's own, values and gradient."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import linear as torchs
+
+from tasks.model import linear
+from tasks.model.linear import FrozenLinear, is_onednn_faster, product, use_onednn
+
+AMD, INTEL = "vendor_id\t: AuthenticAMD\nflags\t: avx2", "processor\t: 0\nvendor_id\t: GenuineIntel\n"
+
+
+@pytest.fixture(autouse=True)
+def _every_product_goes_through_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "LEAST", 0)
+    monkeypatch.setattr(linear, "ENABLED", linear.AVAILABLE)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "capability", "faster"),
+    [
+        (AMD, "AVX512", True),
+        (AMD, "AVX2", False),
+        (INTEL, "AVX512", False),
+        (INTEL, "AVX2", False),
+        ("", "AVX512", False),
+    ],
+)
+def test_the_processor_decides(cpuinfo: str, capability: str, faster: bool) -> None:
+    assert is_onednn_faster(cpuinfo, capability) is faster
+
+
+def test_layers_stay_torchs_where_its_own_products_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "ENABLED", False)
+    layer = nn.Linear(2, 2).requires_grad_(False)
+    use_onednn(layer)
+    assert type(layer) is nn.Linear
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)])
+def test_a_frozen_layer_is_torchs_layer(bias: bool, shape: tuple[int, ...]) -> None:
+    """1e-6 is float32 rounding of numbers near 1; an expanded gradient is not contiguous."""
+    rng = torch.Generator().manual_seed(0)
+    layer = nn.Linear(5, 3, bias=bias).requires_grad_(False)
+    x = torch.randn(shape, generator=rng)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    want = layer(a)
+    use_onednn(layer)
+    got = layer(b)
+    assert type(layer) is FrozenLinear
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    for out in (want, got):
+        out.sum(-1).square().sum().backward()
+    assert b.grad is not None
+    torch.testing.assert_close(b.grad, a.grad, rtol=1e-6, atol=1e-5)
+
+
+def test_the_weight_may_be_transposed() -> None:
+    x, weight = torch.randn(7, 5), torch.randn(5, 3)
+    torch.testing.assert_close(product(x, weight.T), x @ weight, rtol=1e-6, atol=1e-6)
+
+
+def test_other_types_keep_torchs_product() -> None:
+    x, weight = torch.randn(7, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    assert torch.equal(product(x, weight), torchs(x, weight))
+
+
+def test_layers_that_train_stay_as_they_are() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    use_onednn(model)
+    assert [type(layer) for layer in model] == [nn.Linear, FrozenLinear]
