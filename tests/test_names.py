@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tests.paths import ROOT
 
-FILLERS = frozenset(
-    [
+FILLERS = {
+    *(
         "found",
         "said",
         "told",
@@ -23,18 +23,9 @@ FILLERS = frozenset(
         "done",
         "left",
         "own",
-        "others",
-        "who",
-        "beside",
-        "aside",
-        "opening",
-        "brief",
-        "fits",
-        "adds",
-        "words",
-        "crew",
-    ]
-)
+    ),
+    *("others", "who", "beside", "aside", "opening", "brief", "fits", "adds", "words", "crew"),
+}
 SOURCE = (
     "accord",
     "benchmarks",
