@@ -50,7 +50,7 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.nodestate.nodestate_factory import NodeStateFactory
-import core.waits
+import core.flower_patches
 
 if sys.argv[1] == "changed":
     assert core.flower_patches.answer_for_the_dead()
