@@ -6,10 +6,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-
-from tasks.model import quantized  # first: it decides whether peft finds bitsandbytes
-
-# isort: split
 from transformers import PreTrainedModel
 
 from core import factors
@@ -19,6 +15,7 @@ from core.sections import LoraConfig, ModelConfig
 from tasks.base import NO_PARTS, Parts
 from tasks.forward.causal import refuse_encoders
 from tasks.forward.packing_choice import choose_path
+from tasks.model import quantized
 from tasks.model.adapter import count
 from tasks.model.attach import attach
 from tasks.model.base import Base

@@ -4,12 +4,6 @@ import sys
 from importlib.util import find_spec
 
 import torch
-
-# Without a GPU few want bitsandbytes (_installed lets it in), yet peft would import it: a second of every process.
-# device_count(), not is_available(): that would fix what CUDA_VISIBLE_DEVICES says before Ray has written it.
-if not torch.cuda.device_count():
-    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # None: as if not installed
-
 from peft import prepare_model_for_kbit_training
 from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from transformers import BitsAndBytesConfig, PreTrainedModel
