@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 # Two tests at a time, handed out one by one: a federation alone leaves a core idle while it starts and ends.
 PAIR := -n 2 --maxschedchunk 1
 
-.PHONY: demo test test-faults test-hosts test-docker gpu gpu-wheels lint check fix fab clean
+.PHONY: demo test test-faults test-hosts test-docker gpu gpu-wheels lint check newest fix fab clean
 
 demo: $(STAMP)
 	$(BIN)/accord demo
@@ -38,6 +38,16 @@ lint: $(STAMP)
 check: lint
 	$(BIN)/python -m pytest -m "not slow and not faults and not hosts and not docker" -n 2
 
+# Whether Accord runs on the newest releases, beyond the ranges of pyproject.toml: what breaks is printed.
+NEWEST := flwr[simulation] torch transformers peft trl
+
+newest:
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade $(patsubst %,'%',$(NEWEST))
+	.venv-newest/bin/pip list --disable-pip-version-check | grep -iE '^(flwr|torch|transformers|peft|trl) '
+	.venv-newest/bin/python -m pytest -m "not slow and not faults and not hosts and not docker" -n 2
+
 # On a machine with a GPU, Python and torch; the wheels come from `make gpu-wheels` where there is a registry.
 GPU_WHEELS := dist/gpu-wheels
 GPU_PYTHON := 3.12
@@ -61,7 +71,7 @@ fab: $(STAMP)
 	cd dist && ../$(BIN)/flwr build --app .. && unzip -l *.fab
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) .venv-newest dist
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

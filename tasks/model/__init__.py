@@ -1,7 +1,7 @@
 """The base model with one LoRA adapter: its parts, and adapters in and out of it.
 
-peft imports bitsandbytes where it finds it, which takes a second of every process. Without a GPU few runs need it, so it
-is hidden here, before any module of this package imports peft; tasks/model/quantized.py shows it again when needed.
+peft imports bitsandbytes where it finds it, which takes a second of every process. Without a GPU few runs need it, so
+it is hidden here, before any module of this package imports peft; tasks/model/quantized.py shows it when needed.
 """
 
 import sys
