@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
     shorten_tries()  # a reply is announced before its tensors have come
     try:
         config = parse(context.run_config)
-        console.speak(config.run.log_format)
+        console.set_format(config.run.log_format)
         run = Run.open(config)
         run.go(grid)
     except AccordError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from core.plugins import knobs, plugin
 from core.types import Json
 from server_app.report.clients import notes
-from server_app.report.formatting import ABSENT, behind, counted, interval, scalar, value, verdict
+from server_app.report.formatting import ABSENT, counted, interval, sample_size, scalar, value, verdict
 from server_app.report.reading import Run, asked_for, read_run
 from server_app.report.stats import METHOD, headline
 from tasks.toy_base import FILES
@@ -122,7 +122,7 @@ def _results(run: Run) -> str:
     estimates = headline(run)
     if not estimates:
         return "Nothing was evaluated."
-    rows = [f"| {e.name} | {value(e)} | {interval(e)} | {behind(e)} |" for e in estimates]
+    rows = [f"| {e.name} | {value(e)} | {interval(e)} | {sample_size(e)} |" for e in estimates]
     table = "\n".join(["| | value | 95 % interval | over |", "| --- | ---: | ---: | ---: |", *rows])
     method = METHOD if any(e.low is not None for e in estimates) else ""
     return "\n\n".join(part for part in (verdict(estimates), table, method) if part)

@@ -11,7 +11,6 @@ from server_app.report.formatting import (
     ABSENT,
     Table,
     alarms,
-    behind,
     counted,
     duration,
     interval,
@@ -21,6 +20,7 @@ from server_app.report.formatting import (
     points,
     printable,
     ranges,
+    sample_size,
     scalar,
     size,
     state,
@@ -173,7 +173,7 @@ def markdown(contents: page.Contents) -> str:
     if c.verdict:
         parts.append(_text(c.verdict))
     if c.headline:
-        lines = tuple((e.name, value(e), interval(e), behind(e)) for e in c.headline)
+        lines = tuple((e.name, value(e), interval(e), sample_size(e)) for e in c.headline)
         parts += ["## Headline", _table(Table(("", "value", "95 % interval", "over"), lines, (1, 2, 3)))]
         parts.append(c.method)
     for plot in c.plots:

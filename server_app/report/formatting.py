@@ -79,7 +79,7 @@ def interval(estimate: Estimate) -> str:
     return f"{points(estimate.low, signed=signed)} to {points(estimate.high, signed=signed)}"
 
 
-def behind(estimate: Estimate) -> str:
+def sample_size(estimate: Estimate) -> str:
     return ABSENT if estimate.n is None else counted(estimate.n, estimate.of.removesuffix("s"))
 
 

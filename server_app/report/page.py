@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from server_app.report.formatting import ABSENT, Table, behind, interval, printable, value
+from server_app.report.formatting import ABSENT, Table, interval, printable, sample_size, value
 from server_app.report.plots import Plot, themed
 from server_app.report.reading import Answer
 from server_app.report.stats import Estimate
@@ -57,7 +57,7 @@ def _headline(c: Contents) -> str:
     others = [e for e in c.headline if e.key not in CARDS]
     if not cards:
         cards, others = others[:4], others[4:]
-    rows = tuple((e.name, value(e), interval(e), behind(e)) for e in others)
+    rows = tuple((e.name, value(e), interval(e), sample_size(e)) for e in others)
     table = (
         _table(Table(("also measured", "value", "95 % interval", "over"), rows, (1, 2, 3))) if rows else ""
     )
@@ -70,7 +70,7 @@ def _headline(c: Contents) -> str:
 
 def _card(e: Estimate) -> str:
     sure = f"95 %: {interval(e)}" if interval(e) != ABSENT else ABSENT
-    facts = "<br>".join(escape(fact) for fact in (sure, behind(e)) if fact != ABSENT)
+    facts = "<br>".join(escape(fact) for fact in (sure, sample_size(e)) if fact != ABSENT)
     amount, _, unit = value(e).partition(" ")
     accent = " accent" if e.key in ("after", "gain") else ""
     return (

@@ -124,7 +124,7 @@ def test_the_next_command_repeats_what_the_run_was_about(tmp_path):
         "accord run 'data.path=my file' strategy.fraction-train=0.5 strategy.name=fedavg task.name=kto "
         in text
     )
-    assert "the shared start" in text
+    assert "each client keeps its own" in text
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_points_that_round_to_zero_have_no_sign():
 
 
 def test_as_json_a_round_is_an_object_and_what_it_lacks_is_absent(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(console, "_form", "json")
+    monkeypatch.setattr(console, "_format", "json")
     record = dpo_record(1, absent=(0, 2))
     record["failed"]["0"] = "\x1b[31mdisk\nfull"
     console.say("")

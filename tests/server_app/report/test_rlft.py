@@ -84,10 +84,10 @@ def test_the_report_shows_every_policy_and_says_when_one_hacks_its_reward(tmp_pa
 def test_the_headline_has_the_kept_epoch_with_its_interval(tmp_path):
     """62.5 % of 24 prompts; Wilson's interval from 42.7 to 78.8 %."""
     found = {e.name: e for e in headline(read_run(run_with(tmp_path, population=policy(HACKED))))}
-    kept = found["Policy population: wins by the judge"]
+    kept = found["Policy population: win rate (judge)"]
     assert (kept.value, kept.n, kept.of) == (0.625, 24, "prompts")
     assert (kept.low, kept.high) == pytest.approx((0.427, 0.788), abs=1e-3)
-    assert found["Policy population: wins by the signal"].value == 0.75
+    assert found["Policy population: win rate (signal)"].value == 0.75
 
 
 def test_without_a_judge_there_is_none(tmp_path):
@@ -122,7 +122,7 @@ def test_selectors_together_stand_beside_each_clients_own(tmp_path):
     assert found["population"].value == pytest.approx((7 * 0.875 + 0.75) / 8)
     assert found["population"].low is not None
     assert (found["population worst"].name, found["population worst"].value) == (
-        "Their worst client (3)",
+        "Vote, worst client (3)",
         0.75,
     )
     assert (found["orders"].value, found["ece"].value) == (0.5, pytest.approx(0.1))
