@@ -22,7 +22,7 @@ from core.errors import CheckpointError, ConfigError
 from core.files import read_json
 from core.sections import Config
 from core.types import Json, ServerState
-from server_app.report.reading import CONFIG, NO_RECORD, asked_for, read_config, read_record
+from server_app.report.reading import CONFIG, RECORD_ERRORS, read_config, read_record, rounds_history
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class RunFolder:
             clients = int(read_config(self.path)[1].get("num-supernodes", 0))
         if clients:
             keys["federation.num-supernodes"] = clients
-        said = asked_for(self.manifest())
+        said = rounds_history(self.manifest())
         comment = f"# {said}\n" if said else ""
         store.write_text(self.path / CONFIG, comment + tomli_w.dumps(_nested(keys)))
 
@@ -231,7 +231,7 @@ class RunFolder:
             records = [json.loads(line) for line in lines if line.endswith(b"\n")]
             for record in records:
                 read_record(record)
-        except (OSError, *NO_RECORD) as error:
+        except (OSError, *RECORD_ERRORS) as error:
             raise CheckpointError(f"{path}: expected a round's metrics in each line, {error!r}") from error
         return records
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from core import store
 from core.errors import DataError
-from server_app.report.plots import BLUE, GRID, INK, MOST_NAMED, RED, SOFT, Plot, drawn
+from server_app.report.plots import BLUE, GRID, INK, MOST_NAMED, RED, SOFT, Plot, draw_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,7 +128,7 @@ def draw_conflict(found: Conflict, groups: Sequence[int], truth: Mapping[int, in
         f"left of two updates without the mean update, full colour at {most[0]:.2f}. Above: the share of entries that "
         f"move the same way, white at one half, full colour {most[1] / 2:.2f} away from it. {clusters}."
     )
-    return drawn("conflict", "Preference-conflict map", caption, draw, x="client", height=5.0)
+    return draw_plot("conflict", "Preference-conflict map", caption, draw, x="client", height=5.0)
 
 
 def _name(client: int, truth: Mapping[int, int]) -> str:

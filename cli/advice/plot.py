@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cli.advice.recommend import LOCAL, NAMES, ORDER, Scores, gain
-from server_app.report.plots import AMBER, BLUE, SOFT, Plot, drawn
+from server_app.report.plots import AMBER, BLUE, SOFT, Plot, draw_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,4 +32,4 @@ def draw_gains(scores: Mapping[str, Scores], chosen: str, *, seed: int) -> Plot:
 
     advised = f" In amber: {NAMES[chosen]}." if chosen in others else ""
     caption = f"Held-out accuracy of each client above its own alone; left of 0 it is harmed.{advised}"
-    return drawn("gains", "Gain over each client alone", caption, draw, x="points", height=5.0)
+    return draw_plot("gains", "Gain over each client alone", caption, draw, x="points", height=5.0)
