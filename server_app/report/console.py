@@ -225,7 +225,7 @@ def rlft_line(record: Mapping[str, float]) -> str:
 
 
 def rlft_outcome(records: Sequence[Json], best: int, turn: int | None, folder: Path) -> list[str]:
-    """Lines that name the best epoch, and raise an alarm if the policy hacks its reward. turn: from `turned`."""
+    """Lines that name the best epoch, and raise an alarm if the policy hacks its reward. turn: from `hacking_epoch`."""
     lines = [
         f"         epoch {best} of {len(records) - 1} is the best on held-out prompts, saved in {folder}"
     ]
