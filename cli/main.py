@@ -103,7 +103,7 @@ def advise(
         )
     federation = federated(keys, federation)
     arms.check(keys)
-    for line in arms.foretold(federation):
+    for line in arms.early_warnings(federation):
         typer.echo(line)
     parent = Path(str(keys.get("run.dir", "runs"))).expanduser().resolve()
     folder = again or arms.open_folder(
