@@ -92,7 +92,7 @@ def _summary(run: Run) -> str:
         text += f" Rounds: {rounds}."
     if run.status == "finished":
         return text
-    return f"**Not finished: {run.done} of {counted(run.rounds, 'round')} complete.**\n\n{text}"
+    return f"**Not finished: {run.completed} of {counted(run.rounds, 'round')} complete.**\n\n{text}"
 
 
 def _use(run: Run) -> str:

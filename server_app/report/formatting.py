@@ -110,7 +110,7 @@ def clip(text: str, width: int) -> str:
 
 def state(run: Run) -> str:
     """The state of the run in one sentence: finished, not finished or failed, and its rounds."""
-    progress = f"{run.done} of {counted(run.rounds, 'round')}"
+    progress = f"{run.completed} of {counted(run.rounds, 'round')}"
     if run.status == "finished":
         history = f" ({rounds})" if (rounds := rounds_history(run.manifest)) else ""
         return f"Finished: {progress} in {duration(run.manifest.get('seconds'))}{plain(history)}."

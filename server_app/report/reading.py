@@ -104,7 +104,7 @@ class Run:
         return int(self.manifest.get("rounds", self.config.get("run.num-server-rounds", 0)))
 
     @property
-    def done(self) -> int:
+    def completed(self) -> int:
         """The last completed round; 0 before the first."""
         return self.records[-1].round if self.records else 0
 

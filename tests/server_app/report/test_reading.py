@@ -11,7 +11,13 @@ from tests.server_app.report.sample import dpo_record, dpo_run, write_run
 
 def test_every_file_is_read(tmp_path):
     run = read_run(dpo_run(tmp_path))
-    assert (run.task, run.strategy, run.status, run.rounds, run.done) == ("dpo", "fedavg", "finished", 12, 12)
+    assert (run.task, run.strategy, run.status, run.rounds, run.completed) == (
+        "dpo",
+        "fedavg",
+        "finished",
+        12,
+        12,
+    )
     assert run.config["train.local-steps"] == 10
     assert run.records[4].failed == {5: "no answer within 60 s", 6: "no answer within 60 s"}
     assert run.records[3].eval.clients[7]["examples"] == 48
@@ -26,7 +32,7 @@ def test_the_variant_is_part_of_the_strategys_name(tmp_path):
 
 def test_an_empty_folder_is_a_run_without_rounds(tmp_path):
     run = read_run(tmp_path)
-    assert (run.records, run.answers, run.adapters(), run.status, run.done) == ((), (), [], "running", 0)
+    assert (run.records, run.answers, run.adapters(), run.status, run.completed) == ((), (), [], "running", 0)
 
 
 def test_a_torn_last_line_is_left_out_and_a_repeated_round_counts_once(tmp_path):
