@@ -18,7 +18,7 @@ from core.errors import ConfigError
 from core.files import read_json
 from core.types import Scalar
 from server_app.report import console
-from server_app.report.reading import ASKED, read_run
+from server_app.report.reading import ADVICE, read_run
 from server_app.report.stats import MIN_CLUSTERS
 
 Keys = dict[str, Scalar]
@@ -59,7 +59,7 @@ def open_folder(request: Mapping[str, Scalar], parent: Path) -> Path:
     folder = next(parent / name for name in names if not (parent / name).exists())
     with store.writing(folder):
         folder.mkdir(parents=True)
-    store.write_text(folder / ASKED, tomli_w.dumps(dict(request)))
+    store.write_text(folder / ADVICE, tomli_w.dumps(dict(request)))
     return folder
 
 

@@ -13,7 +13,7 @@ from core.naming import LONGEST, client_label, client_mark
 from core.types import Json, Metrics, Scalar
 
 CONFIG = "config.toml"  # every key as it ran; usable as a preset
-ASKED = "advice.toml"  # in the folder of an advice: the keys of the request; usable as a preset
+ADVICE = "advice.toml"  # in the folder of an advice: the keys of the request; usable as a preset
 # raised by `read_record` for a line that is not a record
 RECORD_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -158,7 +158,7 @@ def rounds_history(manifest: Mapping[str, Json]) -> str:
 
 def of_advice(run_dir: Path) -> bool:
     """Whether the run belongs to `accord advise`, whose runs are in <advice>/<option>/<run>."""
-    return (run_dir.resolve().parent.parent / ASKED).is_file()
+    return (run_dir.resolve().parent.parent / ADVICE).is_file()
 
 
 def read_run(run_dir: Path | str) -> Run:

@@ -12,7 +12,7 @@ from cli.advice.recommend import CLUSTERS, FEDAVG, FEDPDPO, FINISH, ORDER
 from core import store
 from core.config import parse
 from core.errors import CheckpointError, ConfigError
-from server_app.report.reading import ASKED
+from server_app.report.reading import ADVICE
 
 REQUEST = {"run.num-server-rounds": 12, "train.local-steps": 10}
 
@@ -101,7 +101,7 @@ def test_enough_clients_and_deployments_give_no_early_warning(clients, superlink
 def test_a_folder_stores_the_request(tmp_path):
     folders = [open_folder({**REQUEST, "federation.num-supernodes": 8}, tmp_path) for _ in range(2)]
     assert len(set(folders)) == 2
-    assert tomllib.loads((folders[0] / ASKED).read_text())["train.local-steps"] == 10
+    assert tomllib.loads((folders[0] / ADVICE).read_text())["train.local-steps"] == 10
 
 
 def write_arm_run(folder: Path, status: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from core.config import defaults
 from server_app.report import console
 from server_app.report.formatting import duration, interval, number, points, ranges, size, value
-from server_app.report.reading import ASKED
+from server_app.report.reading import ADVICE
 from server_app.report.stats import Estimate
 from tasks.tokens.encode import DIFFERS, NO_CALLS
 from tests.server_app.report.sample import EVIL, dpo_record, dpo_run, selector_record, sft_record, write_run
@@ -151,7 +151,7 @@ def test_the_next_command_has_the_clients_of_the_run(tmp_path, federation, clien
 def test_an_option_of_an_advice_has_no_next_command(tmp_path, status):
     folder = write_run(tmp_path / "advice" / "fedavg", [dpo_record(0)], status=status)
     assert "next " in "\n".join(console.summary_lines(folder))
-    (tmp_path / "advice" / ASKED).write_text("")
+    (tmp_path / "advice" / ADVICE).write_text("")
     assert "next " not in "\n".join(console.summary_lines(folder))
 
 
