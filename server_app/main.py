@@ -78,7 +78,7 @@ class Run:
             folder.check_base(config.model.name, base.fingerprint)
         except BaseException:
             if not config.run.resume:
-                folder.discard_unbegun()
+                folder.discard_without_round()
             raise
         return Run(config, folder, base, config.build_strategy(), config.task_choice.build())
 
@@ -112,7 +112,7 @@ class Run:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
             # a full disk that stopped the run may refuse these writes as well
             with contextlib.suppress(CheckpointError):
-                if self.config.run.resume or not self.folder.discard_unbegun():
+                if self.config.run.resume or not self.folder.discard_without_round():
                     self._write_results(f"failed: {reason}")
             raise
 

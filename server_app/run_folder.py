@@ -180,14 +180,14 @@ class RunFolder:
             log.warning("run=%s cannot be locked on this file system", self.name)
         return handle
 
-    def is_unbegun(self) -> bool:
+    def has_no_round(self) -> bool:
         """Whether no round was committed: the folder has neither a checkpoint nor a line of metrics."""
         metrics = self.path / "metrics.jsonl"
         return not store.rounds(self.checkpoints) and not (metrics.is_file() and metrics.stat().st_size)
 
-    def discard_unbegun(self) -> bool:
+    def discard_without_round(self) -> bool:
         """Delete the folder if no round was committed; returns whether it was deleted."""
-        if not self.is_unbegun():
+        if not self.has_no_round():
             return False
         shutil.rmtree(self.path, ignore_errors=True)
         return True

@@ -34,7 +34,7 @@ from server_app.report.formatting import (
     value,
     verdict,
 )
-from server_app.report.reading import Record, Run, names_of, of_advice, read_record, read_run
+from server_app.report.reading import Record, Run, is_advice_run, names_of, read_record, read_run
 from server_app.report.stats import ACCURACIES, RIGHT, TOKENS, UTILITY, VALID, headline, worst
 from tasks.tokens.encode import REMARKS
 from tasks.toy_base import FILES
@@ -276,7 +276,7 @@ def _next_commands(run: Run) -> list[str]:
 
     None for a run of `accord advise`, which starts and resumes its runs itself.
     """
-    if of_advice(run.dir):
+    if is_advice_run(run.dir):
         return []
     folder = shlex.quote(str(run.dir))
     if run.status != "finished":

@@ -156,7 +156,7 @@ def rounds_history(manifest: Mapping[str, Json]) -> str:
     return f"{first['rounds']} rounds, then {', then '.join(sentences)}" if sentences else ""
 
 
-def of_advice(run_dir: Path) -> bool:
+def is_advice_run(run_dir: Path) -> bool:
     """Whether the run belongs to `accord advise`, whose runs are in <advice>/<option>/<run>."""
     return (run_dir.resolve().parent.parent / ADVICE).is_file()
 

@@ -175,13 +175,13 @@ def test_a_damaged_line_of_metrics_is_refused_and_kept(folder, line):
 
 def test_a_run_without_a_round_is_deleted(folder):
     folder.write_manifest(status="running")
-    assert folder.discard_unbegun()
+    assert folder.discard_without_round()
     assert not folder.path.exists()
 
 
 def test_a_run_with_a_round_stays(folder):
     commit(folder, 0)
-    assert not folder.discard_unbegun()
+    assert not folder.discard_without_round()
     assert rounds(folder) == [0]
 
 
