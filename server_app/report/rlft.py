@@ -127,6 +127,6 @@ def _legend_name(name: str) -> str:
 def _epoch_remark(policy: Json, epoch: int) -> str:
     marks = (
         "kept" if epoch == policy["best"] else "",
-        "judgement turned" if epoch == policy["turned"] else "",
+        "judgement falls afterwards" if epoch == policy["turned"] else "",
     )
     return ", ".join(mark for mark in marks if mark)

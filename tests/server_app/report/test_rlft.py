@@ -65,7 +65,7 @@ def test_the_report_shows_every_policy_and_warns_of_reward_hacking(tmp_path):
         ("c0", "1"),
     ]
     assert table.rows[1] == (
-        "population", "1", "430", "0.6", "0.2", "75.0 %", "62.5 %", "0.1", "9.5", "kept, judgement turned"
+        "population", "1", "430", "0.6", "0.2", "75.0 %", "62.5 %", "0.1", "9.5", "kept, judgement falls afterwards"
     )  # fmt: skip
     assert table.rows[0][2:5] == ("-", "-", "-")
     assert labels(read_run(folder)).rows[0] == (
