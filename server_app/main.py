@@ -18,7 +18,7 @@ from core.sections import Config
 from core.types import Json, ServerState
 from server_app.report import console
 from server_app.report.card import write_card
-from server_app.report.clients import facts_of, partitions_of
+from server_app.report.clients import count_clients, facts_of
 from server_app.report.columns import column_lines
 from server_app.report.documents import write_report
 from server_app.report.reading import names_of
@@ -139,7 +139,7 @@ class Run:
         """Before the first round: write the clients to manifest and config.toml, and print the plan."""
         self.folder.write_manifest(**facts_of(hellos))
         manifest = self.folder.manifest()
-        self.folder.write_config(self.config, clients=partitions_of(hellos))
+        self.folder.write_config(self.config, clients=count_clients(hellos))
         lines = console.plan_lines(dict(self.config.flat), manifest, self.folder.path)
         if self.config.source_choice.name != "toy":
             lines += column_lines(hellos.values())

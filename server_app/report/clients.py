@@ -16,15 +16,15 @@ UNITS = {  # how rows were held out -> why held-out rows share prompts with trai
     "source": "whose rows come with a split of their own",
     "prompt": "whose training rows were redistributed",
 }
-REASONS = ("smaller", "untrainable")
-MOST_NAMED = 3
+REASONS = ("smaller", "untrainable")  # why owners are not clients
+MOST_NAMED = 3  # owners or clients named in a sentence
 
 
 def facts_of(hellos: Mapping[int, Json]) -> Json:
     """The entries `clients`, `data`, `truth` and `left_out` of the manifest. hellos: client -> its hello."""
     ordered = sorted(hellos.items())
     left_out = next(
-        (owners for _, hello in ordered if (owners := _checked_left_out(hello.get("left_out")))), {}
+        (checked for _, hello in ordered if (checked := _checked_left_out(hello.get("left_out")))), {}
     )
     return {
         "clients": {str(c): _client_facts(hello) for c, hello in ordered},
@@ -34,7 +34,7 @@ def facts_of(hellos: Mapping[int, Json]) -> Json:
     }
 
 
-def partitions_of(hellos: Mapping[int, Json]) -> int:
+def count_clients(hellos: Mapping[int, Json]) -> int:
     """Number of clients in the federation, as most hellos report it; clients that have not connected are included."""
     counts = Counter(n for hello in hellos.values() if (n := _positive_count(hello.get("clients"))))
     return counts.most_common(1)[0][0] if counts else len(hellos)
@@ -47,16 +47,16 @@ def notes(manifest: Mapping[str, Json], names: Mapping[int, str]) -> list[str]:
     """
     clients = {int(client): facts for client, facts in (manifest.get("clients") or {}).items()}
     sentences = _owner_notes(manifest.get("left_out") or {}, len(clients), named=bool(names))
-    split, comparison = (
+    held_out, comparison = (
         {client: facts[key] for client, facts in clients.items() if key in facts}
         for key in ("heldout", "aside")
     )
-    if unscored := sorted(c for c, facts in split.items() if not facts["rows"]):
+    if unscored := sorted(c for c, facts in held_out.items() if not facts["rows"]):
         listing = _listed([f"client {client_label(c, names)}" for c in unscored])
         sentences.append(
             f"no rows are held out at {listing}: too few distinct rows, so nothing is evaluated there"
         )
-    sentences += _prompt_notes(split)
+    sentences += _prompt_notes(held_out)
     if any(facts.get("shared") for facts in comparison.values()):
         total = sum(facts["rows"] for facts in comparison.values())
         sentences.append(
@@ -67,6 +67,7 @@ def notes(manifest: Mapping[str, Json], names: Mapping[int, str]) -> list[str]:
 
 
 def _owner_notes(left_out: Mapping[str, Json], clients: int, *, named: bool) -> list[str]:
+    """Sentences about owners of rows that are not clients, by reason."""
     sentences = []
     for reason, facts in left_out.items():
         owners, rows = facts["owners"], facts["rows"]
@@ -85,9 +86,10 @@ def _owner_notes(left_out: Mapping[str, Json], clients: int, *, named: bool) -> 
     return sentences
 
 
-def _prompt_notes(split: Mapping[int, Json]) -> list[str]:
-    total, sentences = sum(facts["rows"] for facts in split.values()), []
-    repeating = {c: facts for c, facts in split.items() if facts.get("shared")}
+def _prompt_notes(held_out: Mapping[int, Json]) -> list[str]:
+    """Sentences about held-out rows whose prompts are also trained on, at the same client or at any."""
+    total, sentences = sum(facts["rows"] for facts in held_out.values()), []
+    repeating = {c: facts for c, facts in held_out.items() if facts.get("shared")}
     if repeating:
         unit_counts = {unit: sum(facts["unit"] == unit for facts in repeating.values()) for unit in UNITS}
         reasons = " and ".join(
@@ -97,19 +99,21 @@ def _prompt_notes(split: Mapping[int, Json]) -> list[str]:
             f"{_mean_share(repeating.values(), 'shared', total)} of {total:,} held-out rows have a prompt that the "
             f"same client trains on: {reasons}"
         )
-    if any(facts.get("anywhere", 0) > facts.get("shared", 0) for facts in split.values()):
+    if any(facts.get("anywhere", 0) > facts.get("shared", 0) for facts in held_out.values()):
         sentences.append(
-            f"{_mean_share(split.values(), 'anywhere', total)} of {total:,} held-out rows have a prompt that some "
+            f"{_mean_share(held_out.values(), 'anywhere', total)} of {total:,} held-out rows have a prompt that some "
             "client trains on"
         )
     return sentences
 
 
-def _mean_share(split: Iterable[Json], key: str, total: int) -> str:
-    return percent(sum(facts["rows"] * facts.get(key, 0.0) for facts in split) / total)
+def _mean_share(splits: Iterable[Json], key: str, total: int) -> str:
+    """The share under `key`, as a percentage of `total` rows over all splits."""
+    return percent(sum(facts["rows"] * facts.get(key, 0.0) for facts in splits) / total)
 
 
 def _client_facts(hello: Mapping[str, Json]) -> Json:
+    """A client's entry in the manifest."""
     facts: Json = {
         "examples": hello["examples"],
         "skipped": hello["skipped"],
@@ -124,6 +128,7 @@ def _client_facts(hello: Mapping[str, Json]) -> Json:
 
 
 def _checked_split(facts: Json) -> Json:
+    """The valid fields of a `heldout` or `aside` entry; {} if its row count is invalid."""
     if not isinstance(facts, Mapping) or type(facts.get("rows")) is not int or facts["rows"] < 0:
         return {}
     shares = {key: facts[key] for key in ("shared", "anywhere") if _is_share(facts.get(key))}
@@ -132,6 +137,7 @@ def _checked_split(facts: Json) -> Json:
 
 
 def _checked_left_out(by_reason: Json) -> Json:
+    """The valid entries of `left_out`, by reason."""
     if not isinstance(by_reason, Mapping):
         return {}
     checked = {}
@@ -156,6 +162,7 @@ def _positive_count(count: object) -> int:
 
 
 def _listed(names: Sequence[str], total: int = 0) -> str:
+    """The first names and the number of others; total: number of all, if `names` is incomplete."""
     listed, total = list(names)[:MOST_NAMED], total or len(names)
     rest = f" and {total - len(listed):,} more" if total > len(listed) else ""
     return ", ".join(listed) + rest

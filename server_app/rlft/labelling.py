@@ -46,9 +46,8 @@ class Labels:
     full_jury: Jury
     base: Talker
     policy: Talker  # with its current adapter
-    rows_by_turn: dict[tuple[str, int], tuple[list[Row], Json]] = field(
-        default_factory=dict
-    )  # cache of rows()
+    # cache of rows() by target and turn
+    rows_by_turn: dict[tuple[str, int], tuple[list[Row], Json]] = field(default_factory=dict)
 
     def jury(self, target: Target) -> Jury:
         """The selectors of one target."""
@@ -91,14 +90,14 @@ class Labels:
                 self.policy,
                 self.jury(target),
             )
-        else:
+        else:  # answers of the base, scored by all selectors, serve every target
             folder, talker, jury = self.folder, self.base, self.full_jury
         sampled = self._sample(folder / "answers.jsonl", prompts, talker, turn)
         scores = score_answers(folder / "scores.jsonl", list(zip(prompts, sampled, strict=True)), jury)
-        places = list(range(len(target.selectors)) if turn else target.selectors)
+        indices = list(range(len(target.selectors)) if turn else target.selectors)
         weights, rows, left_out = self.jury(target).weights, [], Counter()
         for prompt, answers, s in zip(prompts, sampled, scores, strict=True):
-            verdict = vote(s.odds[places], weights, self.rlft.vote)
+            verdict = vote(s.odds[indices], weights, self.rlft.vote)
             labelled, skipped = pairs(verdict, answers, self.rlft.pairs, self.rlft.min_confidence)
             left_out += skipped
             for pair in labelled:

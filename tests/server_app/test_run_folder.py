@@ -119,9 +119,9 @@ def test_config_report_and_card_say_that_a_run_was_resumed_with_more_rounds(fold
 def test_config_toml_is_a_preset_that_repeats_the_run(folder):
     config = parse({"run.dir": str(folder.path.parent), "strategy.min-available-nodes": 5})
     folder.write_config(config, clients=5)
-    asked = request([str(folder.path / "config.toml")])
-    assert parse(asked.keys).flat == config.flat
-    assert asked.federation["num-supernodes"] == 5
+    repeated = request([str(folder.path / "config.toml")])
+    assert parse(repeated.keys).flat == config.flat
+    assert repeated.federation["num-supernodes"] == 5
 
 
 def test_a_run_with_a_schedule_over_its_rounds_is_not_extended(tmp_path):

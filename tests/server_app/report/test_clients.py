@@ -2,7 +2,7 @@
 
 import pytest
 
-from server_app.report.clients import facts_of, notes, partitions_of
+from server_app.report.clients import count_clients, facts_of, notes
 
 
 def hello(examples: int = 9, **more) -> dict:
@@ -74,13 +74,13 @@ def test_held_out_rows_whose_prompts_are_trained_on_are_named_with_the_reason():
         1: hello(heldout=heldout(30, "prompt", 0.0, 0.4)),
         2: hello(aside={"rows": 8, "shared": 0.5}),
     })  # fmt: skip
-    own, anywhere, aside = notes(facts, {})
-    assert "25.0 % of 40 held-out rows" in own
-    assert "1 client whose rows all have the same prompt" in own
+    same_client, anywhere, comparison = notes(facts, {})
+    assert "25.0 % of 40 held-out rows" in same_client
+    assert "1 client whose rows all have the same prompt" in same_client
     assert "55.0 % of 40 held-out rows" in anywhere
-    assert "50.0 % of 8 rows set aside" in aside
+    assert "50.0 % of 8 rows set aside" in comparison
 
 
 def test_the_number_of_clients_is_what_most_hellos_report():
-    assert partitions_of({0: hello(), 1: hello(clients="many"), 2: hello()}) == 3
-    assert partitions_of({0: {"client": 0}, 1: {}}) == 2
+    assert count_clients({0: hello(), 1: hello(clients="many"), 2: hello()}) == 3
+    assert count_clients({0: {"client": 0}, 1: {}}) == 2

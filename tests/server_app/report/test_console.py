@@ -32,13 +32,13 @@ def test_the_plan_names_rows_left_out_and_warns_of_the_toy_model_on_other_rows(t
     clients = {"0": {"examples": 5, "name": "north", "heldout": {"rows": 2, "unit": "row", "shared": 1.0}}}
     left_out = {"smaller": {"owners": 2, "rows": 7, "names": ["s", "t"]}}
     folder = write_run(tmp_path, [], clients=clients, left_out=left_out)
-    more = {"data.source": "jsonl", "model.name": "toy"}
-    said = " ".join(" ".join(console.plan_lines({**defaults(), **more}, manifest(folder), folder)).split())
-    assert "2 owners of 7 rows (s, t) are left out" in said
-    assert "100.0 % of 2 held-out rows have a prompt that the same client trains on" in said
-    assert said.count("warning: model.name = 'toy'") == 1
-    for known in ({"data.source": "toy"}, {**more, "model.name": "org/model"}):
-        assert "warning" not in str(console.plan_lines({**defaults(), **known}, manifest(folder), folder))
+    foreign = {"data.source": "jsonl", "model.name": "toy"}
+    text = " ".join(" ".join(console.plan_lines({**defaults(), **foreign}, manifest(folder), folder)).split())
+    assert "2 owners of 7 rows (s, t) are left out" in text
+    assert "100.0 % of 2 held-out rows have a prompt that the same client trains on" in text
+    assert text.count("warning: model.name = 'toy'") == 1
+    for harmless in ({"data.source": "toy"}, {**foreign, "model.name": "org/model"}):
+        assert "warning" not in str(console.plan_lines({**defaults(), **harmless}, manifest(folder), folder))
 
 
 def test_clients_carry_their_names_in_rows_and_failures():
@@ -128,7 +128,7 @@ def test_the_next_command_repeats_the_settings_of_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("federation", "clients", "nodes", "said"),
+    ("federation", "clients", "nodes", "keys"),
     [
         ("simulation", 2, 2, "federation.num-supernodes=2 "),
         ("simulation", 8, 8, ""),
@@ -138,13 +138,13 @@ def test_the_next_command_repeats_the_settings_of_the_run(tmp_path):
         ("deployment", 8, 3, "federation.superlink=NAME strategy.min-available-nodes=3 "),
     ],
 )
-def test_the_next_command_has_the_clients_of_the_run(tmp_path, federation, clients, nodes, said):
+def test_the_next_command_has_the_clients_of_the_run(tmp_path, federation, clients, nodes, keys):
     """2 is also the default of strategy.min-available-nodes, which a simulation sets to all of its clients."""
-    known = {str(client): {"examples": 40} for client in range(clients)}
+    facts = {str(client): {"examples": 40} for client in range(clients)}
     config = {"strategy.min-available-nodes": nodes}
-    folder = write_run(tmp_path, [], config=config, clients=known, federation=federation)
+    folder = write_run(tmp_path, [], config=config, clients=facts, federation=federation)
     text = "\n".join(console.summary_lines(folder))
-    assert f"next     accord run {said}strategy.name=local  # does" in text
+    assert f"next     accord run {keys}strategy.name=local  # does" in text
 
 
 @pytest.mark.parametrize("status", ["finished", "running"])
@@ -190,18 +190,18 @@ def test_as_json_a_round_is_an_object_without_missing_values(monkeypatch, capsys
     console.say_round([dpo_record(0)], 12)
     console.say_round([dpo_record(0), record], 12)
     console.say_end(tmp_path)
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["message"] for line in said] == [
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["message"] for line in lines] == [
         "plan what will happen",
         "round 0 of 12",
         "round 1 of 12",
         "finished",
     ]
-    assert [line["level"] for line in said] == ["ERROR", "INFO", "INFO", "INFO"]
-    assert "loss" not in said[1]
-    assert (said[2]["clients"], said[2]["failed"].keys()) == (6, {"0", "2"})
-    assert said[2]["loss"] == pytest.approx(record["train"]["mean"]["loss"])
-    assert said[2]["logps/accuracies"] == record["eval"]["mean"]["logps/accuracies"]
+    assert [line["level"] for line in lines] == ["ERROR", "INFO", "INFO", "INFO"]
+    assert "loss" not in lines[1]
+    assert (lines[2]["clients"], lines[2]["failed"].keys()) == (6, {"0", "2"})
+    assert lines[2]["loss"] == pytest.approx(record["train"]["mean"]["loss"])
+    assert lines[2]["logps/accuracies"] == record["eval"]["mean"]["logps/accuracies"]
 
 
 def test_a_remark_of_the_strategy_is_a_line_of_its_own():
@@ -212,14 +212,14 @@ def test_a_remark_of_the_strategy_is_a_line_of_its_own():
 
 def test_the_plan_has_the_notes_of_a_template_and_the_numbers_of_rows():
     """Counts are summed over the clients; unknown remarks and invalid counts are ignored."""
-    said = [
+    hellos = [
         {"remarks": {DIFFERS: 3}},
         {"remarks": {DIFFERS: 4, NO_CALLS: 0, "secret": 9}},
         {"remarks": {DIFFERS: "many", NO_CALLS: True}},
         {"remarks": None},
         {},
     ]
-    assert console.template_notes(["the template is odd"], said) == [
+    assert console.template_notes(["the template is odd"], hellos) == [
         "note     the template is odd",
         f"note     7 rows: {DIFFERS}",
     ]
