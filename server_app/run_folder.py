@@ -51,7 +51,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Reading and writing of one run folder."""
+    """A run folder on disk."""
 
     path: Path
 
@@ -239,6 +239,7 @@ class RunFolder:
         trees = {f"adapters/{n}": t for n, t in state.adapters.items()}
         trees |= {f"memory/{n}": t for n, t in state.memory.items()}
         facts = {"seed": state.seed, "round": state.round, "facts": state.facts}
+        # metrics first: a line without its checkpoint is dropped when the run is resumed, see load_state
         try:
             store.append(metrics, json.dumps(record, sort_keys=True) + "\n")
             store.save(store.round_folder(self.checkpoints, state.round), trees, facts)

@@ -75,6 +75,7 @@ def arm_keys(arm: Arm, request: Mapping[str, Scalar], clusters: list[int] | None
     rounds, steps = int(merged["run.num-server-rounds"]), int(merged["train.local-steps"])
     if arm.name == FINISH:
         finish_steps = int(keys.setdefault("strategy.finish-steps", min(FINISH_ROUNDS, rounds - 1) * steps))
+        # the rounds that finish_steps replace are rounded up
         keys["run.num-server-rounds"] = rounds - -(-finish_steps // steps)
     elif "strategy.finish-steps" in keys:
         del keys["strategy.finish-steps"]

@@ -54,7 +54,8 @@ def find_clusters(apart: np.ndarray) -> list[int]:
     max_clusters = min(MOST_CLUSTERS, len(apart) // 2)
     if max_clusters < 2:
         return [0] * len(apart)
-    costs = np.maximum(_merges(apart)[::-1, 2], 1e-9)  # of the merges into 1, 2, ... clusters
+    # costs of the merges into 1, 2, ... clusters; the floor avoids a division by 0 where updates are equal
+    costs = np.maximum(_merges(apart)[::-1, 2], 1e-9)
     steps = costs[: max_clusters - 1] / costs[1:max_clusters]
     best = int(np.argmax(steps))
     return split(apart, best + 2) if steps[best] > MIN_STEP else [0] * len(apart)
@@ -75,6 +76,7 @@ def _merges(apart: np.ndarray) -> np.ndarray:
     from scipy.cluster.hierarchy import linkage  # slow to import
     from scipy.spatial.distance import squareform
 
+    # averaging with the transpose and clipping remove rounding errors of the cosines
     distances = np.sqrt(np.clip(1 - (apart + apart.T) / 2, 0, 2) * 2)
     np.fill_diagonal(distances, 0)
     return linkage(squareform(distances, checks=False), "ward")

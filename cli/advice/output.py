@@ -15,13 +15,13 @@ from cli.advice.recommend import (
     NAMES,
     ORDER,
     Advice,
-    Measured,
+    Results,
     advise,
     differences,
     gain,
     harmed,
     mean,
-    measured,
+    read_results,
 )
 from core import store
 from core.naming import client_label, client_mark
@@ -44,7 +44,7 @@ NO_NAMES: Names = MappingProxyType({})
 
 def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
     """Write the advice on finished runs, one for each option; returns lines for the terminal."""
-    results = {name: measured(runs[name]) for name in ORDER}
+    results = {name: read_results(runs[name]) for name in ORDER}
     scores = {name: result.scores for name, result in results.items()}
     probe, seed = runs[FEDAVG], int(runs[FEDAVG].config["run.seed"])
     conflict, truth = read_conflict(probe.dir), planted(probe)
@@ -111,7 +111,7 @@ def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
     ]
 
 
-def options(results: Mapping[str, Measured], seed: int, names: Names = NO_NAMES) -> Table:
+def options(results: Mapping[str, Results], seed: int, names: Names = NO_NAMES) -> Table:
     """One row per option, the simplest first, below a row for the base."""
     scores = {name: result.scores for name, result in results.items()}
     combined = any(result.combined for result in results.values())
@@ -134,7 +134,7 @@ def options(results: Mapping[str, Measured], seed: int, names: Names = NO_NAMES)
 
 
 def headline(
-    results: Mapping[str, Measured], advice: Advice, seed: int, names: Names = NO_NAMES
+    results: Mapping[str, Results], advice: Advice, seed: int, names: Names = NO_NAMES
 ) -> list[Estimate]:
     """The cards: mean accuracy of the base and of the advised option, the gain of that, and its worst client."""
     chosen = results[advice.option].scores
@@ -166,7 +166,7 @@ def clusters(conflict: Conflict, groups: Sequence[int]) -> Table:
 
 def clients(
     scores: Mapping[str, Mapping[int, float]],
-    probe: Measured,
+    probe: Results,
     groups: Mapping[int, int],
     truth: Mapping[int, int],
     names: Names = NO_NAMES,

@@ -36,7 +36,7 @@ Scores = Mapping[int, float]  # client -> held-out preference accuracy of the mo
 
 
 @dataclass(frozen=True)
-class Measured:
+class Results:
     """The results of one option."""
 
     scores: Scores
@@ -62,13 +62,13 @@ class Advice:
         return self.word != NO_DIFFERENCE
 
 
-def measured(run: Run) -> Measured:
+def read_results(run: Run) -> Results:
     """The last scores of a finished run. Raises DataError if there are none."""
     base, last = first_and_last(run, PREFERENCE)
     if last is None or not last.eval.by_client(PREFERENCE):
         raise DataError(f"{run.dir}: expected {PREFERENCE} of each client after the last round, found none")
     before = base.eval.by_client(PREFERENCE) if base else {}
-    return Measured(last.eval.by_client(PREFERENCE), before, last.eval.by_client(COMBINED))
+    return Results(last.eval.by_client(PREFERENCE), before, last.eval.by_client(COMBINED))
 
 
 def gain(baseline: Scores, scores: Scores, name: str = "", *, seed: int) -> Estimate:

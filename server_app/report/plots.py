@@ -147,7 +147,7 @@ def clusters(run: Run) -> Plot | None:
             if above != below:
                 ax.axhline(y + 0.5, color=INK, linewidth=1.2)
         for client_type in sorted({client_type for client_type in types if client_type is not None}):
-            rows = [y for y, k in enumerate(types) if k == client_type]
+            rows = [y for y, other in enumerate(types) if other == client_type]
             ax.text(
                 len(records) - 0.4, (rows[0] + rows[-1]) / 2, f"type {client_type}", color=SOFT, va="center"
             )

@@ -122,6 +122,8 @@ def cluster_interval(deltas: np.ndarray, weights: np.ndarray, *, seed: int) -> t
     from scipy.stats import norm, t  # slow to import
 
     count = len(deltas)
+    # expanded percentile: the normal tail probability at the t quantile, widened by sqrt(C / (C - 1)) since the
+    # bootstrap resamples a variance with C in the denominator
     tail = norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(0.025, count - 1))
     rng = np.random.default_rng(seed_for(seed, "bootstrap"))
     means = []

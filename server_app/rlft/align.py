@@ -78,10 +78,12 @@ class Rlft:
 
     @cached_property
     def judge(self) -> Judge:
+        """The independent judge that rlft.judge names."""
         return Judge.of(self.config, self._source)
 
     @cached_property
     def targets(self) -> list[Target]:
+        """The policies to train, as rlft.policy says: of the population, of each group, or both."""
         names, groups = list(self.selectors.trees), self.selectors.groups
         everyone = tuple(sorted({client for group in groups.values() for client in group}))
         population = [Target(ALL, tuple(range(len(names))), everyone)]
@@ -92,6 +94,7 @@ class Rlft:
 
     @cached_property
     def labels(self) -> Labels:
+        """Answers and labels for the prompts, split into training and held-out ones by the run's seed."""
         prompts = public_prompts(self.config.rlft, self._source)
         seed = seed_for(self.config.run.seed, "rlft prompts")
         train, held_out = partition.held_out([a.prompt for a in prompts], self.config.rlft.heldout, seed)

@@ -16,7 +16,7 @@ from cli.advice.recommend import (
     choose,
     gain,
     harmed,
-    measured,
+    read_results,
 )
 from core.errors import DataError
 from server_app.report.formatting import Table
@@ -101,7 +101,7 @@ def test_harmed_are_those_below_alone():
 
 
 def test_scores_are_the_last_rounds_of_each_client(tmp_path):
-    results = measured(read_run(dpo_run(tmp_path)))
+    results = read_results(read_run(dpo_run(tmp_path)))
     assert results.scores == {c: right / ROWS for c, right in enumerate(RIGHT_AFTER)}
     assert results.base == {c: right / ROWS for c, right in enumerate(RIGHT_BEFORE)}
     assert results.combined == {}
@@ -110,7 +110,7 @@ def test_scores_are_the_last_rounds_of_each_client(tmp_path):
 def test_a_run_without_preferences_is_named(tmp_path):
     run = read_run(write_run(tmp_path, [sft_record(0), sft_record(1)]))
     with pytest.raises(DataError, match="logps/accuracies"):
-        measured(run)
+        read_results(run)
 
 
 def test_a_table_is_aligned_in_a_terminal():
