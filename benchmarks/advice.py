@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.options import options
-from cli.advice.recommend import ORDER, gain, mean, shown
+from cli.advice.recommend import ORDER, gain, is_significant, mean
 from core.types import Json
 from server_app.report.formatting import ABSENT, interval, percent
 
@@ -71,7 +71,7 @@ def line(world: str, seed: int, found: Json) -> str:
     option = found["option"]
     best = max(ORDER, key=lambda name: (mean(scores[name]), -ORDER.index(name)))
     above = gain(scores[option], scores[best], seed=seed)
-    judged = "best" if best == option else "worse" if shown(above) else "as good"
+    judged = "best" if best == option else "worse" if is_significant(above) else "as good"
     rand = found.get("adjusted_rand")
     return (
         f"{world:<12}{seed:>5}  {found['word']:<22}{percent(mean(scores[option])):>10}  {best:<10}"

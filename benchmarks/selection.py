@@ -113,7 +113,7 @@ def cell(run: Run) -> Cell:
         trained *= len(run.manifest["clients"])
     return Cell(
         {name: 100 * value for name, value in found.items() if value is not None},
-        run.done,
+        run.completed,
         each * trained,
         sum(r.bytes_up or 0 for r in run.records),
         sum(r.bytes_down or 0 for r in run.records),

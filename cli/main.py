@@ -23,7 +23,7 @@ from cli.run.request import Request, federated, given, recorded_federation, requ
 from core.config import defaults, parse
 from core.errors import AccordError, ConfigError
 from core.plugins import knobs, names, plugin
-from server_app.report.reading import ASKED, read_config, read_run
+from server_app.report.reading import ADVICE, read_config, read_run
 from server_app.run_folder import RunFolder
 
 HELP = "Federated preference alignment of language models on Flower."
@@ -95,15 +95,15 @@ def advise(
     ADVICE: a folder to continue.
     """
     first, rest = Path(words[0]) if words else None, (words or [])[1:]
-    again = first if first and (first / ASKED).is_file() else None
-    keys, federation = given([str(again / ASKED), *rest] if again else words or [])
+    again = first if first and (first / ADVICE).is_file() else None
+    keys, federation = given([str(again / ADVICE), *rest] if again else words or [])
     if again and any(not word.startswith("federation.") for word in rest):
         raise ConfigError(
             f"{again.name} continues as it was asked for; only federation.* can be named, got {rest}"
         )
     federation = federated(keys, federation)
     arms.check(keys)
-    for line in arms.foretold(federation):
+    for line in arms.early_warnings(federation):
         typer.echo(line)
     parent = Path(str(keys.get("run.dir", "runs"))).expanduser().resolve()
     folder = again or arms.open_folder(

@@ -41,7 +41,7 @@ def lines(run: Run) -> Iterator[str]:
     """The run in a line, its last round in another, then a line for each client that is missing or failed."""
     ago, how = silent_s(run), standing(run)
     yield (
-        f"run      {run.dir.name}: {how}, round {run.done} of {run.rounds}, "
+        f"run      {run.dir.name}: {how}, round {run.completed} of {run.rounds}, "
         f"last written {duration(ago)} ago" + ("" if ago is not None else " (nothing yet)")
     )
     if how == "stopped":
@@ -69,7 +69,7 @@ class Metrics:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         run = read_run(self.folder)
         yield _gauge("rounds", "Rounds that were asked for", run.rounds)
-        yield _gauge("round", "The last round that was completed", run.done)
+        yield _gauge("round", "The last round that was completed", run.completed)
         yield _gauge("finished", "1 when it has finished", run.status == "finished")
         if (ago := silent_s(run)) is not None:
             yield _gauge("silent_seconds", "Since the last round was written", ago)

@@ -1,4 +1,4 @@
-"""The ServerApp: open the run, federate, then leave adapter, report and card."""
+"""The ServerApp: open the run folder, federate, then write adapter, report and model card."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from core.sections import Config
 from core.types import Json, ServerState
 from server_app.report import console
 from server_app.report.card import write_card
-from server_app.report.clients import facts_of, partitions_of
+from server_app.report.clients import count_clients, facts_of
 from server_app.report.columns import column_lines
 from server_app.report.documents import write_report
 from server_app.report.reading import names_of
@@ -40,13 +40,14 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
+    """Entry point of the ServerApp. An AccordError is reported in one line, then raised again."""
     run = None
-    shorten_tries()  # a reply is announced before its tensors have come
+    shorten_tries()  # Flower announces a reply before its tensors have arrived
     try:
         config = parse(context.run_config)
-        console.speak(config.run.log_format)
+        console.set_format(config.run.log_format)
         run = Run.open(config)
-        run.go(grid)
+        run.execute(grid)
     except AccordError as error:
         console.say(f"accord: {type(error).__name__}: {error}", level="ERROR")
         if run and store.rounds(run.folder.checkpoints):
@@ -67,7 +68,7 @@ class Run:
 
     @staticmethod
     def open(config: Config) -> "Run":
-        """A new run, or the one that run.resume names."""
+        """Create a new run, or reopen the one that run.resume names."""
         check_files(config)
         folder = RunFolder.reopen(config) if config.run.resume else RunFolder.create(config)
         folder.hold()
@@ -77,21 +78,24 @@ class Run:
             folder.check_base(config.model.name, base.fingerprint)
         except BaseException:
             if not config.run.resume:
-                folder.discard_unbegun()
+                folder.discard_without_round()
             raise
         return Run(config, folder, base, config.build_strategy(), config.task_choice.build())
 
-    def go(self, grid: Grid) -> None:
-        known, simulation = self.folder.manifest(), not isinstance(grid, HttpGrid)
+    def execute(self, grid: Grid) -> None:
+        """Run all rounds that are left, then write the results; on failure, record the reason in the manifest."""
+        manifest, simulation = self.folder.manifest(), not isinstance(grid, HttpGrid)
         self.folder.write_manifest(
-            **(provenance(self.config) if not known else {"rounds": self.config.run.num_server_rounds}),
+            **(provenance(self.config) if not manifest else {"rounds": self.config.run.num_server_rounds}),
             base={"name": self.config.model.name, "fingerprint": self.base.fingerprint},
             federation="simulation" if simulation else "deployment",
             status="running",
         )
         state = self.folder.load_state()
         if self.config.run.resume:
-            self.folder.write_manifest(asked=self.folder.resumed(self.config, state.round if state else 0))
+            self.folder.write_manifest(
+                asked=self.folder.plan_history(self.config, state.round if state else 0)
+            )
             self.folder.write_config(self.config)
         self.records = self.folder.metrics()
         if state is None:
@@ -102,25 +106,26 @@ class Run:
         rounds = self.config.run.num_server_rounds
         try:
             if state.round < rounds or not self.records:
-                state = self.strategy.run(grid, self._live(simulation=simulation), state, rounds)
+                state = self.strategy.run(grid, self._loop_settings(simulation=simulation), state, rounds)
             self._finish(state)
         except BaseException as error:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
-            with contextlib.suppress(CheckpointError):  # the disk that stopped the run may refuse this too
-                if self.config.run.resume or not self.folder.discard_unbegun():
-                    self._leave(f"failed: {reason}")
+            # a full disk that stopped the run may refuse these writes as well
+            with contextlib.suppress(CheckpointError):
+                if self.config.run.resume or not self.folder.discard_without_round():
+                    self._write_results(f"failed: {reason}")
             raise
 
-    def _live(self, *, simulation: bool) -> Live:
-        c = self.config
+    def _loop_settings(self, *, simulation: bool) -> Live:
+        config = self.config
         knobs = {"run": self.folder.name, "base": self.base.fingerprint}
         return Live(
             knobs={**knobs, **({"simulation": True} if simulation else {})},
-            min_available_nodes=c.strategy.min_available_nodes,
-            fraction_train=c.strategy.fraction_train,
-            sampling=c.strategy.sampling,
-            fault=c.fault,
-            eval_every=c.eval.every,
+            min_available_nodes=config.strategy.min_available_nodes,
+            fraction_train=config.strategy.fraction_train,
+            sampling=config.strategy.sampling,
+            fault=config.fault,
+            eval_every=config.eval.every,
             spool=self.folder.path,
             brief=self.task.brief,
             on_hello=self._on_hello,
@@ -130,65 +135,71 @@ class Run:
             votes=self.task.reads == "choices",
         )
 
-    def _on_hello(self, said: Mapping[int, Json]) -> None:
-        """Before the first round: write down who takes part and say what will happen."""
-        self.folder.write_manifest(**facts_of(said))
+    def _on_hello(self, hellos: Mapping[int, Json]) -> None:
+        """Before the first round: write the clients to manifest and config.toml, and print the plan."""
+        self.folder.write_manifest(**facts_of(hellos))
         manifest = self.folder.manifest()
-        self.folder.write_config(self.config, clients=partitions_of(said))
+        self.folder.write_config(self.config, clients=count_clients(hellos))
         lines = console.plan_lines(dict(self.config.flat), manifest, self.folder.path)
         if self.config.source_choice.name != "toy":
-            lines += column_lines(said.values())
+            lines += column_lines(hellos.values())
         for line in lines:
             console.say(line)
         of_template = self._encoder(self.base).notes if self.task.reads == "logps" else []
-        for line in console.template_notes(of_template, said.values()):
+        for line in console.template_notes(of_template, hellos.values()):
             console.say(line)
         console.say_head(console.header(names_of(manifest)))
 
     def _on_round(self, state: ServerState, record: Json) -> None:
+        """Commit a round to disk, then print it."""
         self.folder.commit(state, record)
         self.records.append(record)
         names = names_of(self.folder.manifest())
         console.say_round(self.records, self.config.run.num_server_rounds, names)
 
     def _finish(self, state: ServerState) -> None:
-        left = self.strategy.final(state)
-        merged = {name: state.memory.get(f"{name}.{MERGED}", {}) for name in left}
-        main = next(iter(left))
+        """After the last round: save adapters, generate answers, run benchmarks and RLFT, and write the report."""
+        adapters = self.strategy.final(state)
+        merged = {name: state.memory.get(f"{name}.{MERGED}", {}) for name in adapters}
+        main = next(iter(adapters))
         folders = {self.folder.path / "adapter": main}
-        if len(left) > 1:
-            folders |= {self.folder.path / "adapters" / name: name for name in left}
+        if len(adapters) > 1:
+            folders |= {self.folder.path / "adapters" / name: name for name in adapters}
         for folder, name in folders.items():
             base_name = self.config.model.name
             with store.writing(folder):
-                save_adapter(self.base, left[name], folder, base_name=base_name, merged=merged[name])
-        set_adapter(self.base, left[main], merged[main])
-        if not is_untouched(self.base) and self.task.reads == "logps":  # a judge learns no answers
-            self._write("answers.json", self._answers(self.base))
+                save_adapter(self.base, adapters[name], folder, base_name=base_name, merged=merged[name])
+        set_adapter(self.base, adapters[main], merged[main])
+        # selectors and reward models do not learn to generate answers
+        if not is_untouched(self.base) and self.task.reads == "logps":
+            self._write_json("answers.json", self._answers(self.base))
         if self.config.benchmarks:
-            self._write("benchmarks.json", self._benchmarks())
+            self._write_json("benchmarks.json", self._benchmarks())
         if self.config.rlft.epochs:
             rlft = Rlft(
-                self.config, self.folder.path, self.base, Selectors(left, merged, self._groups(state, left))
+                self.config,
+                self.folder.path,
+                self.base,
+                Selectors(adapters, merged, self._groups(state, adapters)),
             )
             rlft.align()
-            self._write("answers.json", self._answers(rlft.policy))
-        self._leave("finished")
+            self._write_json("answers.json", self._answers(rlft.policy))
+        self._write_results("finished")
         console.say_end(self.folder.path)
 
     def _groups(self, state: ServerState, names: Iterable[str]) -> dict[str, list[int]]:
-        """The clients of each adapter; those in no group belong to the only one."""
+        """The clients of each adapter. A client without a group belongs to the only adapter, or to none of several."""
         clients, route = map(int, self.folder.manifest()["clients"]), state.facts.get("route", {})
-        only, *others = names
-        groups: dict[str, list[int]] = {name: [] for name in (only, *others)}
+        first, *rest = names
+        groups: dict[str, list[int]] = {name: [] for name in (first, *rest)}
         for client in sorted(clients):
-            name = route.get(str(client), "" if others else only)
+            name = route.get(str(client), "" if rest else first)
             if name:
                 groups[name].append(client)
         return groups
 
-    def _leave(self, status: str) -> None:
-        """What stands when a run ends, well or badly: manifest, report, model card."""
+    def _write_results(self, status: str) -> None:
+        """Write status, report and model card at the end of a run, finished or failed."""
         self.folder.write_manifest(status=status)
         with store.writing(self.folder.path / "report.html"):
             write_report(self.folder.path)
@@ -203,21 +214,21 @@ class Run:
 
     def _answers(self, base: Base) -> list[Json]:
         prompts = self._prompts()
-        said = {when: talker.generate(prompts) for when, talker in self._talkers(base).items()}
-        return [{"prompt": p, **{when: said[when][i] for when in said}} for i, p in enumerate(prompts)]
+        answers = {when: talker.generate(prompts) for when, talker in self._talkers(base).items()}
+        return [{"prompt": p, **{when: answers[when][i] for when in answers}} for i, p in enumerate(prompts)]
 
     def _benchmarks(self) -> Json:
-        """Each benchmark of eval.benchmarks on the base and on the trained model."""
+        """Results of each benchmark of eval.benchmarks on the base model and on the trained model."""
         talkers = self._talkers(self.base)
         return {
             choice.name: {when: choice.build().run(talker) for when, talker in talkers.items()}
             for choice in self.config.benchmarks
         }
 
-    def _write(self, name: str, document: Json) -> None:
+    def _write_json(self, name: str, document: Json) -> None:
         store.write_text(self.folder.path / name, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
     def _prompts(self) -> list[str]:
-        """Public prompts to answer before and after: the user's file, or the source's own."""
+        """Public prompts to answer before and after training: those of eval.prompts, else the data source's own."""
         source = self.config.source_choice.build()
         return eval_prompts(self.config) or source.prompts()

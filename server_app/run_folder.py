@@ -1,4 +1,4 @@
-"""The folder a run leaves: config, manifest, metrics, checkpoints. A line of metrics and a checkpoint make a round."""
+"""The run folder: config, manifest, metrics and checkpoints. A round counts once both metrics and checkpoint exist."""
 
 import fcntl
 import hashlib
@@ -22,11 +22,12 @@ from core.errors import CheckpointError, ConfigError
 from core.files import read_json
 from core.sections import Config
 from core.types import Json, ServerState
-from server_app.report.reading import CONFIG, NO_RECORD, asked_for, read_config, read_record
+from server_app.report.reading import CONFIG, RECORD_ERRORS, read_config, read_record, rounds_history
 
 log = logging.getLogger(__name__)
 
-KEPT_CHECKPOINTS = 2
+KEPT_CHECKPOINTS = 2  # the latest ones; older ones are deleted
+# keys and sections (ending in a dot) that may differ when a run is resumed
 MAY_CHANGE = (
     "run.resume",
     "run.dir",
@@ -38,8 +39,8 @@ MAY_CHANGE = (
     "eval.",
     "rlft.",
 )
-# what is laid out over all rounds of a run, unless it has this value
-WHOLE_RUN = {
+# schedules over all rounds of a run, with the value that makes each independent of the number of rounds
+SCHEDULES = {
     "train.lr-schedule": "constant",
     "train.total-epochs": 0.0,
     "strategy.server-lr-schedule": "constant",
@@ -50,6 +51,8 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class RunFolder:
+    """A run folder on disk."""
+
     path: Path
 
     @property
@@ -64,7 +67,10 @@ class RunFolder:
 
     @staticmethod
     def create(config: Config) -> "RunFolder":
-        """A new folder `<time>_<task>_<strategy>_<model>_s<seed>` under run.dir."""
+        """Create the folder `<time>_<task>_<strategy>_<model>_s<seed>` under run.dir.
+
+        Raises CheckpointError if it cannot be written.
+        """
         model = re.sub(r"[^A-Za-z0-9.-]+", "-", config.model.name.rstrip("/").split("/")[-1]) or "model"
         stem = "_".join(
             [
@@ -89,70 +95,78 @@ class RunFolder:
             folder = RunFolder(path)
             folder.write_config(config)
             return folder
-        raise CheckpointError(f"{parent} already holds 99 runs called {stem}")
+        raise CheckpointError(f"{parent} already contains 99 runs named {stem}: choose another run.dir")
 
     @staticmethod
     def reopen(config: Config) -> "RunFolder":
-        """The folder named by run.resume; refuses another configuration, naming the keys."""
+        """Open the folder that run.resume names. CheckpointError if it is no run or its configuration differs."""
         path = Path(config.run.resume).expanduser().resolve()
         if not (path / CONFIG).is_file():
-            raise CheckpointError(f"run.resume = {config.run.resume!r}: {path} holds no config.toml of a run")
-        then, _ = read_config(path)
-        now = dict(config.flat)
-        changed = [k for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
-        if refused := [k for k in changed if not k.startswith(MAY_CHANGE)]:
-            told = ", ".join(f"{k} was {then.get(k)!r} and is {now.get(k)!r}" for k in refused)
-            raise CheckpointError(f"{path.name} cannot be resumed with another configuration: {told}")
-        planned = [k for k, constant in WHOLE_RUN.items() if now.get(k) != constant]
-        if planned and "run.num-server-rounds" in changed:
             raise CheckpointError(
-                f"{path.name} was planned for run.num-server-rounds = {then['run.num-server-rounds']} by "
-                f"{planned[0]} = {now[planned[0]]!r} and cannot be extended to {now['run.num-server-rounds']}: "
-                "its past rounds would have been others; start a new run"
+                f"run.resume = {config.run.resume!r}: {path} is not a run folder: it has no config.toml"
+            )
+        old, _ = read_config(path)
+        new = dict(config.flat)
+        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+        if refused := [k for k in changed if not k.startswith(MAY_CHANGE)]:
+            changes = ", ".join(f"{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in refused)
+            raise CheckpointError(f"{path.name} cannot be resumed with another configuration: {changes}")
+        scheduled = [k for k, constant in SCHEDULES.items() if new.get(k) != constant]
+        if scheduled and "run.num-server-rounds" in changed:
+            raise CheckpointError(
+                f"{path.name} was planned for run.num-server-rounds = {old['run.num-server-rounds']} and cannot be "
+                f"extended to {new['run.num-server-rounds']}: {scheduled[0]} = {new[scheduled[0]]!r} depends on the "
+                "number of rounds; start a new run"
             )
         folder = RunFolder(path)
-        done = max(store.rounds(folder.checkpoints), default=0)
-        if (rounds := config.run.num_server_rounds) < done:
+        completed = max(store.rounds(folder.checkpoints), default=0)
+        if (rounds := config.run.num_server_rounds) < completed:
             raise CheckpointError(
-                f"{path.name} has done {done} rounds, and run.num-server-rounds = {rounds} asks for fewer: name {done} "
-                "or more, or start a new run"
+                f"{path.name} has completed {completed} rounds, more than run.num-server-rounds = {rounds}: set "
+                f"it to {completed} or more, or start a new run"
             )
         return folder
 
     # --- configuration -------------------------------------------------------------
 
-    def resumed(self, config: Config, done: int) -> list[Json]:
-        """What was asked for when, for the manifest: the first plan, then each resumption that changed a key."""
-        then, _ = read_config(self.path)
+    def plan_history(self, config: Config, completed: int) -> list[Json]:
+        """The list `asked` of the manifest: the first plan, then each resumption that changed a key.
+
+        completed: rounds completed before this resumption.
+        """
+        old, _ = read_config(self.path)
         changed = {
             key: value
             for key, value in config.flat
-            if then.get(key) != value and key not in ("run.resume", "run.dir")
+            if old.get(key) != value and key not in ("run.resume", "run.dir")
         }
-        asked: list[Json] = self.manifest().get("asked") or [
-            {"after": 0, "rounds": then.get("run.num-server-rounds")}
+        plans: list[Json] = self.manifest().get("asked") or [
+            {"after": 0, "rounds": old.get("run.num-server-rounds")}
         ]
-        more = {"after": done, "rounds": config.run.num_server_rounds, "changed": changed}
-        return [*asked, more] if changed and asked[-1] != more else asked
+        plan = {"after": completed, "rounds": config.run.num_server_rounds, "changed": changed}
+        return [*plans, plan] if changed and plans[-1] != plan else plans
 
     def write_config(self, config: Config, *, clients: int = 0) -> None:
-        """config.toml: every key as it runs and the number of clients, so that it is a preset that repeats the run.
+        """Write config.toml: every key and the number of clients, so that it is a preset that repeats the run.
 
-        clients: of the federation; 0: as the file has it.
+        clients: number in the federation; 0 keeps the number in the file.
         """
         keys = {**dict(config.flat), "run.resume": ""}
         if not clients and (self.path / CONFIG).exists():
             clients = int(read_config(self.path)[1].get("num-supernodes", 0))
         if clients:
             keys["federation.num-supernodes"] = clients
-        said = asked_for(self.manifest())
-        comment = f"# {said}\n" if said else ""
+        history = rounds_history(self.manifest())
+        comment = f"# {history}\n" if history else ""
         store.write_text(self.path / CONFIG, comment + tomli_w.dumps(_nested(keys)))
 
     def hold(self) -> int:
-        """Keep other processes out for as long as this one lives; CheckpointError when one is already in.
+        """Lock the folder until this process ends; returns the file descriptor of the lock.
 
-        A run goes on without the terminal that started it: it must not be resumed beside itself.
+        A run continues without the terminal that started it, so a second process must not resume it meanwhile.
+
+        Raises:
+            CheckpointError: Another process holds the lock.
         """
         handle = os.open(self.path, os.O_RDONLY)
         try:
@@ -166,72 +180,83 @@ class RunFolder:
             log.warning("run=%s cannot be locked on this file system", self.name)
         return handle
 
-    def is_unbegun(self) -> bool:
-        """Whether no round was committed: neither a checkpoint nor a line of metrics is in it."""
+    def has_no_round(self) -> bool:
+        """Whether no round was committed: the folder has neither a checkpoint nor a line of metrics."""
         metrics = self.path / "metrics.jsonl"
         return not store.rounds(self.checkpoints) and not (metrics.is_file() and metrics.stat().st_size)
 
-    def discard_unbegun(self) -> bool:
-        """Delete the folder of a run that never began; whether it did so."""
-        if not self.is_unbegun():
+    def discard_without_round(self) -> bool:
+        """Delete the folder if no round was committed; returns whether it was deleted."""
+        if not self.has_no_round():
             return False
         shutil.rmtree(self.path, ignore_errors=True)
         return True
 
     def check_base(self, name: str, fingerprint: str) -> None:
-        """ConfigError unless the run began with this base model, or has not begun."""
-        then = self.manifest().get("base", {}).get("fingerprint", fingerprint)
-        if then != fingerprint:
-            raise ConfigError(f"{self.name} ran with base model {then[:12]}; {name!r} is {fingerprint[:12]}")
+        """Raise ConfigError if the run began with a base model of another fingerprint."""
+        expected = self.manifest().get("base", {}).get("fingerprint", fingerprint)
+        if expected != fingerprint:
+            raise ConfigError(
+                f"{self.name} was run with a base model of fingerprint {expected[:12]}; "
+                f"model.name = {name!r} has {fingerprint[:12]}"
+            )
 
     # --- state -------------------------------------------------------------------
 
     def load_state(self) -> ServerState | None:
-        """The newest whole checkpoint, or None before the first; what a crash left of later rounds is dropped."""
+        """Load the latest checkpoint, or None before the first, and delete remains of later rounds after a crash.
+
+        Raises CheckpointError if the checkpoint is damaged.
+        """
         saved = store.rounds(self.checkpoints)
         store.prune(self.checkpoints, set(saved[-KEPT_CHECKPOINTS:]))
         for part in self.path.glob(".*.part-*"):
             part.unlink()
-        last = saved[-1] if saved else -1
-        self._write_metrics([r for r in self.metrics() if r["round"] <= last])
+        latest = saved[-1] if saved else -1
+        self._write_metrics([r for r in self.metrics() if r["round"] <= latest])
         if not saved:
             return None
-        whole = store.round_folder(self.checkpoints, last)
+        folder = store.round_folder(self.checkpoints, latest)
         try:
-            trees, facts = store.load(whole)
+            trees, facts = store.load(folder)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            before = f"delete it to go on from round {saved[-2]}" if len(saved) > 1 else "start a new run"
-            raise CheckpointError(f"{whole} is no whole checkpoint ({error}); {before}") from error
+            remedy = f"delete it to continue from round {saved[-2]}" if len(saved) > 1 else "start a new run"
+            raise CheckpointError(f"{folder} is not a complete checkpoint ({error}); {remedy}") from error
         parts: dict[str, Json] = {"adapters": {}, "memory": {}}
         for name, tree in trees.items():
-            kind, short = name.split("/", 1)
-            parts[kind][short] = tree
+            kind, tree_name = name.split("/", 1)
+            parts[kind][tree_name] = tree
         return ServerState(facts["seed"], facts["round"], parts["adapters"], parts["memory"], facts["facts"])
 
     def commit(self, state: ServerState, record: Json) -> None:
-        """Write a round: first its line of metrics, then the checkpoint that makes it count; CheckpointError if not."""
+        """Write a round: first its line of metrics, then the checkpoint, which makes the round count.
+
+        Raises:
+            CheckpointError: The disk refused either; the line of metrics is removed again.
+        """
         metrics = self.path / "metrics.jsonl"
-        before = metrics.stat().st_size if metrics.is_file() else 0
+        size = metrics.stat().st_size if metrics.is_file() else 0
         trees = {f"adapters/{n}": t for n, t in state.adapters.items()}
         trees |= {f"memory/{n}": t for n, t in state.memory.items()}
         facts = {"seed": state.seed, "round": state.round, "facts": state.facts}
+        # metrics first: a line without its checkpoint is dropped when the run is resumed, see load_state
         try:
             store.append(metrics, json.dumps(record, sort_keys=True) + "\n")
             store.save(store.round_folder(self.checkpoints, state.round), trees, facts)
         except CheckpointError:
-            os.truncate(metrics, before)
+            os.truncate(metrics, size)
             raise
         store.prune(self.checkpoints, set(store.rounds(self.checkpoints)[-KEPT_CHECKPOINTS:]))
 
     def metrics(self) -> list[Json]:
-        """The records of the rounds so far; a line torn by a crash is not one."""
+        """The records of all rounds so far; an unterminated last line, left by a crash, is ignored."""
         path = self.path / "metrics.jsonl"
         try:
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
             records = [json.loads(line) for line in lines if line.endswith(b"\n")]
             for record in records:
                 read_record(record)
-        except (OSError, *NO_RECORD) as error:
+        except (OSError, *RECORD_ERRORS) as error:
             raise CheckpointError(f"{path}: expected a round's metrics in each line, {error!r}") from error
         return records
 
@@ -242,17 +267,18 @@ class RunFolder:
     # --- manifest ------------------------------------------------------------------
 
     def manifest(self) -> Json:
+        """The contents of manifest.json; {} if there is none yet."""
         return read_json(self.path / "manifest.json", {})
 
     def write_manifest(self, **facts: Json) -> None:
-        """Merge facts into the manifest, and what follows from the metrics."""
+        """Merge facts into the manifest and update the totals computed from the metrics."""
         records = self.metrics()
         seconds = [r.get("seconds", {}) for r in records]
-        told = {**self.manifest(), **facts}
-        loads = Counter({c: said.get("loads", 0) for c, said in told.get("clients", {}).items()})
+        manifest = {**self.manifest(), **facts}
+        loads = Counter({c: client.get("loads", 0) for c, client in manifest.get("clients", {}).items()})
         for record in records:
             loads.update(record.get("loads", {}))
-        folded = {
+        totals = {
             "base_loads": dict(loads),
             "participation": {str(r["round"]): r["participants"] for r in records if r["round"]},
             "failed": {str(r["round"]): r["failed"] for r in records if r["failed"]},
@@ -262,12 +288,12 @@ class RunFolder:
             },
             "seconds": sum(s.get("total", s.get("evaluate", 0.0)) for s in seconds),
         }
-        text = json.dumps({**told, **folded}, indent=2, sort_keys=True)
+        text = json.dumps({**manifest, **totals}, indent=2, sort_keys=True)
         store.write_text(self.path / "manifest.json", text + "\n")
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process runs this run; True as well on a file system without locks."""
+    """Whether a process holds the lock of this run; also True on a file system without locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -279,15 +305,15 @@ def is_held(folder: Path) -> bool:
 
 
 def provenance(config: Config) -> Json:
-    """What ran: versions, code, task, strategy, seed. The base and the data are added when they are known."""
+    """Versions, code, task, strategy and seed of a run. Base model and data are added later, when they are known."""
     strategy: Json = {"name": config.strategy_choice.name}
     options, aggregation = dict(config.strategy_choice.options), config.lora.aggregation
-    how = [
+    parts = [
         options.get("variant"),
         options.get("server-rule"),
         aggregation if aggregation != "separate" else "",
     ]
-    if variant := ", ".join(str(word) for word in how if word):
+    if variant := ", ".join(str(part) for part in parts if part):
         strategy["variant"] = variant
     return {
         "accord": __version__,
@@ -303,7 +329,7 @@ def provenance(config: Config) -> Json:
 
 
 def _code_fingerprint() -> str:
-    """blake2b over the Python files of the app as it runs here."""
+    """blake2b digest of the app's Python files."""
     digest = hashlib.blake2b(digest_size=16)
     for package in ("client_app", "core", "evals", "server_app", "strategies", "tasks"):
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -312,8 +338,9 @@ def _code_fingerprint() -> str:
 
 
 def _nested(flat: Json) -> Json:
-    out: Json = {}
+    """Sections of keys, from dotted keys."""
+    nested: Json = {}
     for key, value in flat.items():
-        section, short = key.split(".", 1)
-        out.setdefault(section, {})[short] = value
-    return out
+        section, name = key.split(".", 1)
+        nested.setdefault(section, {})[name] = value
+    return nested

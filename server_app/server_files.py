@@ -1,4 +1,4 @@
-"""Files that the configuration names and the server reads: they are looked at before anything is loaded."""
+"""Check the files that the configuration names and the server reads, before any model is loaded."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from server_app.rlft.prompts import public_prompts
 
 
 def eval_prompts(config: Config) -> list[str]:
-    """The prompts of the file eval.prompts, one a line; [] where none is named. Raises ConfigError."""
+    """The prompts of the file eval.prompts, one per line; [] if the key is empty. Raises ConfigError."""
     if not config.eval.prompts:
         return []
     path = Path(config.eval.prompts).expanduser()
@@ -18,12 +18,12 @@ def eval_prompts(config: Config) -> list[str]:
         raise ConfigError(f"eval.prompts = {config.eval.prompts!r}: no such file on the server")
     prompts = [line for line in read_text(path, "eval.prompts").splitlines() if line.strip()]
     if not prompts:
-        raise ConfigError(f"eval.prompts = {config.eval.prompts!r} holds no prompt: expected one a line")
+        raise ConfigError(f"eval.prompts = {config.eval.prompts!r} contains no prompt: expected one per line")
     return prompts
 
 
 def check_files(config: Config) -> None:
-    """Refuse files of the server's own that are missing or cannot be read. Raises ConfigError and DataError."""
+    """Check that benchmark, prompt and judge files exist and can be read. Raises ConfigError and DataError."""
     for choice in config.benchmarks:
         choice.build().check()
     eval_prompts(config)

@@ -1,11 +1,11 @@
-"""The preference-conflict map: which clients' updates pull apart, in how many clusters, drawn as a matrix.
+"""The preference-conflict map: how far clients' updates disagree, and their clusters, drawn as a matrix.
 
 Clusters: Ward's linkage (Ward 1963) of the clients' updates as unit vectors, with squared distances 2 (1 - cosine).
-Their number is where the tree has its largest step: k, if the merge of k clusters into k - 1 costs most in multiples of
-what the merge into k did. One cluster, if no step is above 1.4: twelve updates that have nothing in common have such a
-step in 3 of 100 draws from 15 dimensions and in 1 of 100 from 20; one population on the toy world leaves cosines as
-wide as those from 20 to 30. (A silhouette compares with the nearest other cluster, and takes two opposite types and
-one beside them for two.)
+Their number k is at the largest step of the tree, i.e. where the ratio of the cost of merging k clusters into k - 1 to
+the cost of the merge into k is largest. There is one cluster if no ratio is above 1.4: twelve unrelated updates exceed
+it in 3 of 100 draws from 15 dimensions and in 1 of 100 from 20, and one population in the toy world has cosines spread
+as in 20 to 30 dimensions. (A silhouette is not used: it compares with the nearest other cluster, so that it counts two
+opposite types and a third between them as two clusters.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,80 +18,85 @@ import numpy as np
 
 from core import store
 from core.errors import DataError
-from server_app.report.plots import BLUE, GRID, INK, MOST_NAMED, RED, SOFT, Plot, drawn
+from server_app.report.plots import BLUE, GRID, INK, MOST_NAMED, RED, SOFT, Plot, draw_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STEP = 1.4  # of the cost of a merge, in multiples of the one before
+MIN_STEP = 1.4  # ratio of the costs of two successive merges above which clusters are separate
 MOST_CLUSTERS = 6
-MOST_DRAWN = 100  # clients; above, a cell is below a pixel
+MOST_DRAWN = 100  # clients; beyond this a cell is smaller than a pixel
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """Agreement of clients' summed updates, each matrix (C, C) in the order of `clients`."""
+    """Agreement of the clients' summed updates; each matrix is (C, C) in the order of `clients`."""
 
     clients: tuple[int, ...]
     cosine: np.ndarray
-    signs: np.ndarray  # share of the entries in which both move and move the same way
-    apart: np.ndarray  # cosine of what is left without the mean of the round
+    signs: np.ndarray  # share of equal signs among the entries that both clients changed
+    apart: np.ndarray  # cosine of the updates minus the mean update of the round
 
 
 def read_conflict(run: Path) -> Conflict:
-    """What strategy `probe` has measured up to the last checkpoint of a run; DataError if it has not."""
+    """The conflict map that strategy `probe` measured, from the last checkpoint. Raises DataError if there is none."""
     saved = store.rounds(run / "checkpoints")
-    found = store.load(store.round_folder(run / "checkpoints", saved[-1]))[1] if saved else {}
-    known = found.get("facts", {}).get("conflict")
-    if not known:
-        raise DataError(f"{run} holds no conflict map: expected a run with strategy.name = 'probe'")
-    cosine, signs, apart = (np.array(known[name]) for name in ("cosine", "signs", "apart"))
-    return Conflict(tuple(known["clients"]), cosine, signs, apart)
+    facts = store.load(store.round_folder(run / "checkpoints", saved[-1]))[1] if saved else {}
+    measured = facts.get("facts", {}).get("conflict")
+    if not measured:
+        raise DataError(f"{run} has no conflict map: expected a run with strategy.name = 'probe'")
+    cosine, signs, apart = (np.array(measured[name]) for name in ("cosine", "signs", "apart"))
+    return Conflict(tuple(measured["clients"]), cosine, signs, apart)
 
 
-def clustered(apart: np.ndarray) -> list[int]:
-    """The cluster of each client from 0, by size and then by first client. apart: (C, C) cosines."""
-    most = min(MOST_CLUSTERS, len(apart) // 2)
-    if most < 2:
+def find_clusters(apart: np.ndarray) -> list[int]:
+    """The cluster of each client, numbered from 0 by size, then by first client. apart: (C, C) cosines."""
+    max_clusters = min(MOST_CLUSTERS, len(apart) // 2)
+    if max_clusters < 2:
         return [0] * len(apart)
-    costs = np.maximum(_tree(apart)[::-1, 2], 1e-9)  # of the merges into 1, 2, ... clusters
-    steps = costs[: most - 1] / costs[1:most]
+    # costs of the merges into 1, 2, ... clusters; the floor avoids a division by 0 where updates are equal
+    costs = np.maximum(_merges(apart)[::-1, 2], 1e-9)
+    steps = costs[: max_clusters - 1] / costs[1:max_clusters]
     best = int(np.argmax(steps))
-    return split(apart, best + 2) if steps[best] > STEP else [0] * len(apart)
+    return split(apart, best + 2) if steps[best] > MIN_STEP else [0] * len(apart)
 
 
 def split(apart: np.ndarray, count: int) -> list[int]:
-    """The cluster of each client when there are `count`, numbered as in `clustered`."""
+    """The cluster of each client for `count` clusters, numbered as in `find_clusters`."""
     from scipy.cluster.hierarchy import cut_tree  # slow to import
 
-    labels = cut_tree(_tree(apart), count)[
-        :, 0
-    ].tolist()  # fcluster gives fewer where merges are equally high
+    # cut_tree, because fcluster gives fewer clusters where merges have equal costs
+    labels = cut_tree(_merges(apart), count)[:, 0].tolist()
     by_size = sorted(set(labels), key=lambda label: (-labels.count(label), labels.index(label)))
     return [by_size.index(label) for label in labels]
 
 
-def _tree(apart: np.ndarray) -> np.ndarray:
-    """Ward's merges, as scipy has them: (C - 1, 4), from the cheapest to the last one."""
+def _merges(apart: np.ndarray) -> np.ndarray:
+    """Ward's merges as scipy's linkage matrix: (C - 1, 4), by increasing cost."""
     from scipy.cluster.hierarchy import linkage  # slow to import
     from scipy.spatial.distance import squareform
 
+    # averaging with the transpose and clipping remove rounding errors of the cosines
     distances = np.sqrt(np.clip(1 - (apart + apart.T) / 2, 0, 2) * 2)
     np.fill_diagonal(distances, 0)
     return linkage(squareform(distances, checks=False), "ward")
 
 
-def draw_conflict(found: Conflict, groups: Sequence[int], truth: Mapping[int, int]) -> Plot | None:
-    """The matrix in the order of the clusters: `apart` below the diagonal, `signs` above. None for too many clients."""
-    count = len(found.clients)
+def draw_conflict(conflict: Conflict, groups: Sequence[int], truth: Mapping[int, int]) -> Plot | None:
+    """Draw the matrix in the order of the clusters: `apart` below the diagonal, `signs` above it.
+
+    None for one client or for more than MOST_DRAWN.
+    """
+    count = len(conflict.clients)
     if not 1 < count <= MOST_DRAWN:
         return None
-    order = sorted(range(count), key=lambda i: (groups[i], truth.get(found.clients[i], 0), i))
-    below, above = found.apart[np.ix_(order, order)], 2 * found.signs[np.ix_(order, order)] - 1
-    off = ~np.eye(count, dtype=bool)
-    most = [max(float(np.abs(m[off]).max()), 1e-9) for m in (below, above)]  # full colour
-    shown = np.tril(below, -1) / most[0] + np.triu(above, 1) / most[1]
-    sizes = [len(list(same)) for _, same in groupby(groups[i] for i in order)]
+    order = sorted(range(count), key=lambda i: (groups[i], truth.get(conflict.clients[i], 0), i))
+    below, above = conflict.apart[np.ix_(order, order)], 2 * conflict.signs[np.ix_(order, order)] - 1
+    off_diagonal = ~np.eye(count, dtype=bool)
+    # values that are drawn in full colour
+    extremes = [max(float(np.abs(m[off_diagonal]).max()), 1e-9) for m in (below, above)]
+    shades = np.tril(below, -1) / extremes[0] + np.triu(above, 1) / extremes[1]
+    sizes = [len(list(members)) for _, members in groupby(groups[i] for i in order)]
     starts = np.cumsum([0, *sizes])
 
     def draw(ax: "Axes") -> None:
@@ -99,8 +104,8 @@ def draw_conflict(found: Conflict, groups: Sequence[int], truth: Mapping[int, in
 
         for y in range(count):
             for x in range(count):
-                strength = abs(shown[y, x])
-                colour = BLUE if shown[y, x] > 0 else RED
+                strength = abs(shades[y, x])
+                colour = BLUE if shades[y, x] > 0 else RED
                 if x == y:
                     colour, strength = GRID, 1.0
                 cell = Rectangle(
@@ -110,7 +115,7 @@ def draw_conflict(found: Conflict, groups: Sequence[int], truth: Mapping[int, in
         for start, end in pairwise(starts):
             frame = (start - 0.5, start - 0.5), end - start, end - start
             ax.add_patch(Rectangle(*frame, fill=False, edgecolor=INK, linewidth=1.6))
-        names = [_name(found.clients[i], truth) for i in order] if count <= MOST_NAMED else [""] * count
+        names = [_label(conflict.clients[i], truth) for i in order] if count <= MOST_NAMED else [""] * count
         ax.set_xticks(range(count), [name.split(" ")[0] for name in names], fontsize=8)
         ax.set_yticks(range(count), names, fontsize=8)
         ax.set_xlim(-0.6, count - 0.4)
@@ -124,12 +129,12 @@ def draw_conflict(found: Conflict, groups: Sequence[int], truth: Mapping[int, in
 
     clusters = f"{len(sizes)} clusters, framed" if len(sizes) > 1 else "One cluster"
     caption = (
-        "How far the clients' updates agree over the whole run of FedAvg. Below the diagonal: the cosine of what is "
-        f"left of two updates without the mean update, full colour at {most[0]:.2f}. Above: the share of entries that "
-        f"move the same way, white at one half, full colour {most[1] / 2:.2f} away from it. {clusters}."
+        "Agreement of the clients' updates over the whole run of FedAvg. Below the diagonal: the cosine of two updates "
+        f"minus the mean update, full colour at {extremes[0]:.2f}. Above: the share of entries with equal signs, "
+        f"white at one half, full colour {extremes[1] / 2:.2f} away from it. {clusters}."
     )
-    return drawn("conflict", "Preference-conflict map", caption, draw, x="client", height=5.0)
+    return draw_plot("conflict", "Preference-conflict map", caption, draw, x="client", height=5.0)
 
 
-def _name(client: int, truth: Mapping[int, int]) -> str:
+def _label(client: int, truth: Mapping[int, int]) -> str:
     return f"{client} ({truth[client]})" if client in truth else str(client)

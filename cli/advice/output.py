@@ -1,4 +1,4 @@
-"""What `accord advise` leaves: advice.md, advice.html, advice.json, the map, and the lines of the terminal."""
+"""Output of `accord advise`: advice.md, advice.html, advice.json, the plots, and the lines for the terminal."""
 
 import json
 import textwrap
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
-from cli.advice.conflict import Conflict, clustered, draw_conflict, read_conflict
+from cli.advice.conflict import Conflict, draw_conflict, find_clusters, read_conflict
 from cli.advice.plot import draw_gains
 from cli.advice.recommend import (
     FEDAVG,
@@ -15,13 +15,13 @@ from cli.advice.recommend import (
     NAMES,
     ORDER,
     Advice,
-    Measured,
+    Results,
     advise,
     differences,
     gain,
     harmed,
     mean,
-    measured,
+    read_results,
 )
 from core import store
 from core.naming import client_label, client_mark
@@ -32,35 +32,35 @@ from server_app.report.reading import Run
 from server_app.report.stats import METHOD_OF_GAINS, Estimate, adjusted_rand, planted
 
 METHOD = (
-    f"Accuracy: share of a client's held-out pairs whose chosen answer the model it would use finds the more likely; "
-    f"every client counts alike. {METHOD_OF_GAINS} Harmed: scored less than alone, by whatever amount. Combined: the "
-    "implicit and the explicit reward together. An option is recommended over simpler ones if its gain over the one "
-    "chosen so far has its whole interval above 0."
+    f"Accuracy: share of a client's held-out pairs in which the model that it would use finds the chosen answer more "
+    f"likely; clients are weighted equally. {METHOD_OF_GAINS} Harmed: share of clients with a lower accuracy than "
+    "alone, by any amount. Combined: accuracy of the implicit and explicit reward together. An option is recommended "
+    "over simpler ones if the whole interval of its gain over the option chosen so far is above 0."
 )
 WIDTH = 100
 Names = Mapping[int, str]  # client -> its name
-NOBODY: Names = MappingProxyType({})
+NO_NAMES: Names = MappingProxyType({})
 
 
 def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
-    """Write the report of finished runs, one for each option; returns what to say in the terminal."""
-    found = {name: measured(runs[name]) for name in ORDER}
-    scores = {name: one.scores for name, one in found.items()}
+    """Write the advice on finished runs, one for each option; returns lines for the terminal."""
+    results = {name: read_results(runs[name]) for name in ORDER}
+    scores = {name: result.scores for name, result in results.items()}
     probe, seed = runs[FEDAVG], int(runs[FEDAVG].config["run.seed"])
     conflict, truth = read_conflict(probe.dir), planted(probe)
-    groups = clustered(conflict.apart)
+    groups = find_clusters(conflict.apart)
     advice = advise(scores, int(runs["clusters"].config["strategy.selectors"]), seed=seed)
-    chosen = advice.option if advice.shown else LOCAL
+    chosen = advice.option if advice.is_conclusive else LOCAL
     drawn = [draw_conflict(conflict, groups, truth), draw_gains(scores, chosen, seed=seed)]
     names = probe.names
-    table = options(found, seed, names)
+    table = options(results, seed, names)
     contents = page.Contents(
         title="Federate, cluster or personalise?",
         subtitle=subtitle(probe),
         state=f"Advice: {advice.word}.",
         resume=None,
         verdict=advice.reason,
-        headline=headline(found, advice, seed, names),
+        headline=headline(results, advice, seed, names),
         method=METHOD,
         plots=[plot for plot in drawn if plot],
         sections=[
@@ -70,20 +70,25 @@ def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
                 "Clients",
                 clients(
                     scores,
-                    found[FEDAVG],
+                    results[FEDAVG],
                     dict(zip(conflict.clients, groups, strict=True)),
                     truth,
                     probe.names,
                 ),
             ),
             ("Differences", pairs(scores, seed)),
-            ("Runs", Table(("option", "folder"), tuple((NAMES[o], _beside(folder, runs[o])) for o in ORDER))),
+            (
+                "Runs",
+                Table(
+                    ("option", "folder"), tuple((NAMES[o], _relative_path(folder, runs[o])) for o in ORDER)
+                ),
+            ),
         ],
         answers=[],
     )
     _write(folder, contents)
-    known = [(c, g) for c, g in zip(conflict.clients, groups, strict=True) if c in truth]
-    rand = adjusted_rand([str(g) for _, g in known], [truth[c] for c, _ in known]) if known else None
+    typed = [(c, g) for c, g in zip(conflict.clients, groups, strict=True) if c in truth]
+    rand = adjusted_rand([str(g) for _, g in typed], [truth[c] for c, _ in typed]) if typed else None
     document = {
         **asdict(advice),
         "options": {
@@ -97,74 +102,76 @@ def write_advice(folder: Path, runs: Mapping[str, Run]) -> list[str]:
     return [
         "",
         *aligned(table),
-        "harmed: share of clients that score less than alone",
+        "harmed: share of clients whose accuracy is lower than alone",
         "",
         f"advice   {advice.word}",
         *textwrap.wrap(advice.reason, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9),
         f"report   {folder / 'advice.html'}",
-        *([f"run      {runs[advice.option].dir}"] if advice.shown else []),
+        *([f"run      {runs[advice.option].dir}"] if advice.is_conclusive else []),
     ]
 
 
-def options(found: Mapping[str, Measured], seed: int, names: Names = NOBODY) -> Table:
-    """One row an option, the simplest first; before them what the base scores."""
-    scores = {name: one.scores for name, one in found.items()}
-    combined = any(one.combined for one in found.values())
+def options(results: Mapping[str, Results], seed: int, names: Names = NO_NAMES) -> Table:
+    """One row per option, the simplest first, below a row for the base."""
+    scores = {name: result.scores for name, result in results.items()}
+    combined = any(result.combined for result in results.values())
     head = ("option", "mean", "worst client", "over alone", "95 %", "over FedAvg", "95 %", "harmed")
     rows = []
-    if base := found[FEDAVG].base:
+    if base := results[FEDAVG].base:
         rows.append(("base", percent(mean(base)), _worst(base, names), *[ABSENT] * (5 + combined)))
     for name in ORDER:
         row = [NAMES[name], percent(mean(scores[name])), _worst(scores[name], names)]
         for other in (LOCAL, FEDAVG):
             change = None if name == other else gain(scores[other], scores[name], seed=seed)
             row += [value(change).removesuffix(" points"), interval(change)] if change else [ABSENT] * 2
-        worse = None if name == LOCAL else harmed(scores[LOCAL], scores[name])
-        row.append(percent(worse.value) if worse else ABSENT)
+        harmed_share = None if name == LOCAL else harmed(scores[LOCAL], scores[name])
+        row.append(percent(harmed_share.value) if harmed_share else ABSENT)
         if combined:
-            row.append(percent(mean(found[name].combined)) if found[name].combined else ABSENT)
+            row.append(percent(mean(results[name].combined)) if results[name].combined else ABSENT)
         rows.append(tuple(row))
     head += ("combined",) if combined else ()
     return Table(head, tuple(rows), numbers=tuple(range(1, len(head))))
 
 
 def headline(
-    found: Mapping[str, Measured], advice: Advice, seed: int, names: Names = NOBODY
+    results: Mapping[str, Results], advice: Advice, seed: int, names: Names = NO_NAMES
 ) -> list[Estimate]:
-    """The cards: the base, the option that is advised, its gain over each alone, its worst client."""
-    chosen = found[advice.option].scores
-    count, base = len(chosen), found[FEDAVG].base
-    low = min(chosen, key=lambda c: (chosen[c], c))
+    """The cards: mean accuracy of the base and of the advised option, the gain of that, and its worst client."""
+    chosen = results[advice.option].scores
+    count, base = len(chosen), results[FEDAVG].base
+    lowest = min(chosen, key=lambda c: (chosen[c], c))
     cards = [Estimate("before", "Mean accuracy, base", mean(base), n=len(base), of="clients")] if base else []
     cards.append(
         Estimate("after", f"Mean accuracy, {NAMES[advice.option]}", mean(chosen), n=count, of="clients")
     )
-    other = FEDAVG if advice.option == LOCAL else LOCAL
-    cards.append(gain(found[other].scores, chosen, f"Gain over {NAMES[other]}", seed=seed))
-    return [*cards, Estimate("worst", f"Worst client ({client_mark(low, names)})", chosen[low])]
+    baseline = FEDAVG if advice.option == LOCAL else LOCAL
+    cards.append(gain(results[baseline].scores, chosen, f"Gain over {NAMES[baseline]}", seed=seed))
+    return [*cards, Estimate("worst", f"Worst client ({client_mark(lowest, names)})", chosen[lowest])]
 
 
 def clusters(conflict: Conflict, groups: Sequence[int]) -> Table:
-    """Who is with whom, and the mean cosine of `apart` inside a cluster and to the others."""
+    """Clients of each cluster, and mean cosine of `apart` within the cluster and to the other clients."""
     rows = []
     for group in sorted(set(groups)):
-        here = [i for i, g in enumerate(groups) if g == group]
-        rest = [i for i, g in enumerate(groups) if g != group]
-        inside = [conflict.apart[i, j] for i in here for j in here if i != j]
-        across = [conflict.apart[i, j] for i in here for j in rest]
-        who = ranges(sorted(conflict.clients[i] for i in here))
-        rows.append((str(group), counted(len(here), "client"), who, *(_cosine(v) for v in (inside, across))))
+        members = [i for i, g in enumerate(groups) if g == group]
+        outside = [i for i, g in enumerate(groups) if g != group]
+        inside = [conflict.apart[i, j] for i in members for j in members if i != j]
+        across = [conflict.apart[i, j] for i in members for j in outside]
+        numbers = ranges(sorted(conflict.clients[i] for i in members))
+        rows.append(
+            (str(group), counted(len(members), "client"), numbers, *(_cosine(v) for v in (inside, across)))
+        )
     return Table(("cluster", "size", "clients", "cosine inside", "to others"), tuple(rows), numbers=(0, 3, 4))
 
 
 def clients(
     scores: Mapping[str, Mapping[int, float]],
-    probe: Measured,
+    probe: Results,
     groups: Mapping[int, int],
     truth: Mapping[int, int],
-    names: Names = NOBODY,
+    names: Names = NO_NAMES,
 ) -> Table:
-    """Every client under every option."""
+    """Accuracy of every client with every option."""
     rows = [
         (
             client_label(client, names),
@@ -180,7 +187,7 @@ def clients(
 
 
 def pairs(scores: Mapping[str, Mapping[int, float]], seed: int) -> Table:
-    """Every option against every simpler one."""
+    """Gain of every option over every simpler one."""
     rows = tuple(
         (f"{NAMES[b]} - {NAMES[a]}", value(change).removesuffix(" points"), interval(change))
         for (a, b), change in differences(scores, seed=seed).items()
@@ -189,7 +196,7 @@ def pairs(scores: Mapping[str, Mapping[int, float]], seed: int) -> Table:
 
 
 def aligned(table: Table) -> list[str]:
-    """The table as lines of a terminal."""
+    """The table as aligned lines for the terminal."""
     rows = [table.head, *table.rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
     return [
@@ -219,5 +226,5 @@ def _cosine(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):+.2f}" if values else ABSENT
 
 
-def _beside(folder: Path, run: Run) -> str:
+def _relative_path(folder: Path, run: Run) -> str:
     return str(run.dir.relative_to(folder))

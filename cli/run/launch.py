@@ -26,7 +26,7 @@ from cli.run.superlink import superlink
 from core.config import parse
 from core.errors import ConfigError
 from core.types import Scalar
-from server_app.report.reading import of_advice
+from server_app.report.reading import is_advice_run
 from server_app.run_folder import RunFolder, is_held
 
 REFUSED = 2  # exit code of a check
@@ -153,13 +153,13 @@ def clear_away(folders: Iterable[Path], fresh_s: float = FRESH_S) -> None:
 
     A folder younger than `fresh_s` may be another run's that is about to hold it, and is looked at when it is older.
     """
-    unbegun = [f for f in folders if (f / "config.toml").is_file() and RunFolder(f).is_unbegun()]
+    unbegun = [f for f in folders if (f / "config.toml").is_file() and RunFolder(f).has_no_round()]
     if unbegun:
         youngest = max(folder.stat().st_ctime for folder in unbegun)
         time.sleep(min(fresh_s, max(0.0, fresh_s - (time.time() - youngest))))
     for folder in unbegun:
         if folder.is_dir() and not is_held(folder):
-            RunFolder(folder).discard_unbegun()
+            RunFolder(folder).discard_without_round()
 
 
 def tell_how_it_ended(asked: Request, code: int, stream: Stream) -> None:
@@ -169,7 +169,7 @@ def tell_how_it_ended(asked: Request, code: int, stream: Stream) -> None:
         word = simulation_failure(stream.log) or word
     typer.echo(f"accord: {word}; Flower's log: {stream.log}", err=True)
     folder = Path(str(asked.keys.get("run.resume") or stream.folder or ""))
-    if folder.name and (folder / "checkpoints").is_dir() and not of_advice(folder):
+    if folder.name and (folder / "checkpoints").is_dir() and not is_advice_run(folder):
         link = asked.federation["superlink"]
         again = f" federation.superlink={link}" if link else ""
         typer.echo(

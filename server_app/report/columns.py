@@ -1,4 +1,4 @@
-"""Which columns the clients read, and which columns and files they left out, as lines of the plan."""
+"""Lines of the plan: which columns the clients read, and which columns and files they ignore."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,24 +6,24 @@ from core.types import Json
 from server_app.report.formatting import clip, plain
 from tasks.data.base import ColumnUse
 
-MOST = 400  # characters of a line
+MAX_LINE = 400  # characters
 
 
-def column_lines(said: Iterable[Mapping[str, Json]]) -> list[str]:
-    """Of the hellos of all clients; a client whose policy keeps its columns to itself adds nothing."""
-    facts = list(said)
-    columns = [one.get("columns") for one in facts]
-    used = _union(one.get("used") for one in columns if isinstance(one, dict))
-    ignored = _union(one.get("ignored") for one in columns if isinstance(one, dict))
-    unread = _union(one.get("unread") for one in facts)
+def column_lines(hellos: Iterable[Mapping[str, Json]]) -> list[str]:
+    """Columns and unread files over the hellos of all clients; a client whose policy withholds them is skipped."""
+    hellos = list(hellos)
+    reports = [report for hello in hellos if isinstance(report := hello.get("columns"), dict)]
+    used = _union(report.get("used") for report in reports)
+    ignored = _union(report.get("ignored") for report in reports)
+    unread = _union(hello.get("unread") for hello in hellos)
     lines = [f"columns  {ColumnUse(used, ignored).line()}"] if used else []
     lines += [f"files    not read: {', '.join(unread)}"] if unread else []
-    return [clip(line, MOST) for line in lines]
+    return [clip(line, MAX_LINE) for line in lines]
 
 
 def _union(lists: Iterable[Json]) -> tuple[str, ...]:
-    """Every word of several lists once, in order; what a client sends is not trusted."""
-    words = [
-        plain(word) for some in lists if isinstance(some, list) for word in some if isinstance(word, str)
+    """The distinct strings of several lists, in order; anything else in these untrusted values is ignored."""
+    names = [
+        plain(name) for items in lists if isinstance(items, list) for name in items if isinstance(name, str)
     ]
-    return tuple(dict.fromkeys(words))
+    return tuple(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""The federation's own keys, and when a simulation has a client for each owner of its rows."""
+"""Keys of the section `federation`, and whether a simulation has one client per owner of rows."""
 
 from collections.abc import Mapping
 
@@ -6,14 +6,14 @@ from core.config import defaults
 from core.plugins import knobs, plugin
 from core.types import Scalar
 
-# Not knobs of the app: how many clients a simulation has and what each may use, or which deployment to ask.
+# Not part of the app's configuration: number of clients of a simulation and resources of each, or the SuperLink.
 FEDERATION: dict[str, Scalar] = {"num-supernodes": 8, "client-cpus": 1.0, "client-gpus": 0.0, "superlink": ""}
-PLACES = ("path", "dataset")  # of a source, where its rows are
+LOCATION_KEYS = ("path", "dataset")  # options of a data source that say where its rows are
 
 
 def has_owners(keys: Mapping[str, Scalar]) -> bool:
-    """Whether a simulation has a client for each owner that the rows of its source name."""
-    known = {**defaults(), **keys}
-    own = knobs(plugin("tasks.data", str(known["data.source"])))
-    named = any(known[f"data.{key}"] for key in PLACES if key in own)
-    return known["data.partitioner"] == "natural" and "client-column" in own and named
+    """Whether a simulation has one client for each owner named in its rows."""
+    config = {**defaults(), **keys}
+    options = knobs(plugin("tasks.data", str(config["data.source"])))
+    has_location = any(config[f"data.{key}"] for key in LOCATION_KEYS if key in options)
+    return config["data.partitioner"] == "natural" and "client-column" in options and has_location

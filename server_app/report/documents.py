@@ -1,4 +1,4 @@
-"""report.md and report.html of a run folder, finished or not."""
+"""report.md and report.html of a run folder, whether or not the run has finished."""
 
 import shlex
 from collections import Counter
@@ -11,7 +11,6 @@ from server_app.report.formatting import (
     ABSENT,
     Table,
     alarms,
-    behind,
     counted,
     duration,
     interval,
@@ -21,6 +20,7 @@ from server_app.report.formatting import (
     points,
     printable,
     ranges,
+    sample_size,
     scalar,
     size,
     state,
@@ -34,7 +34,7 @@ from server_app.report.stats import METHOD, TOKENS, accuracy_metric, first_and_l
 
 
 def write_report(run_dir: Path | str) -> None:
-    """Write report.md, report.html (self-contained) and plots/*.svg. Raises DataError on a broken folder."""
+    """Write report.md, report.html (self-contained) and plots/*.svg. Raises DataError on a damaged run folder."""
     run = read_run(run_dir)
     estimates = headline(run)
     contents = page.Contents(
@@ -42,7 +42,7 @@ def write_report(run_dir: Path | str) -> None:
         subtitle=subtitle(run),
         state=state(run),
         resume=None if run.status == "finished" else f"accord resume {shlex.quote(str(run.dir))}",
-        verdict=" ".join(said for said in (verdict(estimates), *alarms(run)) if said) or None,
+        verdict=" ".join(text for text in (verdict(estimates), *alarms(run)) if text) or None,
         headline=estimates,
         method=METHOD if any(e.low is not None for e in estimates) else "",
         plots=[*plots(run), *rlft_plots(run)],
@@ -58,6 +58,7 @@ def write_report(run_dir: Path | str) -> None:
 
 
 def subtitle(run: Run) -> str:
+    """The line below the title: model, clients, seed, start time and version, as far as known."""
     model = str(run.config.get("model.name", run.manifest.get("base", {}).get("name", "")))
     facts = [
         f"model {model}" if model else "",
@@ -70,10 +71,10 @@ def subtitle(run: Run) -> str:
 
 
 def sections(run: Run) -> dict[str, Table]:
-    """The tables of a report by title; the last ones are for looking up."""
+    """The tables of a report by title; details for reference come last."""
     return {
         "Clients": clients(run),
-        "About the rows": Table(("",), tuple((note,) for note in notes(run.manifest, run.names))),
+        "Notes on the rows": Table(("",), tuple((note,) for note in notes(run.manifest, run.names))),
         "Failures": failures(run),
         "Remarks": remarks(run),
         "Policies": epochs(run),
@@ -87,40 +88,40 @@ def sections(run: Run) -> dict[str, Table]:
 
 
 def clients(run: Run) -> Table:
-    """Every client: its rows, its accuracy before and after, the rounds it took part in."""
+    """One row per client: its rows, its accuracy before and after, the rounds it trained in and failed in."""
     metric = accuracy_metric(run)
     base, last = first_and_last(run, metric) if metric else (None, None)
     before = base.eval.by_client(metric) if base and metric else {}
     after = last.eval.by_client(metric) if last and metric else {}
-    joined = Counter(client for record in run.records for client in record.participants)
-    lost = Counter(client for record in run.records for client in record.failed)
-    about = {int(client): facts for client, facts in (run.manifest.get("clients") or {}).items()}
+    trained = Counter(client for record in run.records for client in record.participants)
+    failed = Counter(client for record in run.records for client in record.failed)
+    facts_by_client = {int(client): facts for client, facts in (run.manifest.get("clients") or {}).items()}
     rows = []
-    for client in sorted({*about, *before, *after, *joined, *lost}):
-        facts = about.get(client, {})
-        shown = [r for r in (last, base) if r and "examples" in r.eval.clients.get(client, {})]
+    for client in sorted({*facts_by_client, *before, *after, *trained, *failed}):
+        facts = facts_by_client.get(client, {})
+        scored = [r for r in (last, base) if r and "examples" in r.eval.clients.get(client, {})]
         change = after[client] - before[client] if client in after and client in before else None
         rows.append((
             str(client),
             *((shown_name(run.names.get(client)) or ABSENT,) if run.names else ()),
-            _count(facts.get("examples")),
-            _skipped(facts.get("skipped")),
-            _count(shown[0].eval.clients[client]["examples"] if shown else None),
+            _row_count(facts.get("examples")),
+            _skip_reasons(facts.get("skipped")),
+            _row_count(scored[0].eval.clients[client]["examples"] if scored else None),
             percent(before.get(client)),
             percent(after.get(client)),
             ABSENT if change is None else points(change),
-            str(joined[client]),
-            str(lost[client]),
+            str(trained[client]),
+            str(failed[client]),
         ))  # fmt: skip
-    what = "token acc." if metric == TOKENS else "accuracy"
-    named = ("name",) if run.names else ()
+    label = "token acc." if metric == TOKENS else "accuracy"
+    name_column = ("name",) if run.names else ()
     head = (
         "client",
-        *named,
+        *name_column,
         "rows",
         "skipped",
         "held out",
-        f"{what}, base",
+        f"{label}, base",
         "after",
         "change",
         "rounds",
@@ -132,48 +133,49 @@ def clients(run: Run) -> Table:
 
 
 def failures(run: Run) -> Table:
-    """Who was asked and did not answer in time, with the reason given."""
-    found = [
+    """Clients that were sampled and did not answer, with the reason."""
+    rows = [
         (str(r.round), run.label(c), plain(why)) for r in run.records for c, why in sorted(r.failed.items())
     ]
-    return Table(("round", "client", "reason"), tuple(found), numbers=(0,) if run.names else (0, 1))
+    return Table(("round", "client", "reason"), tuple(rows), numbers=(0,) if run.names else (0, 1))
 
 
 def remarks(run: Run) -> Table:
-    """What the strategy had to say of a round, e.g. that too few clients answered for a robust mean."""
+    """Remarks of the strategy on a round, e.g. that too few clients answered for a robust mean."""
     rows = [(str(record.round), remark) for record in run.records for remark in record.remarks]
     return Table(("round", "remark"), tuple(rows), numbers=(0,))
 
 
 def rounds(run: Run) -> Table:
-    """One row a round: who trained, and every evaluated mean."""
+    """One row per round: the clients that trained, and the mean of every metric."""
     metrics = sorted({name for r in run.records for name in r.eval.mean if name != "examples"})
     main = accuracy_metric(run)
     head = ("round", "clients", "train loss", *metrics, *(("worst",) if main else ()), "up", "down", "time")
-    body = tuple(_round(run, record, metrics, main) for record in run.records)
+    body = tuple(_round_row(run, record, metrics, main) for record in run.records)
     return Table(head, body, numbers=tuple(i for i in range(len(head)) if i != 1))
 
 
 def versions(run: Run) -> Table:
-    m = run.manifest
-    rows = [("commit", m.get("commit")), ("base model", (m.get("base") or {}).get("name"))]
-    rows += [("base fingerprint", (m.get("base") or {}).get("fingerprint"))]
-    rows += [(name, version) for name, version in sorted((m.get("versions") or {}).items())]
-    prints = sorted((m.get("data") or {}).items(), key=_id)
-    rows += [(f"data of client {run.label(int(c))}", print_) for c, print_ in prints]
-    return Table(("what", "value"), tuple((name, str(found)) for name, found in rows if found))
+    """Commit, package versions, and fingerprints of the base model and the clients' data."""
+    manifest = run.manifest
+    rows = [("commit", manifest.get("commit")), ("base model", (manifest.get("base") or {}).get("name"))]
+    rows += [("base fingerprint", (manifest.get("base") or {}).get("fingerprint"))]
+    rows += [(name, version) for name, version in sorted((manifest.get("versions") or {}).items())]
+    fingerprints = sorted((manifest.get("data") or {}).items(), key=_client_number)
+    rows += [(f"data of client {run.label(int(c))}", fingerprint) for c, fingerprint in fingerprints]
+    return Table(("item", "value"), tuple((name, str(entry)) for name, entry in rows if entry))
 
 
 def markdown(contents: page.Contents) -> str:
-    """The report for a terminal or a forge; the plots are files beside it."""
+    """The report as Markdown; its plots are SVG files in plots/."""
     c = contents
-    parts = [f"# {_text(c.title)}", _text(c.subtitle), f"**{_text(c.state)}**"]
+    parts = [f"# {_escaped(c.title)}", _escaped(c.subtitle), f"**{_escaped(c.state)}**"]
     if c.resume:
         parts.append(f"Continue: `{c.resume}`")
     if c.verdict:
-        parts.append(_text(c.verdict))
+        parts.append(_escaped(c.verdict))
     if c.headline:
-        lines = tuple((e.name, value(e), interval(e), behind(e)) for e in c.headline)
+        lines = tuple((e.name, value(e), interval(e), sample_size(e)) for e in c.headline)
         parts += ["## Headline", _table(Table(("", "value", "95 % interval", "over"), lines, (1, 2, 3)))]
         parts.append(c.method)
     for plot in c.plots:
@@ -181,17 +183,19 @@ def markdown(contents: page.Contents) -> str:
     if c.answers:
         parts.append("## The same prompts, before and after")
         for a in c.answers:
-            told = "\n".join(f"{who}\n{said}" for who, said in _told(a.prompt, a.before, a.after))
-            fence = "`" * max(3, 1 + _longest_run(told, "`"))
-            parts.append(f"{fence}text\n{told}\n{fence}")
+            text = "\n".join(
+                f"{label}\n{content}" for label, content in _answer_texts(a.prompt, a.before, a.after)
+            )
+            fence = "`" * max(3, 1 + _longest_run(text, "`"))
+            parts.append(f"{fence}text\n{text}\n{fence}")
     for title, table in c.sections:
         parts += [f"## {title}", _table(table)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _round(run: Run, record: Record, metrics: list[str], main: str | None) -> tuple[str, ...]:
-    low = worst(record.eval, main) if main else None
-    shown = [
+def _round_row(run: Run, record: Record, metrics: list[str], main: str | None) -> tuple[str, ...]:
+    lowest = worst(record.eval, main) if main else None
+    values = [
         percent(record.eval.mean.get(m)) if "accurac" in m else number(record.eval.mean.get(m))
         for m in metrics
     ]
@@ -199,27 +203,27 @@ def _round(run: Run, record: Record, metrics: list[str], main: str | None) -> tu
         str(record.round),
         ranges(sorted(record.participants)) or ABSENT,
         number(record.train.mean.get("loss")),
-        *shown,
-        *((f"{percent(low[1])} ({run.mark(low[0])})" if low else ABSENT,) if main else ()),
+        *values,
+        *((f"{percent(lowest[1])} ({run.mark(lowest[0])})" if lowest else ABSENT,) if main else ()),
         size(record.bytes_up),
         size(record.bytes_down),
         duration(record.total_s),
     )
 
 
-def _told(prompt: str, before: str, after: str) -> list[tuple[str, str]]:
-    said = [("prompt:", prompt), ("before:", before), ("after:", after)]
-    return [(who, printable(text) or ABSENT) for who, text in said]
+def _answer_texts(prompt: str, before: str, after: str) -> list[tuple[str, str]]:
+    parts = [("prompt:", prompt), ("before:", before), ("after:", after)]
+    return [(label, printable(text) or ABSENT) for label, text in parts]
 
 
 def _table(table: Table) -> str:
     rule = tuple("---:" if i in table.numbers else "---" for i in range(len(table.head)))
-    rows = [tuple(map(_text, table.head)), rule, *(tuple(map(_text, row)) for row in table.rows)]
+    rows = [tuple(map(_escaped, table.head)), rule, *(tuple(map(_escaped, row)) for row in table.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _text(cell: str) -> str:
-    """A cell that Markdown shows as it is: no markup, no HTML, no column break."""
+def _escaped(cell: str) -> str:
+    """Escape Markdown markup, HTML and column separators, so that untrusted text is shown literally."""
     cell = cell.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
     for mark in "|`*_[]":
         cell = cell.replace(mark, "\\" + mark)
@@ -233,13 +237,13 @@ def _longest_run(text: str, mark: str) -> int:
     return longest
 
 
-def _skipped(reasons: dict[str, int] | None) -> str:
-    return ", ".join(f"{count} {plain(why)}" for why, count in sorted((reasons or {}).items())) or "0"
+def _skip_reasons(reasons: dict[str, int] | None) -> str:
+    return ", ".join(f"{count} {plain(reason)}" for reason, count in sorted((reasons or {}).items())) or "0"
 
 
-def _count(rows: float | None) -> str:
+def _row_count(rows: float | None) -> str:
     return ABSENT if rows is None else f"{rows:,.0f}"
 
 
-def _id(item: tuple[str, object]) -> int:
+def _client_number(item: tuple[str, object]) -> int:
     return int(item[0])

@@ -1,4 +1,4 @@
-"""Numbers as people read them: one spelling for terminal, report and card. An absent value is "-"."""
+"""Formatting of numbers and sentences, shared by terminal, report and model card. A missing value is "-"."""
 
 import math
 import re
@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.types import Scalar
-from server_app.report.reading import Run, asked_for
+from server_app.report.reading import Run, rounds_history
 from server_app.report.stats import UTILITY, VALID, Estimate, by_key
 
 ABSENT = "-"
-# Above these the text of a trained model is called worse than the base's (docs/aggregators.md).
-MORE_REPETITION = 0.1  # rise of the share of repeated 4-grams
-FAR_KL = 0.5  # nats a token, where the chosen answers became less likely as well
-FEWER_VALID = 0.05  # fall of the share of valid answers, where the truth is planted
+# Beyond these thresholds the verdict calls the trained model's text worse than the base's (docs/aggregators.md).
+MAX_REPETITION_RISE = 0.1  # of the share of repeated 4-grams
+MAX_KL = 0.5  # nats per token; counts only if the chosen answers also became less likely
+MAX_VALID_DROP = 0.05  # of the share of valid answers, where the truth is planted
 
 
 @dataclass(frozen=True)
 class Table:
-    """Plain text cells; `numbers` are the columns to align right."""
+    """Plain text cells; `numbers` are the indices of columns that are right-aligned."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -30,7 +30,7 @@ def percent(share: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, never an exponent in the usual range."""
+    """Four significant digits; an exponent only below 1e-4 and from 1e6 on."""
     if value is None:
         return ABSENT
     if not math.isfinite(value) or value == 0:
@@ -59,7 +59,7 @@ def duration(seconds: float | None) -> str:
 
 
 def points(share: float, *, signed: bool = True) -> str:
-    """What rounds to zero has no sign."""
+    """Percentage points of a difference of shares; a value that rounds to zero has no sign."""
     text = f"{100 * share:z.1f}"
     return f"+{text}" if signed and float(text) > 0 else text
 
@@ -79,7 +79,7 @@ def interval(estimate: Estimate) -> str:
     return f"{points(estimate.low, signed=signed)} to {points(estimate.high, signed=signed)}"
 
 
-def behind(estimate: Estimate) -> str:
+def sample_size(estimate: Estimate) -> str:
     return ABSENT if estimate.n is None else counted(estimate.n, estimate.of.removesuffix("s"))
 
 
@@ -88,19 +88,19 @@ def counted(count: int, noun: str) -> str:
 
 
 def scalar(config_value: Scalar) -> str:
-    """As TOML would write it."""
+    """A configuration value as TOML writes it."""
     if isinstance(config_value, bool):
         return str(config_value).lower()
     return f'"{config_value}"' if isinstance(config_value, str) else str(config_value)
 
 
 def printable(text: str) -> str:
-    """Text of unknown origin without control characters, terminal escapes among them; lines stay."""
+    """Untrusted text without control characters, including terminal escapes; line breaks are kept."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", " ", text)
 
 
 def plain(text: str) -> str:
-    """The same on one line."""
+    """Untrusted text without control characters, on one line."""
     return " ".join(printable(text).split())
 
 
@@ -109,11 +109,11 @@ def clip(text: str, width: int) -> str:
 
 
 def state(run: Run) -> str:
-    """What became of the run, in one sentence."""
-    progress = f"{run.done} of {counted(run.rounds, 'round')}"
+    """The state of the run in one sentence: finished, not finished or failed, and its rounds."""
+    progress = f"{run.completed} of {counted(run.rounds, 'round')}"
     if run.status == "finished":
-        how = f" ({said})" if (said := asked_for(run.manifest)) else ""
-        return f"Finished: {progress} in {duration(run.manifest.get('seconds'))}{plain(how)}."
+        history = f" ({rounds})" if (rounds := rounds_history(run.manifest)) else ""
+        return f"Finished: {progress} in {duration(run.manifest.get('seconds'))}{plain(history)}."
     if run.status == "running":
         return f"Not finished: still running, or killed, with {progress} complete."
     reason = plain(run.status.removeprefix("failed").lstrip(": ")) or "no reason given"
@@ -121,33 +121,33 @@ def state(run: Run) -> str:
 
 
 def verdict(estimates: Sequence[Estimate]) -> str | None:
-    """What the headline says about the alignment: the preference, then the text that the model itself writes."""
-    return " ".join(part for part in (_preference(estimates), _writing(estimates)) if part) or None
+    """Sentences on the alignment: preference accuracy, then quality of the text that the model generates."""
+    return " ".join(part for part in (_accuracy_verdict(estimates), _text_verdict(estimates)) if part) or None
 
 
-def _preference(estimates: Sequence[Estimate]) -> str:
-    known = by_key(list(estimates))
-    before, after, change = (known.get(key) for key in ("before", "after", "gain"))
+def _accuracy_verdict(estimates: Sequence[Estimate]) -> str:
+    by_name = by_key(list(estimates))
+    before, after, change = (by_name.get(key) for key in ("before", "after", "gain"))
     if not before or not after:
         return ""
     text = (
         f"On held-out pairs the trained model prefers the chosen answer {percent(after.value)} of the time; "
-        f"the base, {percent(before.value)}."
+        f"the base model, {percent(before.value)}."
     )
     if change and change.low is not None and change.high is not None:
         if change.low > 0:
-            text += " The gain is larger than the variation between clients explains."
+            text += " The gain is larger than variation between clients would explain."
         elif change.high < 0:
-            text += " It became worse than the base."
+            text += " The trained model is worse than the base."
         else:
             text += " The interval of the gain includes zero."
     return text
 
 
-def _writing(estimates: Sequence[Estimate]) -> str:
-    """How far the model's text went from the base's, and whether it degenerates (docs/aggregators.md)."""
+def _text_verdict(estimates: Sequence[Estimate]) -> str:
+    """How far the model's text is from the base's, and whether it has degenerated (docs/aggregators.md)."""
     values = {e.key: e.value for e in estimates}
-    parts = [f"KL to the base {number(values['kl'])} nats a token"] if "kl" in values else []
+    parts = [f"KL to the base {number(values['kl'])} nats per token"] if "kl" in values else []
     for key, name, show in (
         ("repetition", "repeated 4-grams", percent),
         (VALID, "valid answers", percent),
@@ -156,50 +156,51 @@ def _writing(estimates: Sequence[Estimate]) -> str:
         before, after = values.get(f"{key} before"), values.get(f"{key} after")
         if after is not None:
             parts.append(f"{name} {show(after)}" + (f" (base {show(before)})" if before is not None else ""))
-    text = f"Of its text: {', '.join(parts)}." if parts else ""
+    text = f"Text quality: {', '.join(parts)}." if parts else ""
     reasons = degenerate(values)
-    return f"{text} It writes worse than the base: {'; '.join(reasons)}." if reasons else text
+    return f"{text} Its text is worse than that of the base: {'; '.join(reasons)}." if reasons else text
 
 
 def degenerate(values: Mapping[str, float]) -> list[str]:
-    """Why the trained model's text is worse than the base's, by the keys of the headline; empty where it is not."""
+    """Reasons why the trained model's text is worse than the base's; empty if it is not. values: by headline key."""
     reasons = []
-    if _change(values, "repetition") > MORE_REPETITION:
-        reasons.append("its answers repeat themselves")
-    if values.get("kl", 0.0) > FAR_KL and values.get("chosen", 0.0) < 0:
-        reasons.append("it is far from the base and finds even the chosen answers less likely")
-    if _change(values, VALID) < -FEWER_VALID:
-        reasons.append("fewer of its answers are sentences of the planted world")
+    if _change(values, "repetition") > MAX_REPETITION_RISE:
+        reasons.append("its answers are repetitive")
+    if values.get("kl", 0.0) > MAX_KL and values.get("chosen", 0.0) < 0:
+        reasons.append("it is far from the base and makes even the chosen answers less likely")
+    if _change(values, VALID) < -MAX_VALID_DROP:
+        reasons.append("fewer of its answers are valid sentences of the toy world")
     if _change(values, UTILITY) < 0:
-        reasons.append("its answers are worth less to the clients")
+        reasons.append("its answers have a lower utility for the clients")
     return reasons
 
 
 def _change(values: Mapping[str, float], key: str) -> float:
-    """After minus before; 0 where either was not measured."""
+    """After minus before; 0 if either was not measured."""
     before, after = values.get(f"{key} before"), values.get(f"{key} after")
     return after - before if before is not None and after is not None else 0.0
 
 
 def hacking(turn: int) -> str:
-    """The alarm over a policy whose judgement turned after an epoch."""
+    """The alarm for a policy whose held-out judgement fell after epoch `turn`."""
     return (
-        f"reward hacking: after epoch {turn} the held-out judgement fell while the selectors' signal went on rising; "
+        f"reward hacking: after epoch {turn} the held-out judgement fell while the selectors' signal kept rising; "
         f"the policy of epoch {turn} is kept"
     )
 
 
 def alarms(run: Run) -> list[str]:
+    """A sentence for each policy that hacks its reward."""
     turns = {name: policy.get("turned") for name, policy in run.policies.items()}
     return [f"Policy {name}: {hacking(turn)}." for name, turn in turns.items() if turn is not None]
 
 
 def ranges(ids: Sequence[int]) -> str:
-    """Sorted ids with runs joined: "0-3, 7"."""
-    runs: list[list[int]] = []
+    """Sorted ids, with consecutive ones joined: "0-3, 7"."""
+    spans: list[list[int]] = []
     for i in ids:
-        if runs and i == runs[-1][1] + 1:
-            runs[-1][1] = i
+        if spans and i == spans[-1][1] + 1:
+            spans[-1][1] = i
         else:
-            runs.append([i, i])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+            spans.append([i, i])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)

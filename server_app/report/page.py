@@ -1,22 +1,28 @@
-"""The HTML page of a report: one file, no scripts, nothing loaded from elsewhere, every text escaped."""
+"""The HTML page of a report: a single file without scripts or external resources; all text is escaped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from server_app.report.formatting import ABSENT, Table, behind, interval, printable, value
+from server_app.report.formatting import ABSENT, Table, interval, printable, sample_size, value
 from server_app.report.plots import Plot, themed
 from server_app.report.reading import Answer
 from server_app.report.stats import Estimate
 
-CARDS = ("before", "after", "gain", "worst", "longer")  # the rest of the headline is a table
-# sections that are not folded
-OPEN = ("Options", "Clusters", "Clients", "About the rows", "Failures", "Policies")
+CARDS = (
+    "before",
+    "after",
+    "gain",
+    "worst",
+    "longer",
+)  # keys shown as cards; the rest of the headline is a table
+# sections that are shown unfolded
+OPEN = ("Options", "Clusters", "Clients", "Notes on the rows", "Failures", "Policies")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a report says, free of any format. Texts are raw; whoever renders escapes them."""
+    """The contents of a report, independent of its format. Texts are unescaped: the renderer escapes them."""
 
     title: str
     subtitle: str
@@ -24,14 +30,14 @@ class Contents:
     resume: str | None  # the command that continues an unfinished run
     verdict: str | None
     headline: Sequence[Estimate]
-    method: str  # of the intervals; "" without any
+    method: str  # how the intervals are computed; "" without intervals
     plots: Sequence[Plot]
     sections: Sequence[tuple[str, Table]]
     answers: Sequence[Answer]
 
 
 def html(contents: Contents) -> str:
-    """The whole page."""
+    """Render the page."""
     c = contents
     body = [
         f"<header><h1>{escape(c.title)}</h1><p class=sub>{escape(c.subtitle)}</p>{_state(c)}</header>",
@@ -46,35 +52,35 @@ def html(contents: Contents) -> str:
 def _state(c: Contents) -> str:
     if c.resume is None:
         return f"<p class=state>{escape(c.state)}</p>"
-    more = f"<br>Continue: <code>{escape(c.resume)}</code>"
-    return f"<p class='state alert' role=alert><strong>{escape(c.state)}</strong>{more}</p>"
+    continuation = f"<br>Continue: <code>{escape(c.resume)}</code>"
+    return f"<p class='state alert' role=alert><strong>{escape(c.state)}</strong>{continuation}</p>"
 
 
 def _headline(c: Contents) -> str:
     if not c.headline:
-        return "<p class=note>Nothing was evaluated, so there is no headline.</p>"
+        return "<p class=note>Nothing was evaluated, so there are no headline numbers.</p>"
     cards = [e for e in c.headline if e.key in CARDS]
-    others = [e for e in c.headline if e.key not in CARDS]
+    rest = [e for e in c.headline if e.key not in CARDS]
     if not cards:
-        cards, others = others[:4], others[4:]
-    rows = tuple((e.name, value(e), interval(e), behind(e)) for e in others)
+        cards, rest = rest[:4], rest[4:]
+    rows = tuple((e.name, value(e), interval(e), sample_size(e)) for e in rest)
     table = (
-        _table(Table(("also measured", "value", "95 % interval", "over"), rows, (1, 2, 3))) if rows else ""
+        _table(Table(("other metrics", "value", "95 % interval", "over"), rows, (1, 2, 3))) if rows else ""
     )
-    said = escape(c.verdict or "").replace(" %", "&nbsp;%")
-    verdict = f"<p class=verdict>{said}</p>" if said else ""
+    text = escape(c.verdict or "").replace(" %", "&nbsp;%")
+    verdict = f"<p class=verdict>{text}</p>" if text else ""
     note = f"<p class=note>{escape(c.method)}</p>" if c.method else ""
-    shown = "".join(map(_card, cards))
-    return f"{verdict}<div class=cards>{shown}</div>{table}{note}"
+    cards_html = "".join(map(_card, cards))
+    return f"{verdict}<div class=cards>{cards_html}</div>{table}{note}"
 
 
-def _card(e: Estimate) -> str:
-    sure = f"95 %: {interval(e)}" if interval(e) != ABSENT else ABSENT
-    facts = "<br>".join(escape(fact) for fact in (sure, behind(e)) if fact != ABSENT)
-    amount, _, unit = value(e).partition(" ")
-    accent = " accent" if e.key in ("after", "gain") else ""
+def _card(estimate: Estimate) -> str:
+    interval_text = f"95 %: {interval(estimate)}" if interval(estimate) != ABSENT else ABSENT
+    facts = "<br>".join(escape(fact) for fact in (interval_text, sample_size(estimate)) if fact != ABSENT)
+    amount, _, unit = value(estimate).partition(" ")
+    accent = " accent" if estimate.key in ("after", "gain") else ""
     return (
-        f"<div class='card{accent}'><div class=name>{escape(e.name)}</div>"
+        f"<div class='card{accent}'><div class=name>{escape(estimate.name)}</div>"
         f"<div class=value>{escape(amount)} <small>{escape(unit)}</small></div>"
         f"<div class=facts>{facts}</div></div>"
     )
@@ -93,18 +99,18 @@ def _plots(plots: Sequence[Plot]) -> str:
 def _answers(answers: Sequence[Answer]) -> str:
     if not answers:
         return ""
-    said = [
+    articles = [
         f"<article><p class=prompt>{escape(printable(a.prompt))}</p><div class=pair>"
         f"<div><h3>Before</h3><p>{escape(printable(a.before) or ABSENT)}</p></div>"
         f"<div><h3>After</h3><p>{escape(printable(a.after) or ABSENT)}</p></div></div></article>"
         for a in answers
     ]
-    return f"<section><h2>The same prompts, before and after</h2>{''.join(said)}</section>"
+    return f"<section><h2>The same prompts, before and after</h2>{''.join(articles)}</section>"
 
 
 def _section(title: str, table: Table) -> str:
-    fold = title not in OPEN or len(table.rows) > 40
-    if fold:
+    folded = title not in OPEN or len(table.rows) > 40
+    if folded:
         return f"<details><summary>{escape(title)}</summary>{_table(table)}</details>"
     return f"<section><h2>{escape(title)}</h2>{_table(table)}</section>"
 

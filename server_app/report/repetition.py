@@ -1,18 +1,18 @@
-"""How much a text repeats itself: seq-rep-4 of Welleck et al. 2020 (arXiv:1908.04319), a sign of degenerate text.
+"""Repetition in a text: seq-rep-4 of Welleck et al. 2020 (arXiv:1908.04319), a sign of degenerate text.
 
-Deviation: the 4-grams are of words, not of tokens, so that texts of two models compare; where a text has no spaces
-between words, of characters.
+Deviation: the 4-grams consist of words instead of tokens, so that texts of different models are comparable; in scripts
+without spaces between words they consist of characters.
 """
 
 from collections.abc import Sequence
 from statistics import fmean
 
 GRAM = 4
-LONGEST_WORD = 20  # characters of a word on average; a text above is taken to be in a script without spaces
+LONGEST_WORD = 20  # mean characters per word above which a text is taken to be in a script without spaces
 
 
 def repeated(text: str) -> float | None:
-    """The share of the text's 4-grams that occurred in it before; None where it is too short for one."""
+    """Share of the text's 4-grams that occurred earlier in it; None if the text is too short for one."""
     units: Sequence[str] = text.split()
     if units and sum(map(len, units)) > LONGEST_WORD * len(units):
         units = "".join(units)
@@ -21,6 +21,6 @@ def repeated(text: str) -> float | None:
 
 
 def repetition(texts: Sequence[str]) -> tuple[float, int] | None:
-    """The mean over the texts that are long enough, and how many those are; None where none is."""
+    """Mean share over the texts that are long enough, and their number; None if no text is."""
     shares = [share for share in map(repeated, texts) if share is not None]
     return (fmean(shares), len(shares)) if shares else None

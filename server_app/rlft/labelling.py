@@ -1,4 +1,4 @@
-"""Labels of RLFT: the policy's answers to public prompts, what the selectors say of them, the pairs that follow."""
+"""Labels of RLFT: answers to public prompts, the selectors' scores of them, and the labelled pairs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from core.errors import DataError
 from core.sections import RlftConfig
 from core.types import Json
 from server_app.rlft.judging import Candidates
-from server_app.rlft.prompts import Asked
-from server_app.rlft.stages import greedy, sampled, scored
+from server_app.rlft.prompts import PublicPrompt
+from server_app.rlft.stages import greedy_answers, sample_answers, score_answers
 from tasks.base import Row
 from tasks.data.base import EXTRA
 from tasks.scoring.generate import Sampling, Talker
@@ -24,60 +24,63 @@ ALL = "population"
 
 @dataclass(frozen=True)
 class Target:
-    """A policy to make: who labels its pairs, and for whom it is."""
+    """A policy to train: the selectors that label its pairs, and the clients that it is for."""
 
-    name: str  # population, or the selector's
-    selectors: tuple[int, ...]  # places in the jury
+    name: str  # "population", or the name of the selector
+    selectors: tuple[int, ...]  # indices in the jury
     clients: tuple[int, ...]
 
 
 @dataclass
 class Labels:
-    """Everything that is asked of models before training, kept in `folder` as it is made.
+    """Answers, scores and labelled pairs, stored in `folder` as they are computed.
 
-    The first turn's answers are the base's and serve every policy; those of later turns are a policy's own.
+    Turn 0 has answers of the base, shared by all policies; later turns have answers of one policy each.
     """
 
     folder: Path
     rlft: RlftConfig
     seed: int
-    train: Sequence[Asked]
-    held: Sequence[Asked]
-    everyone: Jury
+    train: Sequence[PublicPrompt]
+    held_out: Sequence[PublicPrompt]
+    full_jury: Jury
     base: Talker
-    policy: Talker  # under its adapter of the moment
-    known: dict[tuple[str, int], tuple[list[Row], Json]] = field(default_factory=dict)  # rows(), made once
+    policy: Talker  # with its current adapter
+    # cache of rows() by target and turn
+    rows_by_turn: dict[tuple[str, int], tuple[list[Row], Json]] = field(default_factory=dict)
 
     def jury(self, target: Target) -> Jury:
         """The selectors of one target."""
-        names = [list(self.everyone.selectors)[i] for i in target.selectors]
-        weights = tuple(self.everyone.weights[i] for i in target.selectors)
+        names = [list(self.full_jury.selectors)[i] for i in target.selectors]
+        weights = tuple(self.full_jury.weights[i] for i in target.selectors)
         return replace(
-            self.everyone, selectors={n: self.everyone.selectors[n] for n in names}, weights=weights
+            self.full_jury, selectors={n: self.full_jury.selectors[n] for n in names}, weights=weights
         )
 
-    def verdicts(self, target: Target, said: Sequence[str]) -> list[Verdict]:
-        """Of the policy's answers to the held-out prompts (place 0) against the references (place 1)."""
-        asked = [(a.prompt, pair) for a, *pair in zip(self.held, said, self.references, strict=True)]
+    def verdicts(self, target: Target, answers: Sequence[str]) -> list[Verdict]:
+        """The jury's verdicts on answers to the held-out prompts (index 0) against the references (index 1)."""
+        questions = [
+            (a.prompt, pair) for a, *pair in zip(self.held_out, answers, self.references, strict=True)
+        ]
         jury = self.jury(target)
-        return [vote(s.odds, jury.weights, self.rlft.vote) for s in jury.scores(asked)]
+        return [vote(s.odds, jury.weights, self.rlft.vote) for s in jury.scores(questions)]
 
     @cached_property
     def references(self) -> list[str]:
-        """What held-out answers are compared with: the prompts file's, or the base's greedy answers."""
-        open_ = [a.prompt for a in self.held if a.completion is None]
-        own = iter(greedy(self.folder / "references.jsonl", open_, self.base))
-        return [next(own) if a.completion is None else a.completion for a in self.held]
+        """Reference answers to the held-out prompts: those of the prompts file, or the base's greedy answers."""
+        prompts = [a.prompt for a in self.held_out if a.completion is None]
+        greedy = iter(greedy_answers(self.folder / "references.jsonl", prompts, self.base))
+        return [next(greedy) if a.completion is None else a.completion for a in self.held_out]
 
     def rows(self, target: Target, turn: int) -> tuple[list[Row], Json]:
-        """The labelled pairs of a turn, in order of the prompts, and what is to be said about them.
+        """The labelled pairs of a turn, in order of the prompts, and facts about them for the record.
 
-        Raises DataError where none is left.
+        Raises DataError if there is no pair.
         """
         key = (target.name, turn)
-        if key not in self.known:
-            self.known[key] = self._rows(target, turn)
-        return self.known[key]
+        if key not in self.rows_by_turn:
+            self.rows_by_turn[key] = self._rows(target, turn)
+        return self.rows_by_turn[key]
 
     def _rows(self, target: Target, turn: int) -> tuple[list[Row], Json]:
         prompts = [a.prompt for a in self.train]
@@ -87,43 +90,47 @@ class Labels:
                 self.policy,
                 self.jury(target),
             )
-        else:
-            folder, talker, jury = self.folder, self.base, self.everyone
-        said = self._sampled(folder / "answers.jsonl", prompts, talker, turn)
-        scores = scored(folder / "scores.jsonl", list(zip(prompts, said, strict=True)), jury)
-        places = list(range(len(target.selectors)) if turn else target.selectors)
+        else:  # answers of the base, scored by all selectors, serve every target
+            folder, talker, jury = self.folder, self.base, self.full_jury
+        sampled = self._sample(folder / "answers.jsonl", prompts, talker, turn)
+        scores = score_answers(folder / "scores.jsonl", list(zip(prompts, sampled, strict=True)), jury)
+        indices = list(range(len(target.selectors)) if turn else target.selectors)
         weights, rows, left_out = self.jury(target).weights, [], Counter()
-        for prompt, answers, s in zip(prompts, said, scores, strict=True):
-            verdict = vote(s.odds[places], weights, self.rlft.vote)
-            made, out = pairs(verdict, answers, self.rlft.pairs, self.rlft.min_confidence)
-            left_out += out
-            for pair in made:
+        for prompt, answers, s in zip(prompts, sampled, scores, strict=True):
+            verdict = vote(s.odds[indices], weights, self.rlft.vote)
+            labelled, skipped = pairs(verdict, answers, self.rlft.pairs, self.rlft.min_confidence)
+            left_out += skipped
+            for pair in labelled:
                 texts = {"chosen": answers[pair.chosen], "rejected": answers[pair.rejected]}
-                sure = {EXTRA: pair.confidence, "agreement": pair.agreement}
-                rows.append({"prompt": prompt, **texts, **sure, "turn": turn})
+                confidence = {EXTRA: pair.confidence, "agreement": pair.agreement}
+                rows.append({"prompt": prompt, **texts, **confidence, "turn": turn})
         if not rows:
             raise DataError(
-                f"RLFT has no pair to learn from: {dict(left_out)}; see rlft.completions, rlft.temperature"
+                f"RLFT has no pair to train on (left out: {dict(left_out)}); see rlft.completions, rlft.temperature"
             )
-        same, of = (sum(s.consistent[i] for s in scores) for i in (0, 1))
-        about = {"turn": turn, "pairs": len(rows), "left_out": dict(left_out)}
-        about |= {key: fmean(row[key] for row in rows) for key in (EXTRA, "agreement")}
-        return rows, about | ({"order_consistency": same / of, "comparisons": of} if of else {})
+        consistent, comparisons = (sum(s.consistent[i] for s in scores) for i in (0, 1))
+        facts = {"turn": turn, "pairs": len(rows), "left_out": dict(left_out)}
+        facts |= {key: fmean(row[key] for row in rows) for key in (EXTRA, "agreement")}
+        if comparisons:
+            facts |= {"order_consistency": consistent / comparisons, "comparisons": comparisons}
+        return rows, facts
 
     def candidates(self, target: Target) -> list[Candidates]:
-        """The base's answers to the held-out prompts, for the best of n."""
-        prompts = [a.prompt for a in self.held]
-        said = self._sampled(self.folder / "heldout-answers.jsonl", prompts, self.base, 0)
-        whole = [[reference, *answers] for reference, answers in zip(self.references, said, strict=True)]
-        scores = scored(
-            self.folder / "heldout-scores.jsonl", list(zip(prompts, whole, strict=True)), self.everyone
+        """Sampled answers of the base to the held-out prompts, for the best of n."""
+        prompts = [a.prompt for a in self.held_out]
+        sampled = self._sample(self.folder / "heldout-answers.jsonl", prompts, self.base, 0)
+        compared = [
+            [reference, *answers] for reference, answers in zip(self.references, sampled, strict=True)
+        ]
+        scores = score_answers(
+            self.folder / "heldout-scores.jsonl", list(zip(prompts, compared, strict=True)), self.full_jury
         )
         return [
             Candidates(prompt, reference, answers, s.odds[list(target.selectors)])
-            for prompt, reference, answers, s in zip(prompts, self.references, said, scores, strict=True)
+            for prompt, reference, answers, s in zip(prompts, self.references, sampled, scores, strict=True)
         ]
 
-    def _sampled(self, path: Path, prompts: Sequence[str], talker: Talker, turn: int) -> list[list[str]]:
+    def _sample(self, path: Path, prompts: Sequence[str], talker: Talker, turn: int) -> list[list[str]]:
         rlft = self.rlft
-        how = Sampling(rlft.completions, rlft.temperature, rlft.top_p, rlft.max_new_tokens)
-        return sampled(path, prompts, talker, how, seed=self.seed, turn=turn)
+        sampling = Sampling(rlft.completions, rlft.temperature, rlft.top_p, rlft.max_new_tokens)
+        return sample_answers(path, prompts, talker, sampling, seed=self.seed, turn=turn)

@@ -1,4 +1,4 @@
-"""The public prompts that RLFT aligns a policy on: the source's own, or a file of the server's."""
+"""Public prompts on which RLFT aligns a policy: the data source's own, or a file at the server."""
 
 import json
 from dataclasses import dataclass
@@ -11,40 +11,47 @@ from tasks.data.base import Planted, Source
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A public prompt, and the answer that the policy's answers are compared with; None: the base's own."""
+class PublicPrompt:
+    """A public prompt and the reference answer to it; None stands for the base's greedy answer."""
 
     prompt: str
     completion: str | None = None
 
 
-def public_prompts(rlft: RlftConfig, source: Source) -> list[Asked]:
-    """Raises ConfigError and DataError for a file that cannot be read, and where there is none and no prompts."""
+def public_prompts(rlft: RlftConfig, source: Source) -> list[PublicPrompt]:
+    """The prompts of the file rlft.prompts, else of the data source, without duplicates.
+
+    Raises:
+        ConfigError: The file does not exist, or there is none and the source has no public prompts.
+        DataError: The file cannot be read, or has fewer than two different prompts.
+    """
     if not rlft.prompts:
-        own = source.questions() if isinstance(source, Planted) else source.prompts()
-        found = [Asked(prompt) for prompt in dict.fromkeys(own)]
-        if len(found) < 2:
-            raise ConfigError("rlft.prompts: this data.source has no public prompts of its own; name a file")
-        return found
+        questions = source.questions() if isinstance(source, Planted) else source.prompts()
+        prompts = [PublicPrompt(prompt) for prompt in dict.fromkeys(questions)]
+        if len(prompts) < 2:
+            raise ConfigError("rlft.prompts is empty and this data.source has no public prompts: name a file")
+        return prompts
     path = Path(rlft.prompts).expanduser()
     if not path.is_file():
         raise ConfigError(f"rlft.prompts = {rlft.prompts!r}: no such file on the server")
     text = read_text(path, "rlft.prompts")
-    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    read = _row if path.suffix == ".jsonl" else lambda line, where: Asked(line.strip())
-    found = [read(line, f"{path.name} line {number}") for number, line in lines]
-    found = list({asked.prompt: asked for asked in found}.values())
-    if len(found) < 2:
-        raise DataError(f"{path.name} holds fewer than two different prompts")
-    return found
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    parse_line = _parse_row if path.suffix == ".jsonl" else lambda line, where: PublicPrompt(line.strip())
+    prompts = [parse_line(line, f"{path.name} line {number}") for number, line in lines]
+    prompts = list({prompt.prompt: prompt for prompt in prompts}.values())
+    if len(prompts) < 2:
+        raise DataError(f"rlft.prompts: {path.name} contains fewer than two different prompts")
+    return prompts
 
 
-def _row(line: str, where: str) -> Asked:
+def _parse_row(line: str, where: str) -> PublicPrompt:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise DataError(f"{where}: not JSON") from error
     prompt, completion = (row.get("prompt"), row.get("completion")) if isinstance(row, dict) else (None, None)
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(completion, str | None):
-        raise DataError(f"{where}: expected a text `prompt` and, if anything, a text `completion`")
-    return Asked(prompt, completion)
+        raise DataError(
+            f"{where}: expected a string `prompt` that is not blank and, optionally, a string `completion`"
+        )
+    return PublicPrompt(prompt, completion)

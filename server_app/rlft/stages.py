@@ -1,4 +1,7 @@
-"""The parts of RLFT that are made prompt by prompt: answers and their scores. A part that stands is not made again."""
+"""Stages of RLFT that run prompt by prompt: answers and their scores.
+
+Each stage appends to a JSON lines file, and a resumed run continues after the last complete line.
+"""
 
 import json
 from collections.abc import Sequence
@@ -12,54 +15,58 @@ from core.types import Json
 from tasks.scoring.generate import Sampling, Talker
 from tasks.scoring.jury import Jury, Scores
 
-CHUNK = 16  # prompts that one selector scores before the next takes its place
+CHUNK = 16  # prompts that one selector scores before the next one is loaded
 
 
-def sampled(
-    path: Path, prompts: Sequence[str], talker: Talker, how: Sampling, *, seed: int, turn: int
+def sample_answers(
+    path: Path, prompts: Sequence[str], talker: Talker, sampling: Sampling, *, seed: int, turn: int
 ) -> list[list[str]]:
-    """Several answers to each prompt, a line each. An answer depends on the seed, the turn and its own prompt."""
-    done = [line["completions"] for line in store.lines(path)]
-    for prompt in prompts[len(done) :]:
-        said = talker.sample(prompt, how, seed=seed_for(seed, "gen", prompt, turn))
-        _append(path, [{"prompt": prompt, "completions": said}])
-        done.append(said)
-    return done
+    """Several sampled answers to each prompt, one line per prompt.
+
+    The random seed of an answer depends only on run seed, prompt and turn, so that resuming gives the same answers.
+    """
+    answers = [line["completions"] for line in store.lines(path)]
+    for prompt in prompts[len(answers) :]:
+        completions = talker.sample(prompt, sampling, seed=seed_for(seed, "gen", prompt, turn))
+        _append(path, [{"prompt": prompt, "completions": completions}])
+        answers.append(completions)
+    return answers
 
 
-def greedy(path: Path, prompts: Sequence[str], talker: Talker) -> list[str]:
-    """The likeliest answer to each prompt, a line each."""
-    done = [line["completion"] for line in store.lines(path)]
-    for prompt in prompts[len(done) :]:
-        (said,) = talker.generate([prompt])
-        _append(path, [{"prompt": prompt, "completion": said}])
-        done.append(said)
-    return done
+def greedy_answers(path: Path, prompts: Sequence[str], talker: Talker) -> list[str]:
+    """The greedy answer to each prompt, one line per prompt."""
+    answers = [line["completion"] for line in store.lines(path)]
+    for prompt in prompts[len(answers) :]:
+        (completion,) = talker.generate([prompt])
+        _append(path, [{"prompt": prompt, "completion": completion}])
+        answers.append(completion)
+    return answers
 
 
-def scored(path: Path, asked: Sequence[tuple[str, Sequence[str]]], jury: Jury) -> list[Scores]:
-    """What the jury says of each prompt's answers, a line each."""
-    done = [_scores(line) for line in store.lines(path)]
-    for at in range(len(done), len(asked), CHUNK):
-        fresh = jury.scores(asked[at : at + CHUNK])
-        _append(path, [_line(scores) for scores in fresh])
-        done += fresh
-    return done
+def score_answers(path: Path, questions: Sequence[tuple[str, Sequence[str]]], jury: Jury) -> list[Scores]:
+    """The jury's scores of the answers to each prompt, one line per prompt. questions: (prompt, answers)."""
+    finished = [_parse_scores(line) for line in store.lines(path)]
+    for start in range(len(finished), len(questions), CHUNK):
+        chunk = jury.scores(questions[start : start + CHUNK])
+        _append(path, [_line(scores) for scores in chunk])
+        finished += chunk
+    return finished
 
 
 def _line(scores: Scores) -> Json:
-    """The log-odds above the diagonal, row by row, of each selector; null where it could not be asked."""
+    """A line of the scores file: each selector's log-odds above the diagonal, row by row; null stands for nan."""
     i, j = torch.triu_indices(*scores.odds.shape[1:], offset=1)
-    told = [[None if s != s else s for s in row] for row in scores.odds[:, i, j].tolist()]
-    return {"answers": len(scores.odds[0]), "odds": told, "consistent": scores.consistent}
+    values = [[None if s != s else s for s in row] for row in scores.odds[:, i, j].tolist()]
+    return {"answers": len(scores.odds[0]), "odds": values, "consistent": scores.consistent}
 
 
-def _scores(line: Json) -> Scores:
+def _parse_scores(line: Json) -> Scores:
+    """The inverse of `_line`; the log-odds are antisymmetric."""
     n = line["answers"]
     odds = torch.zeros(len(line["odds"]), n, n)
     i, j = torch.triu_indices(n, n, offset=1)
-    told = torch.tensor([[torch.nan if s is None else s for s in row] for row in line["odds"]])
-    odds[:, i, j], odds[:, j, i] = told, -told
+    values = torch.tensor([[torch.nan if s is None else s for s in row] for row in line["odds"]])
+    odds[:, i, j], odds[:, j, i] = values, -values
     return Scores(odds, tuple(line["consistent"]))
 
 

@@ -1,4 +1,4 @@
-"""The run folder over crashes and refusals of the disk: a round counts whole or not at all."""
+"""The run folder after crashes and full disks: a round counts completely or not at all."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def rounds(folder: RunFolder) -> list[int]:
     return [record["round"] for record in folder.metrics()]
 
 
-def test_what_was_committed_comes_back(folder):
+def test_a_committed_round_is_loaded(folder):
     for rnd in range(3):
         commit(folder, rnd)
     state = folder.load_state()
@@ -42,7 +42,7 @@ def test_what_was_committed_comes_back(folder):
 
 
 @pytest.mark.parametrize("most", [60, 1000])
-def test_a_round_that_the_disk_refuses_never_was(folder, most):
+def test_a_round_that_the_disk_refuses_leaves_no_trace(folder, most):
     """60 bytes: the line of metrics is torn; 1000: it is whole, and the tensors are torn."""
     commit(folder, 0)
     with no_file_above(most), pytest.raises(CheckpointError, match="cannot write"):
@@ -53,7 +53,7 @@ def test_a_round_that_the_disk_refuses_never_was(folder, most):
     assert rounds(folder) == [0, 1]
 
 
-def test_what_a_crash_left_is_cleared_away(folder):
+def test_remains_of_a_crash_are_deleted(folder):
     commit(folder, 0)
     commit(folder, 1)
     with (folder.path / "metrics.jsonl").open("a") as file:
@@ -68,45 +68,43 @@ def test_what_a_crash_left_is_cleared_away(folder):
     assert sorted(p.name for p in folder.path.iterdir()) == ["checkpoints", "config.toml", "metrics.jsonl"]
 
 
-def test_a_run_that_still_goes_on_is_not_resumed_beside_itself(folder):
-    again = RunFolder.reopen(parse({"run.dir": str(folder.path.parent), "run.resume": str(folder.path)}))
-    held = folder.hold()
-    with pytest.raises(CheckpointError, match="is still being run by another process"):
-        again.hold()
-    os.close(held)
-    os.close(again.hold())
+def test_a_run_that_another_process_holds_is_not_resumed(folder):
+    reopened = RunFolder.reopen(parse({"run.dir": str(folder.path.parent), "run.resume": str(folder.path)}))
+    lock = folder.hold()
+    with pytest.raises(CheckpointError, match=r"another process.*flwr stop"):
+        reopened.hold()
+    os.close(lock)
+    os.close(reopened.hold())
 
 
-def resumed(folder: RunFolder, **keys) -> RunFolder:
-    """As the server resumes it."""
-    words = {key.replace("__", ".").replace("_", "-"): value for key, value in keys.items()}
-    asked = {"run.dir": str(folder.path.parent), "run.resume": str(folder.path), **words}
-    again = RunFolder.reopen(parse(asked))
-    state = again.load_state()
-    again.write_manifest(asked=again.resumed(parse(asked), state.round if state else 0))
-    again.write_config(parse(asked))
-    return again
+def resume(folder: RunFolder, **keys) -> RunFolder:
+    """Resume a run as the server does."""
+    options = {key.replace("__", ".").replace("_", "-"): value for key, value in keys.items()}
+    config = parse({"run.dir": str(folder.path.parent), "run.resume": str(folder.path), **options})
+    reopened = RunFolder.reopen(config)
+    state = reopened.load_state()
+    reopened.write_manifest(asked=reopened.plan_history(config, state.round if state else 0))
+    reopened.write_config(config)
+    return reopened
 
 
-def test_fewer_rounds_than_are_done_are_refused(folder):
+def test_fewer_rounds_than_completed_are_refused(folder):
     for rnd in range(4):
         commit(folder, rnd)
-    with pytest.raises(
-        CheckpointError, match=r"has done 3 rounds, and run.num-server-rounds = 2 asks for fewer"
-    ):
-        resumed(folder, run__num_server_rounds=2)
-    resumed(folder, run__num_server_rounds=3)
+    with pytest.raises(CheckpointError, match=r"completed 3 rounds.*run\.num-server-rounds = 2.*3 or more"):
+        resume(folder, run__num_server_rounds=2)
+    resume(folder, run__num_server_rounds=3)
 
 
-def test_a_run_says_that_it_was_resumed_with_more_rounds(folder):
-    """In config.toml, which holds what was asked for last, and in the one sentence of report and card."""
+def test_config_report_and_card_say_that_a_run_was_resumed_with_more_rounds(folder):
+    """In config.toml, which has the latest keys, and in the sentence on the state of report and card."""
     folder.write_config(parse({"run.dir": str(folder.path.parent)}), clients=5)
     for rnd in range(3):
         commit(folder, rnd)
-    resumed(folder)
+    resume(folder)
     assert not (folder.path / "config.toml").read_text().startswith("#")
     for rounds_asked in (20, 20, 30):  # the second is a plain resumption
-        resumed(folder, run__num_server_rounds=rounds_asked)
+        resume(folder, run__num_server_rounds=rounds_asked)
     sentence = "12 rounds, then resumed after round 2 to 20 rounds, then resumed after round 2 to 30 rounds"
     assert (folder.path / "config.toml").read_text().startswith(f"# {sentence}\n")
     folder.write_manifest(status="finished", rounds=30)
@@ -118,20 +116,20 @@ def test_a_run_says_that_it_was_resumed_with_more_rounds(folder):
     assert sentence in card(run)
 
 
-def test_config_toml_is_a_preset_that_asks_for_the_whole_run_again(folder):
+def test_config_toml_is_a_preset_that_repeats_the_run(folder):
     config = parse({"run.dir": str(folder.path.parent), "strategy.min-available-nodes": 5})
     folder.write_config(config, clients=5)
-    asked = request([str(folder.path / "config.toml")])
-    assert parse(asked.keys).flat == config.flat
-    assert asked.federation["num-supernodes"] == 5
+    repeated = request([str(folder.path / "config.toml")])
+    assert parse(repeated.keys).flat == config.flat
+    assert repeated.federation["num-supernodes"] == 5
 
 
-def test_a_run_laid_out_over_its_rounds_is_not_extended(tmp_path):
+def test_a_run_with_a_schedule_over_its_rounds_is_not_extended(tmp_path):
     cosine = {"run.dir": str(tmp_path), "train.lr-schedule": "cosine"}
     path = str(RunFolder.create(parse(cosine)).path)
     RunFolder.reopen(parse({**cosine, "run.resume": path}))
     with pytest.raises(
-        CheckpointError, match=r"was planned for run.num-server-rounds = 12 by train.lr-schedule"
+        CheckpointError, match=r"run\.num-server-rounds = 12.* 20: train\.lr-schedule = 'cosine'.*new run"
     ):
         RunFolder.reopen(parse({**cosine, "run.resume": path, "run.num-server-rounds": 20}))
     constant = {"run.dir": str(tmp_path)}
@@ -148,14 +146,14 @@ def test_a_run_laid_out_over_its_rounds_is_not_extended(tmp_path):
         ),  # without one it is no checkpoint
     ],
 )
-def test_a_checkpoint_that_was_damaged_is_refused_with_a_way_on(folder, name, content):
+def test_a_damaged_checkpoint_is_refused_with_a_remedy(folder, name, content):
     commit(folder, 0)
     commit(folder, 1)
     damaged = folder.checkpoints / "00001" / name
     damaged.unlink()
     if content is not None:
         damaged.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"00001 is no whole checkpoint .*go on from round 0$"):
+    with pytest.raises(CheckpointError, match=r"00001 .*delete it.* round 0$"):
         folder.load_state()
     shutil.rmtree(damaged.parent)
     assert folder.load_state() is not None
@@ -168,36 +166,36 @@ def test_a_damaged_line_of_metrics_is_refused_and_kept(folder, line):
     commit(folder, 0)
     path = folder.path / "metrics.jsonl"
     path.write_bytes(line + b"\n" + path.read_bytes())
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl: expected a round's metrics in each line"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: expected a round's metrics"):
         folder.load_state()
     assert path.read_bytes().startswith(line)
     with pytest.raises(DataError, match=r"metrics.jsonl, line 1: expected a round's metrics"):
         read_run(folder.path)
 
 
-def test_a_run_that_never_began_leaves_nothing(folder):
+def test_a_run_without_a_round_is_deleted(folder):
     folder.write_manifest(status="running")
-    assert folder.discard_unbegun()
+    assert folder.discard_without_round()
     assert not folder.path.exists()
 
 
 def test_a_run_with_a_round_stays(folder):
     commit(folder, 0)
-    assert not folder.discard_unbegun()
+    assert not folder.discard_without_round()
     assert rounds(folder) == [0]
 
 
-@pytest.mark.parametrize("words", [{"lora.target-modules": "nope"}, {"model.name": "/no/such/folder"}])
-def test_a_server_that_cannot_start_leaves_no_folder(tmp_path, words):
+@pytest.mark.parametrize("keys", [{"lora.target-modules": "nope"}, {"model.name": "/no/such/folder"}])
+def test_a_server_that_cannot_start_leaves_no_folder(tmp_path, keys):
     with pytest.raises(ConfigError):
-        Run.open(parse({"run.dir": str(tmp_path), **words}))
+        Run.open(parse({"run.dir": str(tmp_path), **keys}))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_is_resumed_in_vain_is_kept(tmp_path, folder):
-    words = {"run.resume": str(folder.path), "run.dir": str(tmp_path)}
+def test_a_run_that_cannot_be_resumed_is_kept(tmp_path, folder):
+    keys = {"run.resume": str(folder.path), "run.dir": str(tmp_path)}
     torn = folder.path / "config.toml"
     torn.write_text(torn.read_text().replace('target-modules = "all-linear"', 'target-modules = "nope"'))
     with pytest.raises(ConfigError, match="target-modules"):
-        Run.open(parse({**words, "lora.target-modules": "nope"}))
+        Run.open(parse({**keys, "lora.target-modules": "nope"}))
     assert folder.path.is_dir()

@@ -1,4 +1,4 @@
-"""What a report says about the text that the trained model writes, beside its accuracy on given pairs."""
+"""The verdict of a report on the text that the trained model generates."""
 
 import pytest
 
@@ -21,22 +21,22 @@ def records(**last: float):
     return [first, after]
 
 
-def said(tmp_path, answers=(), **last: float) -> str:
-    told = [{"prompt": "how?", "before": before, "after": after} for before, after in answers]
-    run = read_run(write_run(tmp_path, records(**last), answers=told))
+def verdict_of(tmp_path, answers=(), **last: float) -> str:
+    written = [{"prompt": "how?", "before": before, "after": after} for before, after in answers]
+    run = read_run(write_run(tmp_path, records(**last), answers=written))
     return verdict(headline(run)) or ""
 
 
-def test_kl_and_repetition_stand_beside_the_accuracy(tmp_path):
-    text = said(tmp_path, [(FINE, FINE), (FINE, STUCK)])
+def test_kl_and_repetition_follow_the_accuracy(tmp_path):
+    text = verdict_of(tmp_path, [(FINE, FINE), (FINE, STUCK)])
     assert "prefers the chosen answer 72.9 % of the time" in text
-    assert "KL to the base 0.6 nats a token" in text
+    assert "KL to the base 0.6 nats" in text
     assert "repeated 4-grams 35.7 % (base 0.0 %)" in text  # 5 of 7 in one of two answers
-    assert "worse than the base: its answers repeat themselves." in text
+    assert "worse than that of the base: its answers are repetitive." in text
 
 
-def test_what_was_not_measured_is_not_named(tmp_path):
-    text = said(tmp_path, [("yes", "no")])
+def test_metrics_without_data_are_not_named(tmp_path):
+    text = verdict_of(tmp_path, [("yes", "no")])
     assert "repeated" not in text
     assert "valid" not in text
     assert "worse" not in text
@@ -48,14 +48,14 @@ def test_what_was_not_measured_is_not_named(tmp_path):
     ("last", "reason"),
     [
         ({"kl": 6.3, "logps__chosen": -80.0}, "far from the base"),
-        ({"truth__valid": 0.54, "truth__utility": 3.6}, "fewer of its answers are sentences"),
-        ({"truth__valid": 1.0, "truth__utility": 2.73}, "worth less to the clients"),
+        ({"truth__valid": 0.54, "truth__utility": 3.6}, "fewer of its answers are valid"),
+        ({"truth__valid": 1.0, "truth__utility": 2.73}, "lower utility for the clients"),
     ],
 )
 def test_a_gain_in_accuracy_does_not_hide_text_that_degenerates(tmp_path, last, reason):
-    text = said(tmp_path, [(FINE, FINE)], **last)
+    text = verdict_of(tmp_path, [(FINE, FINE)], **last)
     assert "The gain is larger" in text
-    assert "It writes worse than the base: " in text
+    assert "Its text is worse" in text
     assert reason in text
 
 
@@ -67,8 +67,8 @@ def test_a_gain_in_accuracy_does_not_hide_text_that_degenerates(tmp_path, last, 
         {"truth__valid": 0.96, "truth__utility": 5.0},
     ],
 )
-def test_text_that_holds_is_not_called_worse(tmp_path, last):
-    assert "worse" not in said(tmp_path, [(FINE, FINE)], **last)
+def test_text_that_has_not_degenerated_is_not_called_worse(tmp_path, last):
+    assert "worse" not in verdict_of(tmp_path, [(FINE, FINE)], **last)
 
 
 def test_without_a_base_nothing_is_worse():
@@ -76,10 +76,10 @@ def test_without_a_base_nothing_is_worse():
     assert degenerate({}) == []
 
 
-def test_the_truth_stands_in_the_headline_with_its_base(tmp_path):
+def test_the_headline_has_the_planted_truth_with_its_base(tmp_path):
     run = read_run(write_run(tmp_path, records(truth__valid=0.75, truth__right=0.5, truth__utility=4.0)))
-    found = by_key(headline(run))
-    assert found["truth/valid before"].value == 1.0
-    assert (found["truth/valid after"].value, found["truth/valid after"].n) == (0.75, 8)
-    assert found["truth/utility after"].value == 4.0
-    assert "truth/right before" not in found
+    estimates = by_key(headline(run))
+    assert estimates["truth/valid before"].value == 1.0
+    assert (estimates["truth/valid after"].value, estimates["truth/valid after"].n) == (0.75, 8)
+    assert estimates["truth/utility after"].value == 4.0
+    assert "truth/right before" not in estimates

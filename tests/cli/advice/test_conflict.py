@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cli.advice.conflict import Conflict, clustered, draw_conflict, read_conflict, split
+from cli.advice.conflict import Conflict, draw_conflict, find_clusters, read_conflict, split
 from core import store
 from core.config import parse
 from core.errors import DataError
@@ -34,8 +34,8 @@ def test_the_largest_step_by_hand():
     third pair there are two clusters."""
     angles = np.radians([0, 90, 225, 10, 100, 235])
     cosines = np.cos(np.subtract.outer(angles, angles))
-    assert clustered(cosines) == [0, 1, 2, 0, 1, 2]
-    assert clustered(cosines[np.ix_([0, 1, 3, 4], [0, 1, 3, 4])]) == [0, 1, 0, 1]
+    assert find_clusters(cosines) == [0, 1, 2, 0, 1, 2]
+    assert find_clusters(cosines[np.ix_([0, 1, 3, 4], [0, 1, 3, 4])]) == [0, 1, 0, 1]
 
 
 def test_a_type_between_two_opposite_ones_is_a_third():
@@ -43,24 +43,24 @@ def test_a_type_between_two_opposite_ones_is_a_third():
     ways = np.array([[1, 0], [-1, 0], [0, 1]])[[0, 1, 2] * 4] - [0, 1 / 3]
     rows = np.hstack([ways / 2, np.random.default_rng(1).standard_normal((12, 200)) / 20])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    assert clustered(rows @ rows.T) == [0, 1, 2] * 4
+    assert find_clusters(rows @ rows.T) == [0, 1, 2] * 4
 
 
 @pytest.mark.parametrize("types", [[0, 1] * 4, [0, 1, 2] * 4, [1, 0, 0, 0, 0, 1], [0, 1, 2, 3] * 3])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_planted_types_are_found_with_their_number(types, seed):
-    found = clustered(updates(types, 1.5, seed))
-    pairs = set(zip(types, found, strict=True))
-    assert len(pairs) == len(set(types)) == len(set(found))
+    clusters = find_clusters(updates(types, 1.5, seed))
+    pairs = set(zip(types, clusters, strict=True))
+    assert len(pairs) == len(set(types)) == len(set(clusters))
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
 def test_one_population_is_one_cluster(seed):
-    assert clustered(updates([0] * 12, 1.5, seed)) == [0] * 12
+    assert find_clusters(updates([0] * 12, 1.5, seed)) == [0] * 12
 
 
 def test_two_clients_are_never_clustered():
-    assert clustered(planted([0, 1], 1, -1)) == [0, 0]
+    assert find_clusters(planted([0, 1], 1, -1)) == [0, 0]
 
 
 def test_clusters_are_numbered_by_size_then_first_client():
@@ -72,8 +72,8 @@ def conflict(apart: np.ndarray) -> Conflict:
 
 
 def test_the_map_is_in_the_order_of_its_clusters_and_names_its_scale():
-    found = conflict(planted([0, 1, 0, 1], 0.8, -0.4))
-    plot = draw_conflict(found, [0, 1, 0, 1], {10: 1, 11: 0, 12: 1, 13: 0})
+    conflict_map = conflict(planted([0, 1, 0, 1], 0.8, -0.4))
+    plot = draw_conflict(conflict_map, [0, 1, 0, 1], {10: 1, 11: 0, 12: 1, 13: 0})
     assert plot
     assert [w for w in words(plot.svg) if w.endswith(")")][:4] == ["10 (1)", "12 (1)", "11 (0)", "13 (0)"]
     assert {"agree", "conflict"} <= set(words(plot.svg))
@@ -86,16 +86,16 @@ def test_a_map_of_one_client_or_of_hundreds_is_not_drawn():
     assert draw_conflict(conflict(np.eye(101)), [0] * 101, {}) is None
 
 
-def test_it_is_read_from_the_last_checkpoint_and_missed_by_name(tmp_path):
+def test_the_map_is_read_from_the_last_checkpoint_and_its_absence_is_an_error(tmp_path):
     with pytest.raises(DataError, match="probe"):
         read_conflict(tmp_path)
     matrix = [[1.0, 0.5], [0.5, 1.0]]
-    known = {"clients": [3, 5], "cosine": matrix, "signs": matrix, "apart": [[1.0, -1.0], [-1.0, 1.0]]}
-    for rnd, facts in ((1, {}), (2, {"conflict": json.loads(json.dumps(known))})):
+    measured = {"clients": [3, 5], "cosine": matrix, "signs": matrix, "apart": [[1.0, -1.0], [-1.0, 1.0]]}
+    for rnd, facts in ((1, {}), (2, {"conflict": json.loads(json.dumps(measured))})):
         store.save(store.round_folder(tmp_path / "checkpoints", rnd), {}, {"facts": facts})
-    found = read_conflict(tmp_path)
-    assert found.clients == (3, 5)
-    assert found.apart.tolist() == known["apart"]
+    conflict_map = read_conflict(tmp_path)
+    assert conflict_map.clients == (3, 5)
+    assert conflict_map.apart.tolist() == measured["apart"]
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_planted_types_are_found_in_the_updates_of_a_run(types, tmp_path):
         {"strategy.name": "probe", "run.seed": 2, "run.dir": str(tmp_path / "runs"), **world, **less}
     )
     folder, _ = federate(config, tmp_path, 4, clients=12)
-    groups = clustered(read_conflict(folder.path).apart)
+    groups = find_clusters(read_conflict(folder.path).apart)
     if types == 1:
         assert groups == [0] * 12
     else:

@@ -1,4 +1,4 @@
-"""The recommendation and the numbers behind it, by hand."""
+"""The recommendation and its numbers, by hand."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from cli.advice.recommend import (
     choose,
     gain,
     harmed,
-    measured,
+    read_results,
 )
 from core.errors import DataError
 from server_app.report.formatting import Table
@@ -54,21 +54,21 @@ def flat(value: float = 0.6, **means: float) -> dict[str, float]:
     ],
 )
 def test_the_advice_follows_from_the_numbers(means, word, option):
-    found = advise(world(**means), 3, seed=1)
-    assert (found.word, found.option) == (word, option)
+    advice = advise(world(**means), 3, seed=1)
+    assert (advice.word, advice.option) == (word, option)
 
 
-def test_a_complex_option_that_is_better_but_not_shown_to_be_is_named_and_not_advised():
+def test_a_complex_option_without_a_significant_gain_is_named_and_not_advised():
     """FedPDPO is 4 points above FedAvg on average, by one client alone."""
     scores = world(**flat(0.6, fedavg=0.7))
     scores[FEDPDPO] = {**scores[FEDAVG], 0: scores[FEDAVG][0] + 0.3}
-    found = advise(scores, 2, seed=1)
-    assert found.option == FEDAVG
-    assert "FedPDPO measured" in found.reason
+    advice = advise(scores, 2, seed=1)
+    assert advice.option == FEDAVG
+    assert "FedPDPO measured" in advice.reason
 
 
 def test_an_option_below_the_mean_of_a_simpler_one_is_not_chosen():
-    """Alone and then is 10 points over FedAvg, but not surely; clusters are surely, by 5 points: 10 is more."""
+    """finish is 10 points over FedAvg, not significantly; clusters are 5 points over it, significantly; 10 is more."""
     scores = world(**flat(0.5, fedavg=0.6, clusters=0.65))
     scores[FINISH] = {c: v + (0.8 if c == 0 else 0.0) for c, v in scores[FEDAVG].items()}
     assert choose(scores, seed=1) == FEDAVG
@@ -76,17 +76,17 @@ def test_an_option_below_the_mean_of_a_simpler_one_is_not_chosen():
     assert choose(scores, seed=1) == CLUSTERS
 
 
-def test_five_clients_show_nothing():
-    found = advise(world(clients=5, **flat(0.9, local=0.1)), 2, seed=1)
-    assert found.word == "no difference shown"
-    assert "5 clients are too few" in found.reason
+def test_five_clients_give_no_recommendation():
+    advice = advise(world(clients=5, **flat(0.9, local=0.1)), 2, seed=1)
+    assert advice.word == "no difference shown"
+    assert "5 clients are too few" in advice.reason
 
 
-def test_the_gain_is_paired_and_every_client_counts_alike():
-    found = gain({1: 0.5, 2: 0.5, 9: 0.1}, {1: 0.6, 2: 0.9, 3: 0.0}, seed=1)
-    assert found.value == pytest.approx(0.25)
-    assert found.n == 2
-    assert found.low is None
+def test_the_gain_is_paired_and_clients_are_weighted_equally():
+    estimate = gain({1: 0.5, 2: 0.5, 9: 0.1}, {1: 0.6, 2: 0.9, 3: 0.0}, seed=1)
+    assert estimate.value == pytest.approx(0.25)
+    assert estimate.n == 2
+    assert estimate.low is None
     even = gain(dict.fromkeys(range(6), 0.5), dict.fromkeys(range(6), 0.6), seed=1)
     assert (even.low, even.high) == (pytest.approx(0.1), pytest.approx(0.1))
     with pytest.raises(DataError, match="no client in common"):
@@ -94,23 +94,23 @@ def test_the_gain_is_paired_and_every_client_counts_alike():
 
 
 def test_harmed_are_those_below_alone():
-    found = harmed({1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5}, {1: 0.4, 2: 0.5, 3: 0.6})
-    assert found
-    assert found.value == pytest.approx(1 / 3)
+    estimate = harmed({1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5}, {1: 0.4, 2: 0.5, 3: 0.6})
+    assert estimate
+    assert estimate.value == pytest.approx(1 / 3)
     assert harmed({1: 0.5}, {2: 0.5}) is None
 
 
 def test_scores_are_the_last_rounds_of_each_client(tmp_path):
-    found = measured(read_run(dpo_run(tmp_path)))
-    assert found.scores == {c: right / ROWS for c, right in enumerate(RIGHT_AFTER)}
-    assert found.base == {c: right / ROWS for c, right in enumerate(RIGHT_BEFORE)}
-    assert found.combined == {}
+    results = read_results(read_run(dpo_run(tmp_path)))
+    assert results.scores == {c: right / ROWS for c, right in enumerate(RIGHT_AFTER)}
+    assert results.base == {c: right / ROWS for c, right in enumerate(RIGHT_BEFORE)}
+    assert results.combined == {}
 
 
 def test_a_run_without_preferences_is_named(tmp_path):
     run = read_run(write_run(tmp_path, [sft_record(0), sft_record(1)]))
     with pytest.raises(DataError, match="logps/accuracies"):
-        measured(run)
+        read_results(run)
 
 
 def test_a_table_is_aligned_in_a_terminal():
@@ -120,9 +120,9 @@ def test_a_table_is_aligned_in_a_terminal():
 
 def test_the_gains_are_drawn_for_every_option_but_alone():
     plot = draw_gains(world(**flat(0.7, local=0.6)), FEDAVG, seed=1)
-    said = words(plot.svg)
-    assert [w for w in said if w in NAMES.values()] == [NAMES[name] for name in ORDER[1:]]
-    assert {"client", "mean, 95 %"} <= set(said)
+    texts = words(plot.svg)
+    assert [w for w in texts if w in NAMES.values()] == [NAMES[name] for name in ORDER[1:]]
+    assert {"client", "mean, 95 %"} <= set(texts)
     assert AMBER in plot.svg
     assert "In amber: FedAvg" in plot.caption
     plain = draw_gains(world(**flat(0.6)), LOCAL, seed=1)

@@ -1,4 +1,4 @@
-"""The model card: a head that parses, code that loads the adapter, counts instead of texts."""
+"""The model card: a header that parses, code that loads the adapter, counts instead of texts."""
 
 import ast
 import re
@@ -17,13 +17,13 @@ def written(folder) -> tuple[dict, str]:
 
 
 def code(body: str) -> str:
-    found = re.search(r"```python\n(.*?)```", body, re.S)
-    assert found
-    ast.parse(found.group(1))
-    return found.group(1)
+    match = re.search(r"```python\n(.*?)```", body, re.S)
+    assert match
+    ast.parse(match.group(1))
+    return match.group(1)
 
 
-def test_the_toy_base_is_no_hub_model_and_is_loaded_from_accord(tmp_path):
+def test_the_toy_base_is_not_a_hub_model_and_is_loaded_from_accord(tmp_path):
     head, body = written(dpo_run(tmp_path))
     assert head["library_name"] == "peft"
     assert "base_model" not in head
@@ -34,8 +34,8 @@ def test_the_toy_base_is_no_hub_model_and_is_loaded_from_accord(tmp_path):
     assert "| 2 | 42 | 1 | `02020202020202020202020202020202` |" in body
 
 
-def test_a_card_says_what_is_shared_and_names_no_client(tmp_path):
-    """It goes out with the adapter; the terminal and the report are for who ran it."""
+def test_a_card_reports_shared_prompts_and_names_no_client(tmp_path):
+    """A card is published with the adapter; terminal and report are for the operator of the run."""
     clients = {
         str(c): {"examples": 9, "name": f"person {c}", "heldout": {"rows": c, "unit": "row", "shared": 1.0}}
         for c in range(8)
@@ -58,7 +58,7 @@ def test_a_hub_model_is_named_with_its_revision(tmp_path):
 
 
 @pytest.mark.parametrize("make", [True, False])
-def test_a_path_of_this_machine_stays_on_it(tmp_path, make):
+def test_a_local_path_is_not_published(tmp_path, make):
     local = tmp_path / "secret" / "my-base"
     if make:
         local.mkdir(parents=True)
@@ -68,32 +68,32 @@ def test_a_path_of_this_machine_stays_on_it(tmp_path, make):
     assert "secret" not in body
 
 
-def test_no_answer_and_no_prompt_is_on_the_card(tmp_path):
+def test_the_card_has_no_prompt_and_no_answer(tmp_path):
     _, body = written(dpo_run(tmp_path))
     assert EVIL not in body
     assert "red bird" not in body
 
 
-def test_the_numerics_are_the_keys_that_this_run_used(tmp_path):
+def test_the_numerics_are_the_keys_that_the_run_used(tmp_path):
     _, body = written(write_run(tmp_path, [dpo_record(0)], config={"run.seed": 7, "task.beta": 0.3}))
     assert "- `run.seed` = `7`" in body
     assert "- `task.beta` = `0.3`" in body
     assert "desirable-weight" not in body  # of kto
 
 
-def test_a_baseline_does_not_pose_as_a_federated_adapter(tmp_path):
+def test_a_baseline_is_not_described_as_a_federated_adapter(tmp_path):
     config = {"strategy.name": "local"}
     _, body = written(write_run(tmp_path, [dpo_record(0)], config=config, strategy={"name": "local"}))
     assert "trained alone" in body
-    assert "Only adapter changes" not in body
+    assert "Only adapter updates" not in body
 
 
-def test_a_shared_adapter_is_not_shown_as_what_the_clients_use(tmp_path):
+def test_a_shared_part_is_not_described_as_the_whole_model_of_a_client(tmp_path):
     config = {"task.name": "pdpo", "strategy.name": "fedpdpo"}
     _, body = written(write_run(tmp_path, [dpo_record(0)], config=config))
-    assert "Every client kept parts of its own" in body
+    assert "Every client kept private parts" in body
     _, other = written(dpo_run(tmp_path / "other"))
-    assert "parts of its own" not in other
+    assert "private parts" not in other
 
 
 def test_an_unfinished_run_says_so_on_its_card(tmp_path):

@@ -1,4 +1,4 @@
-"""What the terminal shows, line by line."""
+"""The terminal output, line by line."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from core.config import defaults
 from server_app.report import console
 from server_app.report.formatting import duration, interval, number, points, ranges, size, value
-from server_app.report.reading import ASKED
+from server_app.report.reading import ADVICE
 from server_app.report.stats import Estimate
 from tasks.tokens.encode import DIFFERS, NO_CALLS
 from tests.server_app.report.sample import EVIL, dpo_record, dpo_run, selector_record, sft_record, write_run
@@ -17,7 +17,7 @@ def manifest(folder) -> dict:
     return json.loads((folder / "manifest.json").read_text())
 
 
-def test_the_plan_is_three_lines_with_what_will_happen(tmp_path):
+def test_the_plan_has_three_lines(tmp_path):
     config = {**defaults(), "train.gradient-accumulation-steps": 2, "strategy.fraction-train": 0.5}
     lines = console.plan_lines(config, manifest(dpo_run(tmp_path)), "runs/x")
     assert lines == [
@@ -28,17 +28,17 @@ def test_the_plan_is_three_lines_with_what_will_happen(tmp_path):
     ]
 
 
-def test_the_plan_says_what_is_left_out_and_that_the_toy_model_learns_no_other_rows(tmp_path):
+def test_the_plan_names_rows_left_out_and_warns_of_the_toy_model_on_other_rows(tmp_path):
     clients = {"0": {"examples": 5, "name": "north", "heldout": {"rows": 2, "unit": "row", "shared": 1.0}}}
     left_out = {"smaller": {"owners": 2, "rows": 7, "names": ["s", "t"]}}
     folder = write_run(tmp_path, [], clients=clients, left_out=left_out)
-    more = {"data.source": "jsonl", "model.name": "toy"}
-    said = " ".join(" ".join(console.plan_lines({**defaults(), **more}, manifest(folder), folder)).split())
-    assert "2 owners of 7 rows (s, t) are left out" in said
-    assert "100.0 % of 2 held-out rows have a prompt that the same client trains on" in said
-    assert said.count("warning: model.name = 'toy'") == 1
-    for known in ({"data.source": "toy"}, {**more, "model.name": "org/model"}):
-        assert "warning" not in str(console.plan_lines({**defaults(), **known}, manifest(folder), folder))
+    foreign = {"data.source": "jsonl", "model.name": "toy"}
+    text = " ".join(" ".join(console.plan_lines({**defaults(), **foreign}, manifest(folder), folder)).split())
+    assert "2 owners of 7 rows (s, t) are left out" in text
+    assert "100.0 % of 2 held-out rows have a prompt that the same client trains on" in text
+    assert text.count("warning: model.name = 'toy'") == 1
+    for harmless in ({"data.source": "toy"}, {**foreign, "model.name": "org/model"}):
+        assert "warning" not in str(console.plan_lines({**defaults(), **harmless}, manifest(folder), folder))
 
 
 def test_clients_carry_their_names_in_rows_and_failures():
@@ -75,12 +75,12 @@ def test_a_round_is_one_row_under_its_head(tmp_path):
         assert head.index(title) + len(title) == line.index(cell) + len(cell)
 
 
-def test_round_zero_shows_what_there_is():
+def test_round_zero_shows_the_evaluation_of_the_base():
     (line,) = console.round_lines([dpo_record(0)], 12)
     assert " ".join(line.split()) == "0/12 - - 50.0 % 43.8 % (6) 8 kB 336 kB 1.5 s -"
 
 
-def test_who_failed_is_on_a_second_line_without_control_characters():
+def test_failed_clients_are_on_a_second_line_without_control_characters():
     record = dpo_record(1, absent=(0, 2, 4, 6))
     record["failed"]["0"] = "\x1b[31mdisk\nfull"
     row, failed = console.round_lines([dpo_record(0), record], 12)
@@ -102,7 +102,7 @@ def test_a_selectors_round_shows_its_accuracy():
     assert line.split()[3:8] == ["72.9", "%", "54.2", "%", "(5)"]
 
 
-def test_the_summary_answers_counts_and_points_on(tmp_path):
+def test_the_summary_has_answers_headline_paths_and_next_commands(tmp_path):
     folder = dpo_run(tmp_path)
     (folder / "report.html").write_text("")
     text = "\n".join(console.summary_lines(folder))
@@ -116,7 +116,7 @@ def test_the_summary_answers_counts_and_points_on(tmp_path):
     assert EVIL in text  # a terminal knows no markup
 
 
-def test_the_next_command_repeats_what_the_run_was_about(tmp_path):
+def test_the_next_command_repeats_the_settings_of_the_run(tmp_path):
     config = {"task.name": "kto", "data.path": "my file", "strategy.name": "local", "run.resume": "runs/x"}
     config["strategy.fraction-train"] = 0.5
     text = "\n".join(console.summary_lines(write_run(tmp_path, [], config=config)))
@@ -124,11 +124,11 @@ def test_the_next_command_repeats_what_the_run_was_about(tmp_path):
         "accord run 'data.path=my file' strategy.fraction-train=0.5 strategy.name=fedavg task.name=kto "
         in text
     )
-    assert "the shared start" in text
+    assert "each client keeps its own" in text
 
 
 @pytest.mark.parametrize(
-    ("federation", "clients", "nodes", "said"),
+    ("federation", "clients", "nodes", "keys"),
     [
         ("simulation", 2, 2, "federation.num-supernodes=2 "),
         ("simulation", 8, 8, ""),
@@ -138,25 +138,25 @@ def test_the_next_command_repeats_what_the_run_was_about(tmp_path):
         ("deployment", 8, 3, "federation.superlink=NAME strategy.min-available-nodes=3 "),
     ],
 )
-def test_the_next_command_has_the_clients_of_the_run(tmp_path, federation, clients, nodes, said):
+def test_the_next_command_has_the_clients_of_the_run(tmp_path, federation, clients, nodes, keys):
     """2 is also the default of strategy.min-available-nodes, which a simulation sets to all of its clients."""
-    known = {str(client): {"examples": 40} for client in range(clients)}
+    facts = {str(client): {"examples": 40} for client in range(clients)}
     config = {"strategy.min-available-nodes": nodes}
-    folder = write_run(tmp_path, [], config=config, clients=known, federation=federation)
+    folder = write_run(tmp_path, [], config=config, clients=facts, federation=federation)
     text = "\n".join(console.summary_lines(folder))
-    assert f"next     accord run {said}strategy.name=local  # does" in text
+    assert f"next     accord run {keys}strategy.name=local  # does" in text
 
 
 @pytest.mark.parametrize("status", ["finished", "running"])
 def test_an_option_of_an_advice_has_no_next_command(tmp_path, status):
     folder = write_run(tmp_path / "advice" / "fedavg", [dpo_record(0)], status=status)
     assert "next " in "\n".join(console.summary_lines(folder))
-    (tmp_path / "advice" / ASKED).write_text("")
+    (tmp_path / "advice" / ADVICE).write_text("")
     assert "next " not in "\n".join(console.summary_lines(folder))
 
 
 @pytest.mark.parametrize("status", ["running", "failed: RoundFailed"])
-def test_an_unfinished_run_is_to_be_resumed(tmp_path, status):
+def test_the_next_command_of_an_unfinished_run_resumes_it(tmp_path, status):
     folder = write_run(tmp_path, [dpo_record(0)], status=status)
     assert console.summary_lines(folder)[-1] == f"next     accord resume {folder}"
 
@@ -180,8 +180,8 @@ def test_points_that_round_to_zero_have_no_sign():
     assert (value(gain), interval(gain)) == ("0.0 points", "0.0 to +2.1")
 
 
-def test_as_json_a_round_is_an_object_and_what_it_lacks_is_absent(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(console, "_form", "json")
+def test_as_json_a_round_is_an_object_without_missing_values(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(console, "_format", "json")
     record = dpo_record(1, absent=(0, 2))
     record["failed"]["0"] = "\x1b[31mdisk\nfull"
     console.say("")
@@ -190,18 +190,18 @@ def test_as_json_a_round_is_an_object_and_what_it_lacks_is_absent(monkeypatch, c
     console.say_round([dpo_record(0)], 12)
     console.say_round([dpo_record(0), record], 12)
     console.say_end(tmp_path)
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["message"] for line in said] == [
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["message"] for line in lines] == [
         "plan what will happen",
         "round 0 of 12",
         "round 1 of 12",
         "finished",
     ]
-    assert [line["level"] for line in said] == ["ERROR", "INFO", "INFO", "INFO"]
-    assert "loss" not in said[1]
-    assert (said[2]["clients"], said[2]["failed"].keys()) == (6, {"0", "2"})
-    assert said[2]["loss"] == pytest.approx(record["train"]["mean"]["loss"])
-    assert said[2]["logps/accuracies"] == record["eval"]["mean"]["logps/accuracies"]
+    assert [line["level"] for line in lines] == ["ERROR", "INFO", "INFO", "INFO"]
+    assert "loss" not in lines[1]
+    assert (lines[2]["clients"], lines[2]["failed"].keys()) == (6, {"0", "2"})
+    assert lines[2]["loss"] == pytest.approx(record["train"]["mean"]["loss"])
+    assert lines[2]["logps/accuracies"] == record["eval"]["mean"]["logps/accuracies"]
 
 
 def test_a_remark_of_the_strategy_is_a_line_of_its_own():
@@ -210,16 +210,16 @@ def test_a_remark_of_the_strategy_is_a_line_of_its_own():
     assert remark.strip() == "strategy.robust = 'median' protected nobody"
 
 
-def test_the_plan_says_once_what_a_template_does_and_to_how_many_rows():
-    """Counts are summed over the clients; what is no count of a known remark says nothing."""
-    said = [
+def test_the_plan_has_the_notes_of_a_template_and_the_numbers_of_rows():
+    """Counts are summed over the clients; unknown remarks and invalid counts are ignored."""
+    hellos = [
         {"remarks": {DIFFERS: 3}},
         {"remarks": {DIFFERS: 4, NO_CALLS: 0, "secret": 9}},
         {"remarks": {DIFFERS: "many", NO_CALLS: True}},
         {"remarks": None},
         {},
     ]
-    assert console.template_notes(["the template is odd"], said) == [
+    assert console.template_notes(["the template is odd"], hellos) == [
         "note     the template is odd",
         f"note     7 rows: {DIFFERS}",
     ]

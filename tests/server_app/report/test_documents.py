@@ -1,4 +1,4 @@
-"""report.md and report.html: the numbers are there, and nothing a client says becomes markup."""
+"""report.md and report.html: the numbers are there, and no text from a client becomes markup."""
 
 import re
 import time
@@ -47,7 +47,7 @@ def written(folder) -> tuple[str, Page]:
     return (folder / "report.md").read_text(), Page((folder / "report.html").read_text())
 
 
-def test_names_of_clients_are_shown_beside_their_numbers_and_stay_text(tmp_path):
+def test_names_of_clients_are_shown_with_their_numbers_and_are_escaped(tmp_path):
     clients = {
         str(c): {"examples": 9, "name": EVIL + "\n\x1b[31m" + "$a$" * 9 if c == 5 else f"site {c}"}
         for c in range(8)
@@ -56,9 +56,9 @@ def test_names_of_clients_are_shown_beside_their_numbers_and_stay_text(tmp_path)
     text, page = written(folder)
     assert "script" not in page.tags
     assert "Worst client (<script>ale..., 5)" in page.text  # the lowest after 12 rounds
-    shown = shown_name(clients["5"]["name"])
-    assert len(shown) == 40
-    assert f"{shown} (5)" in page.text  # whose answer was missing in round 4
+    name = shown_name(clients["5"]["name"])
+    assert len(name) == 40
+    assert f"{name} (5)" in page.text  # whose answer was missing in round 4
     assert "site 6 (6)" in page.text
     assert "| 5 | &lt;script>alert(1)&lt;/script>" in text
     assert "| 3 | site 3 |" in text
@@ -88,12 +88,12 @@ def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
     assert not re.findall(r"url\((?!#)|@import", html)
 
 
-def test_text_of_others_is_shown_and_never_becomes_markup(tmp_path):
+def test_untrusted_text_is_shown_and_never_becomes_markup(tmp_path):
     record = dpo_record(1, absent=(3,))
     record["failed"]["3"] = EVIL
-    told = [{"prompt": EVIL, "before": EVIL, "after": "````\n" + EVIL}]
+    answers_of_model = [{"prompt": EVIL, "before": EVIL, "after": "````\n" + EVIL}]
     folder = write_run(
-        tmp_path, [dpo_record(0), record], answers=told, status=f"failed: {EVIL}",
+        tmp_path, [dpo_record(0), record], answers=answers_of_model, status=f"failed: {EVIL}",
         clients={"0": {"examples": 3, "skipped": {EVIL: 2}}}, task=EVIL, config={"model.name": EVIL},
         versions={"torch": EVIL}, base={"name": EVIL, "fingerprint": EVIL}, data={"0": EVIL},
     )  # fmt: skip
@@ -130,7 +130,7 @@ def test_a_run_that_never_evaluated_has_a_report_without_numbers(tmp_path):
     assert "| 1 | 0-7 | 0.6624 | 336 kB | 672 kB | 6.7 s |" in md
 
 
-def test_a_run_that_did_nothing_has_a_report(tmp_path):
+def test_a_run_without_records_has_a_report(tmp_path):
     md, page = written(write_run(tmp_path, [], status="failed: no clients came", clients={}, data={}))
     assert "no clients came" in md
     assert page.tags.count("svg") == 0

@@ -1,4 +1,4 @@
-"""The plots of a report: what they draw, what they leave out."""
+"""The plots of a report: their contents, and when they are omitted."""
 
 import math
 from pathlib import Path
@@ -68,22 +68,22 @@ def grouped(path: Path, truth: dict[str, int]) -> list[str]:
 
 def test_every_cell_of_a_grouping_names_its_group(tmp_path):
     """Seven clients in the first grouping and eight in the second; the round after it is none."""
-    told = grouped(tmp_path, TRUTH)
-    assert [told.count(name) for name in ("c0", "c1", "c2")] == [3 + 3 + 1, 2 + 3 + 1, 2 + 2 + 1], (
+    texts = grouped(tmp_path, TRUTH)
+    assert [texts.count(name) for name in ("c0", "c1", "c2")] == [3 + 3 + 1, 2 + 3 + 1, 2 + 2 + 1], (
         "and the legend"
     )
-    assert [w for w in told if w.endswith("%")] == ["100 %", "100 %"]
-    assert [w for w in told if w.startswith("type")] == ["type 0", "type 1", "type 2"]
-    clients = [int(w) for w in told if w.isdigit()][-8:]
+    assert [w for w in texts if w.endswith("%")] == ["100 %", "100 %"]
+    assert [w for w in texts if w.startswith("type")] == ["type 0", "type 1", "type 2"]
+    clients = [int(w) for w in texts if w.isdigit()][-8:]
     assert clients == [0, 3, 6, 1, 4, 7, 2, 5], "by type"
     swapped = grouped(tmp_path / "b", {**TRUTH, "0": 1})
     assert [w for w in swapped if w.endswith("%")] == ["86 %", "88 %"]
 
 
-def test_groups_are_drawn_where_nobody_planted_types(tmp_path):
-    told = grouped(tmp_path, {})
-    assert [int(w) for w in told if w.isdigit()][-8:] == list(range(8))
-    assert not [w for w in told if "type" in w or "%" in w]
+def test_groups_are_drawn_without_planted_types(tmp_path):
+    texts = grouped(tmp_path, {})
+    assert [int(w) for w in texts if w.isdigit()][-8:] == list(range(8))
+    assert not [w for w in texts if "type" in w or "%" in w]
 
 
 def test_many_clients_are_drawn_without_names(tmp_path):
@@ -93,7 +93,7 @@ def test_many_clients_are_drawn_without_names(tmp_path):
     assert words(drawn.svg).count("c0") == 1, "the legend's"
 
 
-def test_of_many_groupings_some_are_named(tmp_path):
+def test_only_some_of_many_groupings_are_labelled(tmp_path):
     records = [grouped_record(rnd, "01230123") for rnd in range(1, 26)]
     drawn = plots.clusters(read_run(write_run(tmp_path, records)))
     assert drawn is not None

@@ -1,4 +1,4 @@
-"""A run folder as values."""
+"""Reading a run folder into values."""
 
 import json
 
@@ -11,7 +11,13 @@ from tests.server_app.report.sample import dpo_record, dpo_run, write_run
 
 def test_every_file_is_read(tmp_path):
     run = read_run(dpo_run(tmp_path))
-    assert (run.task, run.strategy, run.status, run.rounds, run.done) == ("dpo", "fedavg", "finished", 12, 12)
+    assert (run.task, run.strategy, run.status, run.rounds, run.completed) == (
+        "dpo",
+        "fedavg",
+        "finished",
+        12,
+        12,
+    )
     assert run.config["train.local-steps"] == 10
     assert run.records[4].failed == {5: "no answer within 60 s", 6: "no answer within 60 s"}
     assert run.records[3].eval.clients[7]["examples"] == 48
@@ -24,9 +30,9 @@ def test_the_variant_is_part_of_the_strategys_name(tmp_path):
     assert run.strategy == "fedadam (paper)"
 
 
-def test_an_empty_folder_is_a_run_that_did_nothing(tmp_path):
+def test_an_empty_folder_is_a_run_without_rounds(tmp_path):
     run = read_run(tmp_path)
-    assert (run.records, run.answers, run.adapters(), run.status, run.done) == ((), (), [], "running", 0)
+    assert (run.records, run.answers, run.adapters(), run.status, run.completed) == ((), (), [], "running", 0)
 
 
 def test_a_torn_last_line_is_left_out_and_a_repeated_round_counts_once(tmp_path):
@@ -60,7 +66,7 @@ def test_a_round_without_a_total_sums_its_stages(tmp_path):
     assert [r.total_s for r in run.records] == [2.5, None]
 
 
-def test_several_adapters_lie_beside_the_one(tmp_path):
+def test_all_adapters_of_several_are_listed(tmp_path):
     folder = write_run(tmp_path, [{**dpo_record(1), "route": {"3": "c1", "10": "c0"}}])
     for name in ("c0", "c1"):
         (folder / "adapters" / name).mkdir(parents=True)

@@ -17,13 +17,13 @@ HACKED = [(0.5, 0.5), (0.75, 0.625), (0.875, 0.5), (1.0, 0.25)]
 
 def policy(shares: list[tuple[float, float]], *, judge: str = "judge/win_rate", best: int = 1) -> dict:
     """Epochs of (signal, judge) win rates over 24 prompts."""
-    told = []
+    records = []
     for epoch, (signal, judged) in enumerate(shares):
-        told.append(
+        records.append(
             {"epoch": epoch, "signal/win_rate": signal, "signal/n": 24.0, "kl": 0.1 * epoch, "tokens": 9.5}
         )
-        told[-1] |= {judge: judged, "judge/n": 24.0} if judge else {}
-        told[-1] |= {"turn": 0, "pairs": 430, "loss": 0.6, "rewards/margins": 0.2} if epoch else {}
+        records[-1] |= {judge: judged, "judge/n": 24.0} if judge else {}
+        records[-1] |= {"turn": 0, "pairs": 430, "loss": 0.6, "rewards/margins": 0.2} if epoch else {}
     turn = {
         "turn": 0,
         "pairs": 430,
@@ -33,14 +33,14 @@ def policy(shares: list[tuple[float, float]], *, judge: str = "judge/win_rate", 
     }
     curve = [
         {
-            f"{way}/{who}/win_rate": 0.5 + 0.1 * n
-            for way in ("knockout", "round_robin")
-            for who in ("judge", "signal")
+            f"{method}/{scorer}/win_rate": 0.5 + 0.1 * n
+            for method in ("knockout", "round_robin")
+            for scorer in ("judge", "signal")
         }
         | {"n": n}
         for n in (1, 2)
     ]
-    return {"epochs": told, "best": best, "turned": best, "labels": [turn], "best_of_n": curve}
+    return {"epochs": records, "best": best, "turned": best, "labels": [turn], "best_of_n": curve}
 
 
 def run_with(parent: Path, **policies: dict) -> Path:
@@ -50,7 +50,7 @@ def run_with(parent: Path, **policies: dict) -> Path:
     return folder
 
 
-def test_the_report_shows_every_policy_and_says_when_one_hacks_its_reward(tmp_path):
+def test_the_report_shows_every_policy_and_warns_of_reward_hacking(tmp_path):
     hacked, calm = policy(HACKED), policy(HACKED[:2]) | {"turned": None}
     folder = run_with(tmp_path, c0=calm, population=hacked)
     write_report(folder)
@@ -65,7 +65,7 @@ def test_the_report_shows_every_policy_and_says_when_one_hacks_its_reward(tmp_pa
         ("c0", "1"),
     ]
     assert table.rows[1] == (
-        "population", "1", "430", "0.6", "0.2", "75.0 %", "62.5 %", "0.1", "9.5", "kept, judgement turned"
+        "population", "1", "430", "0.6", "0.2", "75.0 %", "62.5 %", "0.1", "9.5", "kept, judgement falls afterwards"
     )  # fmt: skip
     assert table.rows[0][2:5] == ("-", "-", "-")
     assert labels(read_run(folder)).rows[0] == (
@@ -81,13 +81,13 @@ def test_the_report_shows_every_policy_and_says_when_one_hacks_its_reward(tmp_pa
     assert "Best of n" in (folder / "report.html").read_text()
 
 
-def test_the_headline_has_the_kept_epoch_with_its_interval(tmp_path):
+def test_the_headline_has_the_best_epoch_with_its_interval(tmp_path):
     """62.5 % of 24 prompts; Wilson's interval from 42.7 to 78.8 %."""
-    found = {e.name: e for e in headline(read_run(run_with(tmp_path, population=policy(HACKED))))}
-    kept = found["Policy population: wins by the judge"]
-    assert (kept.value, kept.n, kept.of) == (0.625, 24, "prompts")
-    assert (kept.low, kept.high) == pytest.approx((0.427, 0.788), abs=1e-3)
-    assert found["Policy population: wins by the signal"].value == 0.75
+    estimates = {e.name: e for e in headline(read_run(run_with(tmp_path, population=policy(HACKED))))}
+    best = estimates["Policy population: win rate (judge)"]
+    assert (best.value, best.n, best.of) == (0.625, 24, "prompts")
+    assert (best.low, best.high) == pytest.approx((0.427, 0.788), abs=1e-3)
+    assert estimates["Policy population: win rate (signal)"].value == 0.75
 
 
 def test_without_a_judge_there_is_none(tmp_path):
@@ -114,16 +114,16 @@ def test_a_run_without_policies_shows_none(tmp_path):
     assert epochs(run).rows == labels(run).rows == ()
 
 
-def test_selectors_together_stand_beside_each_clients_own(tmp_path):
+def test_the_vote_of_all_selectors_is_reported_next_to_each_clients_own(tmp_path):
     records = [selector_record(rnd) for rnd in range(3)]
     for client, scored in records[2]["eval"]["clients"].items():
         scored |= {"vote/accuracy": 0.75 if client == "3" else 0.875, "order_consistency": 0.5, "ece": 0.1}
-    found = {e.key: e for e in headline(read_run(write_run(tmp_path, records, task="selector")))}
-    assert found["population"].value == pytest.approx((7 * 0.875 + 0.75) / 8)
-    assert found["population"].low is not None
-    assert (found["population worst"].name, found["population worst"].value) == (
-        "Their worst client (3)",
+    estimates = {e.key: e for e in headline(read_run(write_run(tmp_path, records, task="selector")))}
+    assert estimates["population"].value == pytest.approx((7 * 0.875 + 0.75) / 8)
+    assert estimates["population"].low is not None
+    assert (estimates["population worst"].name, estimates["population worst"].value) == (
+        "Vote, worst client (3)",
         0.75,
     )
-    assert (found["orders"].value, found["ece"].value) == (0.5, pytest.approx(0.1))
-    assert found["after"].value != found["population"].value
+    assert (estimates["orders"].value, estimates["ece"].value) == (0.5, pytest.approx(0.1))
+    assert estimates["after"].value != estimates["population"].value

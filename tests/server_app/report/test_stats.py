@@ -1,4 +1,4 @@
-"""What a run's numbers are worth, against hand numbers and an independent formula."""
+"""The statistics of a run, against numbers by hand and an independent formula."""
 
 import math
 
@@ -49,12 +49,12 @@ def test_wilson_is_the_solution_of_the_score_equation():
 
 def test_pooling_counts_rows_not_clients():
     """1.0 of 10 rows and 0.5 of 30 rows: 25 of 40."""
-    shown = pooled(half({0: 1.0, 1: 0.5}, {0: 10, 1: 30}), PREFERENCE)
-    assert shown is not None
-    assert (shown.value, shown.rows) == (0.625, 40)
+    share = pooled(half({0: 1.0, 1: 0.5}, {0: 10, 1: 30}), PREFERENCE)
+    assert share is not None
+    assert (share.value, share.rows) == (0.625, 40)
 
 
-def test_what_nobody_measured_is_absent():
+def test_metrics_without_data_are_absent():
     empty = Half({}, {0: {"examples": 4.0}})
     assert pooled(empty, PREFERENCE) is None
     assert worst(empty, PREFERENCE) is None
@@ -70,7 +70,7 @@ def test_worst_and_spread_by_hand():
     assert worst(tie, PREFERENCE) == (2, 0.3)
 
 
-def test_gain_pairs_the_clients_that_were_there_both_times():
+def test_gain_pairs_the_clients_that_were_measured_both_times():
     """Clients 1 and 2: +0.1 of 10 rows, +0.4 of 30 rows: 13/40. Two clients carry no 95 % interval."""
     before = half({0: 0.9, 1: 0.5, 2: 0.5}, {0: 99, 1: 10, 2: 30})
     after = half({1: 0.6, 2: 0.9, 3: 0.1}, {1: 10, 2: 30, 3: 99})
@@ -101,17 +101,17 @@ def test_the_cluster_interval_is_seeded_and_weighs_the_rows():
 
 def test_the_headline_of_a_known_run(tmp_path):
     """192 of 384 pairs before, 280 after; client 5 is the worst with 26 of 48."""
-    known = by_key(headline(read_run(dpo_run(tmp_path))))
-    assert known["before"].value == pytest.approx(sum(RIGHT_BEFORE) / 384)
-    assert known["after"].value == pytest.approx(sum(RIGHT_AFTER) / 384)
-    assert known["after"].n == 384
-    assert (known["after"].low, known["after"].high) == pytest.approx(wilson(280 / 384, 384))
-    assert known["gain"].value == pytest.approx((280 - 192) / 384)
-    assert known["gain"].low is not None
-    assert known["gain"].high is not None
-    assert 0 < known["gain"].low < known["gain"].value < known["gain"].high
-    assert (known["worst"].name, known["worst"].value) == ("Worst client (5)", pytest.approx(26 / 48))
-    assert known["worst"].low is None
+    estimates = by_key(headline(read_run(dpo_run(tmp_path))))
+    assert estimates["before"].value == pytest.approx(sum(RIGHT_BEFORE) / 384)
+    assert estimates["after"].value == pytest.approx(sum(RIGHT_AFTER) / 384)
+    assert estimates["after"].n == 384
+    assert (estimates["after"].low, estimates["after"].high) == pytest.approx(wilson(280 / 384, 384))
+    assert estimates["gain"].value == pytest.approx((280 - 192) / 384)
+    assert estimates["gain"].low is not None
+    assert estimates["gain"].high is not None
+    assert 0 < estimates["gain"].low < estimates["gain"].value < estimates["gain"].high
+    assert (estimates["worst"].name, estimates["worst"].value) == ("Worst client (5)", pytest.approx(26 / 48))
+    assert estimates["worst"].low is None
 
 
 def test_few_clients_get_a_gain_without_an_interval(tmp_path):
@@ -122,8 +122,8 @@ def test_few_clients_get_a_gain_without_an_interval(tmp_path):
 
 def test_sft_reports_tokens_and_loss_before_and_after(tmp_path):
     run = read_run(write_run(tmp_path, [sft_record(r) for r in range(4)], task="sft"))
-    told = {e.name: e.value for e in headline(run)}
-    assert told == pytest.approx({
+    values = {e.name: e.value for e in headline(run)}
+    assert values == pytest.approx({
         "Token accuracy, base": 0.4,
         "Token accuracy, round 3": 0.46,
         "Held-out loss, base": 2.1,
@@ -135,11 +135,11 @@ def test_a_selectors_accuracy_is_its_headline(tmp_path):
     """The same pairs as dpo's, so the same numbers, under its own metric."""
     run = read_run(write_run(tmp_path, [selector_record(r) for r in (0, 12)], task="selector"))
     assert accuracy_metric(run) == "accuracy"
-    known = by_key(headline(run))
-    assert known["before"].value == pytest.approx(192 / 384)
-    assert known["after"].value == pytest.approx(280 / 384)
-    assert known["gain"].low is not None
-    assert {"worst", "spread", "longer"} <= known.keys()
+    estimates = by_key(headline(run))
+    assert estimates["before"].value == pytest.approx(192 / 384)
+    assert estimates["after"].value == pytest.approx(280 / 384)
+    assert estimates["gain"].low is not None
+    assert {"worst", "spread", "longer"} <= estimates.keys()
 
 
 def test_two_rewards_together_have_a_headline_of_their_own(tmp_path):
@@ -148,15 +148,15 @@ def test_two_rewards_together_have_a_headline_of_their_own(tmp_path):
     record = dpo_record(12)
     for client, metrics in record["eval"]["clients"].items():
         metrics |= {"explicit/accuracies": 0.5, "combined/accuracies": (30 + int(client)) / 48}
-    known = by_key(headline(read_run(write_run(tmp_path, [dpo_record(0), record]))))
-    assert known["combined"].value == pytest.approx(33.5 / 48)
-    assert known["combined"].low is not None
-    assert known["explicit"].value == 0.5
-    assert (known["combined worst"].name, known["combined worst"].value) == (
+    estimates = by_key(headline(read_run(write_run(tmp_path, [dpo_record(0), record]))))
+    assert estimates["combined"].value == pytest.approx(33.5 / 48)
+    assert estimates["combined"].low is not None
+    assert estimates["explicit"].value == 0.5
+    assert (estimates["combined worst"].name, estimates["combined worst"].value) == (
         "Combined, worst client (0)",
         30 / 48,
     )
-    assert known["combined spread"].value == pytest.approx(6**0.5 / 48)
+    assert estimates["combined spread"].value == pytest.approx(6**0.5 / 48)
     (tmp_path / "plain").mkdir()
     assert not {"combined", "explicit"} & by_key(headline(read_run(dpo_run(tmp_path / "plain")))).keys()
 
@@ -165,9 +165,9 @@ def test_an_impossible_share_gets_no_interval(tmp_path):
     """A client can report anything; the report must still be written."""
     record = dpo_record(0)
     record["eval"]["clients"]["0"][PREFERENCE] = 40.0
-    shown = by_key(headline(read_run(write_run(tmp_path, [record]))))["before"]
-    assert shown.value > 1
-    assert shown.low is None
+    estimate = by_key(headline(read_run(write_run(tmp_path, [record]))))["before"]
+    assert estimate.value > 1
+    assert estimate.low is None
 
 
 def test_purity_and_the_adjusted_rand_index_by_hand():
@@ -181,12 +181,12 @@ def test_purity_and_the_adjusted_rand_index_by_hand():
     assert adjusted_rand("aaabbb", [0, 1, 0, 1, 0, 1]) < 0
 
 
-def test_the_last_groups_are_held_against_the_planted_types(tmp_path):
-    """Without the truth, or without groups, nothing is said of them."""
+def test_the_last_groups_are_compared_with_the_planted_types(tmp_path):
+    """Without the truth, or without groups, there is no estimate."""
     routes = [{}, {"0": "c0", "1": "c0", "2": "c1"}, {"0": "c0", "1": "c1", "2": "c0"}, {}]
     records = [{**dpo_record(rnd), **({"route": r} if r else {})} for rnd, r in enumerate(routes)]
     truth = {"0": 1, "1": 0, "2": 1, "3": 0}
-    found = by_key(headline(read_run(write_run(tmp_path, records, truth=truth))))
-    assert (found["purity"].value, found["purity"].n, found["rand"].value) == (1.0, 3, 1.0)
+    estimates = by_key(headline(read_run(write_run(tmp_path, records, truth=truth))))
+    assert (estimates["purity"].value, estimates["purity"].n, estimates["rand"].value) == (1.0, 3, 1.0)
     (tmp_path / "other").mkdir()
     assert "purity" not in by_key(headline(read_run(write_run(tmp_path / "other", records))))

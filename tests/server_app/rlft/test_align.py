@@ -1,4 +1,4 @@
-"""RLFT in this process on the toy base: what it leaves, what it repeats, what it learns from."""
+"""RLFT in this process on the toy base: its results, resuming, and the pairs that it trains on."""
 
 import json
 import math
@@ -36,7 +36,7 @@ PROMPTS = [
 
 
 def pipeline(path: Path, **more) -> Rlft:
-    """Two selectors that differ, of groups of 2 and 1."""
+    """RLFT with two different selectors, of groups of 2 clients and 1."""
     path.mkdir(exist_ok=True)
     (path / "prompts.txt").write_text("\n".join(PROMPTS))
     config = parse({**SMALL, "rlft.prompts": str(path / "prompts.txt"), **more})
@@ -63,39 +63,39 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> Rlft:
-    """The policy of everybody and one of each group."""
+    """RLFT after training the policy of the population and one of each group."""
     return aligned(tmp_path_factory.mktemp("rlft") / "both", **{"rlft.policy": "both"})
 
 
 def test_every_pair_of_a_prompt_becomes_a_row_and_the_policy_learns_from_it(both):
-    """Odd places are the pairs that were left out, by reason; the loss falls below ln 2."""
+    """Pairs that are not rows are counted as left out, by reason; the loss falls below ln 2."""
     record = json.loads((both.folder / "record.json").read_text())
     for name in ("population", "c0", "c1"):
-        kept = rows(
+        preferences = rows(
             both.folder / ("preferences.jsonl" if name == "population" else f"preferences-{name}.jsonl")
         )
         (labels,) = record["policies"][name]["labels"]
-        assert len(kept) == labels["pairs"]
-        assert len(kept) + sum(labels["left_out"].values()) == 3 * len(both.labels.train)
-        assert {row["prompt"] for row in kept} <= {a.prompt for a in both.labels.train}
-        assert all(row["chosen"] != row["rejected"] and row["label_confidence"] >= 0.5 for row in kept)
+        assert len(preferences) == labels["pairs"]
+        assert len(preferences) + sum(labels["left_out"].values()) == 3 * len(both.labels.train)
+        assert {row["prompt"] for row in preferences} <= {a.prompt for a in both.labels.train}
+        assert all(row["chosen"] != row["rejected"] and row["label_confidence"] >= 0.5 for row in preferences)
         epochs = record["policies"][name]["epochs"]
         assert [e["epoch"] for e in epochs] == [0, 1, 2]
         assert epochs[2]["loss"] < epochs[1]["loss"] < 0.694
         assert epochs[2]["rewards/accuracies"] > 0.7
         assert epochs[0]["kl"] == 0 < epochs[1]["kl"]
-        assert epochs[0]["signal/win_rate"] == 0.5, "the untouched policy against itself"
+        assert epochs[0]["signal/win_rate"] == 0.5, "the untrained policy against itself"
         assert (epochs[0]["judge/win_rate"], epochs[0]["judge/score"]) == (0.5, 0.0)
 
 
 def test_a_policy_of_a_group_is_labelled_by_its_own_selector(both):
     """Their labels contradict each other somewhere; the population's follow the weighted mean of the log-odds."""
-    own = {name: rows(both.folder / f"preferences-{name}.jsonl") for name in ("c0", "c1")}
-    seen = [{(r["prompt"], r["chosen"], r["rejected"]) for r in own[name]} for name in own]
-    assert seen[0] != seen[1]
-    assert all(row["agreement"] == 1.0 for name in own for row in own[name])
+    of_group = {name: rows(both.folder / f"preferences-{name}.jsonl") for name in ("c0", "c1")}
+    pairs = [{(r["prompt"], r["chosen"], r["rejected"]) for r in of_group[name]} for name in of_group]
+    assert pairs[0] != pairs[1]
+    assert all(row["agreement"] == 1.0 for name in of_group for row in of_group[name])
     for row in rows(both.folder / "preferences.jsonl"):
-        (scores,) = both.labels.everyone.scores([(row["prompt"], [row["chosen"], row["rejected"]])])
+        (scores,) = both.labels.full_jury.scores([(row["prompt"], [row["chosen"], row["rejected"]])])
         mean = (2 * scores.odds[0, 0, 1].double() + scores.odds[1, 0, 1].double()) / 3
         assert torch.sigmoid(mean).item() == pytest.approx(row["label_confidence"], abs=1e-4)
 
@@ -114,7 +114,7 @@ def test_each_policy_is_an_adapter_of_its_best_epoch(both):
     assert curve[0]["round_robin/signal/score"] <= curve[2]["round_robin/signal/score"]
 
 
-def test_adams_moments_go_from_epoch_to_epoch(both):
+def test_adams_moments_are_kept_between_epochs(both):
     """Its count of steps, in the last checkpoint, is that of both epochs together."""
     steps = math.ceil(len(rows(both.folder / "preferences.jsonl")) / both.config.rlft.batch_size)
     trees, _ = store.load(store.round_folder(both.folder / "population" / "epochs", 2))
@@ -141,12 +141,12 @@ def test_another_model_can_be_the_policy_and_public_pairs_its_judge(tmp_path):
 @pytest.mark.parametrize(
     "lost", ["answers.jsonl", "scores.jsonl", "epochs", "record.json", "heldout-scores.jsonl"]
 )
-def test_what_is_lost_is_made_again_with_the_same_bytes(tmp_path, lost):
+def test_lost_results_are_recomputed_with_the_same_bytes(tmp_path, lost):
     """On-policy: the second epoch learns from answers of the first one's policy."""
     more = {"rlft.refresh-every": 1}
     whole = aligned(tmp_path / "one", **more)
-    left, want = files(whole.folder), files(whole.run / "policy")
-    assert "population/turn-00001/answers.jsonl" in left
+    before, policy = files(whole.folder), files(whole.run / "policy")
+    assert "population/turn-00001/answers.jsonl" in before
     for path in sorted(whole.folder.rglob(lost)):
         if path.is_dir():
             shutil.rmtree(path)
@@ -154,17 +154,17 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(tmp_path, lost):
             path.unlink()
         else:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    again = pipeline(tmp_path / "one", **more)
-    again.align()
-    found = files(again.folder)
-    assert {n: found[n] for n in left if "cache" not in n} == {
-        n: b for n, b in left.items() if "cache" not in n
+    resumed = pipeline(tmp_path / "one", **more)
+    resumed.align()
+    after = files(resumed.folder)
+    assert {n: after[n] for n in before if "cache" not in n} == {
+        n: b for n, b in before.items() if "cache" not in n
     }
-    assert files(again.run / "policy") == want
+    assert files(resumed.run / "policy") == policy
 
 
 @pytest.mark.slow
-def test_parts_of_other_selectors_are_not_used(tmp_path):
+def test_results_of_other_selectors_are_not_reused(tmp_path):
     rlft = aligned(tmp_path / "one", **{"rlft.epochs": 1})
     before = (rlft.folder / "scores.jsonl").read_bytes()
     more = pipeline(tmp_path / "one", **{"rlft.epochs": 1})
@@ -174,6 +174,6 @@ def test_parts_of_other_selectors_are_not_used(tmp_path):
     assert (rlft.folder / "scores.jsonl").read_bytes() != before
 
 
-def test_answers_that_are_all_the_same_are_no_pairs(tmp_path):
-    with pytest.raises(DataError, match=r"RLFT has no pair to learn from: \{'the same answer twice'"):
+def test_equal_answers_make_no_pairs(tmp_path):
+    with pytest.raises(DataError, match=r"RLFT has no pair.*\{'the same answer twice'.*rlft\.temperature"):
         aligned(tmp_path / "one", **{"rlft.temperature": 1e-6})

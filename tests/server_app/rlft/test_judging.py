@@ -1,11 +1,19 @@
-"""Judges, the epoch to keep, the alarm, best of n: small tables by hand."""
+"""Judges, the best epoch, the alarm and best of n, by hand."""
 
 import pytest
 import torch
 
 from core.config import parse
 from core.errors import ConfigError
-from server_app.rlft.judging import Candidates, Judge, best_epoch, best_of_n, exhausted, signal, turned
+from server_app.rlft.judging import (
+    Candidates,
+    Judge,
+    best_epoch,
+    best_of_n,
+    hacking_epoch,
+    is_out_of_patience,
+    signal,
+)
 from tasks.scoring.votes import vote
 
 REWARD = {"task.name": "reward", "rlft.epochs": 1}
@@ -18,15 +26,15 @@ UTILITY = {
 TRUTH = Judge("truth", lambda prompt, answer, client: UTILITY.get((prompt, answer), (None, None))[client])
 
 
-def told(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+def epochs_of(*pairs: tuple[float, float]) -> list[dict[str, float]]:
     """Epochs of (signal, judgement)."""
     return [{"epoch": i, "signal/score": s, "judge/score": j} for i, (s, j) in enumerate(pairs)]
 
 
-def test_a_policy_is_judged_against_the_reference_by_everyone_it_is_for() -> None:
-    """p: gains 3 and 0 of the two clients, wins 1 and 1/2; q: -1 and 1, wins 0 and 1; r is not of this world."""
-    found = TRUTH.compare(["p", "q", "r"], ["good"] * 3, ["bad"] * 3, (0, 1))
-    assert found == {"judge/score": (1.5 + 0.0) / 2, "judge/win_rate": (0.75 + 0.5) / 2, "judge/n": 2}
+def test_a_policy_is_judged_against_the_reference_over_its_clients() -> None:
+    """p: gains 3 and 0 of the two clients, wins 1 and 1/2; q: -1 and 1, wins 0 and 1; r is not in the planted world."""
+    metrics = TRUTH.compare(["p", "q", "r"], ["good"] * 3, ["bad"] * 3, (0, 1))
+    assert metrics == {"judge/score": (1.5 + 0.0) / 2, "judge/win_rate": (0.75 + 0.5) / 2, "judge/n": 2}
     assert TRUTH.compare(["p"], ["good"], ["bad"], (1,))["judge/win_rate"] == 0.5
     assert TRUTH.compare(["r"], ["good"], ["bad"], (0,)) == {}
     assert Judge("none").compare(["p"], ["good"], ["bad"], (0,)) == {}
@@ -34,13 +42,13 @@ def test_a_policy_is_judged_against_the_reference_by_everyone_it_is_for() -> Non
 
 def test_the_signal_is_the_vote_on_the_policys_answer() -> None:
     odds = [torch.tensor([[[0.0, s], [-s, 0.0]]]) for s in (2.0, -1.0, 0.0, 1.0)]
-    found = signal([vote(o, [1.0]) for o in odds])
-    assert found == {"signal/score": 0.5, "signal/win_rate": 2.5 / 4, "signal/n": 4}
+    metrics = signal([vote(o, [1.0]) for o in odds])
+    assert metrics == {"signal/score": 0.5, "signal/win_rate": 2.5 / 4, "signal/n": 4}
 
 
-def test_the_kept_epoch_is_the_first_with_the_best_judgement() -> None:
-    assert best_epoch(told((0, 0), (1, 2), (2, 2), (3, 1))) == 1
-    assert best_epoch(told((0, 0), (1, -1))) == 0, "the untouched policy"
+def test_the_best_epoch_is_the_first_with_the_best_judgement() -> None:
+    assert best_epoch(epochs_of((0, 0), (1, 2), (2, 2), (3, 1))) == 1
+    assert best_epoch(epochs_of((0, 0), (1, -1))) == 0, "the untrained policy"
     assert best_epoch([{"signal/score": 0.0}, {"signal/score": 1.0}]) == 1, "without a judge, the signal"
     assert (
         best_epoch(
@@ -50,25 +58,25 @@ def test_the_kept_epoch_is_the_first_with_the_best_judgement() -> None:
     )
 
 
-def test_patience_counts_epochs_without_a_better_one() -> None:
-    assert not exhausted(told((0, 0), (1, 2), (2, 1)), 2)
-    assert exhausted(told((0, 0), (1, 2), (2, 1), (3, 2)), 2)
-    assert not exhausted(told((0, 5), (1, 2), (2, 1), (3, 2)), 0)
+def test_patience_counts_epochs_without_an_improvement() -> None:
+    assert not is_out_of_patience(epochs_of((0, 0), (1, 2), (2, 1)), 2)
+    assert is_out_of_patience(epochs_of((0, 0), (1, 2), (2, 1), (3, 2)), 2)
+    assert not is_out_of_patience(epochs_of((0, 5), (1, 2), (2, 1), (3, 2)), 0)
 
 
 @pytest.mark.parametrize(
     ("epochs", "want"),
     [
-        (told((0, 0), (1, 2), (2, 1), (3, 1.5)), 1),
-        (told((0, 0), (1, 2), (2, 1)), None),  # it must last
-        (told((0, 0), (1, 2), (0.5, 1), (0.6, 1)), None),  # the signal fell as well
-        (told((0, 0), (1, 1), (2, 2), (3, 3)), None),
-        (told((0, 3), (1, 2), (2, 1)), 0),
-        ([{"signal/score": float(i)} for i in range(4)], None),  # nobody judges
+        (epochs_of((0, 0), (1, 2), (2, 1), (3, 1.5)), 1),
+        (epochs_of((0, 0), (1, 2), (2, 1)), None),  # it must last
+        (epochs_of((0, 0), (1, 2), (0.5, 1), (0.6, 1)), None),  # the signal fell as well
+        (epochs_of((0, 0), (1, 1), (2, 2), (3, 3)), None),
+        (epochs_of((0, 3), (1, 2), (2, 1)), 0),
+        ([{"signal/score": float(i)} for i in range(4)], None),  # no judge
     ],
 )
 def test_the_alarm_goes_off_when_the_judgement_falls_and_the_signal_rises(epochs, want) -> None:
-    assert turned(epochs) == want
+    assert hacking_epoch(epochs) == want
 
 
 def test_best_of_n_by_hand() -> None:
@@ -83,7 +91,7 @@ def test_best_of_n_by_hand() -> None:
         assert [row[f"{way}/signal/score"] for row in rows] == [1.0, 3.0, 3.0]
 
 
-def test_who_judges() -> None:
+def test_the_judge_follows_from_configuration_and_source() -> None:
     config = parse(REWARD)
     assert Judge.of(config, config.source_choice.build()).name == "truth"
     files = parse({**REWARD, "data.source": "jsonl"})
@@ -92,5 +100,5 @@ def test_who_judges() -> None:
     assert Judge.of(pairs, pairs.source_choice.build()).pairs == pairs.judge
     assert pairs.benchmarks == ()
     wanted = parse({**REWARD, "data.source": "jsonl", "rlft.judge": "truth"})
-    with pytest.raises(ConfigError, match="no planted truth"):
+    with pytest.raises(ConfigError, match=r"rlft\.judge = 'truth'.*no planted truth.*pairs"):
         Judge.of(wanted, wanted.source_choice.build())

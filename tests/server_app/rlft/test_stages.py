@@ -1,10 +1,10 @@
-"""Parts made prompt by prompt: a file cut anywhere grows to the same bytes, and what stands is not made again."""
+"""Stages that run prompt by prompt: a truncated file is completed to the same bytes, and lines are not recomputed."""
 
 import pytest
 import torch
 
 from core.sections import LoraConfig, ModelConfig
-from server_app.rlft.stages import greedy, sampled, scored
+from server_app.rlft.stages import greedy_answers, sample_answers, score_answers
 from tasks.forward.setup import load_base
 from tasks.scoring.generate import Sampling, Talker
 from tasks.scoring.jury import Jury
@@ -27,16 +27,16 @@ def stages(base):
     talker = Talker(base, Encoder(base.tokenizer, "none", 100), frozen=True, new_tokens=6)
     encode = Encoder(base.tokenizer, "none", 420)
     jury = Jury(base, Selector(), encode, {"c0": tiny.random_adapter(base)}, {"c0": {}}, (1.0,))
-    asked = [(p, ["yes", "no", LONG if p == "Two?" else "so"]) for p in PROMPTS]
+    questions = [(p, ["yes", "no", LONG if p == "Two?" else "so"]) for p in PROMPTS]
     return {
-        "sampled": lambda path: sampled(path, PROMPTS, talker, HOW, seed=3, turn=0),
-        "greedy": lambda path: greedy(path, PROMPTS, talker),
-        "scored": lambda path: [s.odds for s in scored(path, asked, jury)],
+        "sampled": lambda path: sample_answers(path, PROMPTS, talker, HOW, seed=3, turn=0),
+        "greedy": lambda path: greedy_answers(path, PROMPTS, talker),
+        "scored": lambda path: [s.odds for s in score_answers(path, questions, jury)],
     }
 
 
 @pytest.mark.parametrize("stage", ["sampled", "greedy", "scored"])
-def test_a_file_cut_anywhere_grows_to_the_same_bytes(base, stage, tmp_path):
+def test_a_file_truncated_anywhere_is_completed_to_the_same_bytes(base, stage, tmp_path):
     make, whole = stages(base)[stage], tmp_path / "whole.jsonl"
     want = make(whole)
     text = whole.read_bytes()
@@ -44,13 +44,13 @@ def test_a_file_cut_anywhere_grows_to_the_same_bytes(base, stage, tmp_path):
     for size in (0, 1, text.index(b"\n"), text.index(b"\n") + 1, len(text) - 1, len(text)):
         part = tmp_path / f"{size}.jsonl"
         part.write_bytes(text[:size])
-        found = make(part)
+        results = make(part)
         assert part.read_bytes() == text
-        for a, b in zip(found, want, strict=True):
+        for a, b in zip(results, want, strict=True):
             assert torch.equal(a.nan_to_num(9), b.nan_to_num(9)) if stage == "scored" else a == b
 
 
-def test_what_stands_is_not_made_again(base, tmp_path):
+def test_a_complete_line_is_not_recomputed(base, tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text('{"prompt": "One?", "completions": ["told", "before"]}\n')
     assert stages(base)["sampled"](path)[0] == ["told", "before"]
