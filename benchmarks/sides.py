@@ -35,7 +35,7 @@ from tasks.model.adapter import get_adapter, initial_adapter, set_adapter
 from tasks.model.base import Base
 from tasks.tokens.cache import Cache
 from tasks.training import loop, trl_engine
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 
 ROWS = {"dpo": 8, "kto": 16, "sft": 16, "selector": 8}  # rows (pairs for dpo, selector) of one optimiser step
 # hidden, intermediate, layers, heads, key-value heads, vocabulary; the head is tied to the embedding
@@ -285,7 +285,7 @@ def _engine_round(train: Callable[..., loop.TrainReport], case: Case, base: Base
         seed=SEED,
         steps=steps,
         cache=cache,
-        bend=Bend(correct=correct if keep else None),
+        hooks=LocalHooks(correct=correct if keep else None),
     )
     return report.metrics["loss"], gradients
 

@@ -34,7 +34,7 @@ from tasks.tokens.cache import Cache
 from tasks.tokens.encode import Encoder
 from tasks.training import engine, schedule
 from tasks.training.loop import TrainReport
-from tasks.training.stepper import PLAIN, Bend
+from tasks.training.stepper import PLAIN, LocalHooks
 
 MOST_ASIDE = 200  # rows
 
@@ -206,11 +206,11 @@ class Site:
         loaded = time.monotonic()
         rounds = self.config.run.num_server_rounds
         cfg = schedule.of_round(self.config.train, len(examples.kept), knobs, rounds)
-        bend = Bend(
+        bend = LocalHooks(
             correct=rule.correct(order, private),
             after_step=rule.after_step(order, private, cfg.learning_rate),
             trains=lambda name: rule.learns(name, rnd),
-            opening=rule.opening if rnd > 1 and not kept_before else 0,
+            private_steps=rule.opening if rnd > 1 and not kept_before else 0,
             wants_gradients=rule.wants_gradients,
             moments=private,
         )
@@ -220,7 +220,7 @@ class Site:
         shared, kept = rule.finish(order, private, outcome)
         kept |= report.moments
         if rule.pull:
-            bend = Bend(correct=rule.pull(order), trains=bend.trains)
+            bend = LocalHooks(correct=rule.pull(order), trains=bend.trains)
             self._fit(base, order, private.get(PERSONAL, before), examples.kept, cfg, bend, "personal")
             kept[PERSONAL] = get_adapter(base)
         if kept and processes.leads():
@@ -296,7 +296,7 @@ class Site:
         start: Tree,
         kept: Sequence[Example],
         cfg: TrainConfig,
-        bend: Bend,
+        bend: LocalHooks,
         purpose: str = "batches",
     ) -> TrainReport:
         """Train from `start`; `purpose` seeds the batches. The result is in the base."""
@@ -310,7 +310,7 @@ class Site:
             data_seed=self._data_seed,
             knobs=order.knobs,
             cache=self.cache,
-            bend=bend,
+            hooks=bend,
         )
 
     def _finished(self, base: Base, order: Order, tree: Tree, steps: int) -> Tree:

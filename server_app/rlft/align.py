@@ -36,7 +36,7 @@ from tasks.scoring.jury import Jury
 from tasks.tokens.cache import Cache
 from tasks.tokens.encode import Encoder
 from tasks.training import loop
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 
 FREE = ("rlft.epochs", "rlft.patience", "rlft.policy")  # settings under which the parts stay what they are
 POLICY = "policy"
@@ -148,7 +148,7 @@ class Rlft:
             self._settings(len(examples)),
             seed=seed_for(self.config.run.seed, "rlft", target.name, epoch),
             cache=Cache(self.folder / "cache"),
-            bend=Bend(moments={name: tree for name, tree in trees.items() if name != POLICY}),
+            hooks=LocalHooks(moments={name: tree for name, tree in trees.items() if name != POLICY}),
         )
         tree = get_adapter(self.policy)
         told = {n: report.metrics[n] for n in ("loss", "rewards/margins", "rewards/accuracies")}

@@ -19,7 +19,7 @@ from tasks.tokens.choice import check_certain
 from tasks.tokens.encode import REMARKS, Encoder
 from tasks.training import loop
 from tasks.training.loop import TrainReport
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def train(
     data_seed: int,
     knobs: Mapping[str, Scalar],
     cache: Cache,
-    bend: Bend,
+    hooks: LocalHooks,
 ) -> TrainReport:
     """One local training of the base's current adapter, by the engine that train.engine names."""
     if cfg.engine == "trl":
@@ -74,10 +74,10 @@ def train(
         from tasks.training import trl_engine  # importing trl takes seconds
 
         return trl_engine.train(
-            base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, bend=bend
+            base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, hooks=hooks
         )
     return loop.train(
-        base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, bend=bend
+        base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, hooks=hooks
     )
 
 

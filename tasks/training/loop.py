@@ -25,7 +25,7 @@ from tasks.model.base import Base
 from tasks.scoring.evaluate import TOKENS, evaluate
 from tasks.tokens.cache import Cache
 from tasks.tokens.encode import key_of
-from tasks.training.stepper import PLAIN, Bend, Stepper
+from tasks.training.stepper import PLAIN, LocalHooks, Stepper
 
 __all__ = ["TrainReport", "evaluate", "local_batches", "train"]
 
@@ -36,7 +36,7 @@ class TrainReport:
     rows: int  # rows seen, with repetition
     metrics: Metrics  # means over batches, under TRL's names; a metric without data is absent
     sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.brief
-    gradients: Tree | None = field(default=None, compare=False)  # mean over the steps, if Bend wants it
+    gradients: Tree | None = field(default=None, compare=False)  # mean over the steps, if LocalHooks wants it
     moments: dict[str, Tree] = field(default_factory=dict, compare=False)  # Adam's, if they are kept
     seconds: float = 0.0
 
@@ -51,13 +51,13 @@ def train(
     data_seed: int = 0,
     knobs: Mapping[str, Scalar] | None = None,
     cache: Cache | None = None,
-    bend: Bend = PLAIN,
+    hooks: LocalHooks = PLAIN,
     steps: int | None = None,
 ) -> TrainReport:
     """Train the base's current adapter in place at a constant rate.
 
     seed: of the batches and of dropout (run, round, client). data_seed: of what stays fixed for a client over
-    all rounds (KTO's mismatched pairs). knobs: what Task.brief said. bend: what the algorithm and the client's
+    all rounds (KTO's mismatched pairs). knobs: what Task.brief said. hooks: what the algorithm and the client's
     memory change. steps: instead of cfg.local_steps, without the opening ones.
     The same arguments give the same bytes on the same machine.
     Raises DataError without examples.
@@ -65,7 +65,7 @@ def train(
     started = time.perf_counter()
     if not examples:
         raise DataError("a client without usable rows cannot train")
-    stages = (Stage(bend.opening, is_private), *task.stages(steps or cfg.local_steps))
+    stages = (Stage(hooks.private_steps, is_private), *task.stages(steps or cfg.local_steps))
     stages = [stage for stage in stages if stage.steps]
     steps = sum(stage.steps for stage in stages)
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
@@ -80,7 +80,7 @@ def train(
     moments: dict[str, Tree] = {}
     queue = iter(batches)
     for stage in stages:
-        now = replace(bend, trains=_both(bend.trains, stage.trains), moments={**bend.moments, **moments})
+        now = replace(hooks, trains=_both(hooks.trains, stage.trains), moments={**hooks.moments, **moments})
         masks = seed_for(seed, "dropout", *([processes.rank()] if processes.rank() else []))
         dropout = {"dropout": not task.needs_reference, "seed": masks}
         stepper = Stepper(base.flat, cfg, now, task.rate)

@@ -16,7 +16,7 @@ AfterStep = Callable[[str, Tensor], None]  # (name, parameter), which it changes
 
 
 @dataclass(frozen=True)
-class Bend:
+class LocalHooks:
     """What an algorithm and the client's memory change in a plain local training; by default nothing.
 
     correct: each gradient before clipping. after_step: each tensor after each step. trains: tensors for which it is
@@ -30,10 +30,10 @@ class Bend:
     trains: Callable[[str], bool] = everything
     wants_gradients: bool = False
     moments: Mapping[str, Tree] = field(default_factory=dict)
-    opening: int = 0
+    private_steps: int = 0
 
 
-PLAIN = Bend()
+PLAIN = LocalHooks()
 
 
 def no_change(part: str) -> float:
@@ -47,11 +47,11 @@ class Stepper:
     """Correct, clip, step, correct again, on the tensors that train."""
 
     def __init__(
-        self, flat: Flat, cfg: TrainConfig, bend: Bend, rate: Callable[[str], float] = no_change
+        self, flat: Flat, cfg: TrainConfig, hooks: LocalHooks, rate: Callable[[str], float] = no_change
     ) -> None:
         """rate: of a private part, in multiples of the learning rate."""
-        self.flat, self.bend, self.most = flat, bend, cfg.max_grad_norm
-        self.trained = {name: p for name, p in flat.parameters.items() if bend.trains(name)}
+        self.flat, self.hooks, self.most = flat, hooks, cfg.max_grad_norm
+        self.trained = {name: p for name, p in flat.parameters.items() if hooks.trains(name)}
         assert self.trained, "no tensor trains"
         self.keeps = cfg.optimizer_state == "keep"
         kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[cfg.optimizer]
@@ -63,7 +63,7 @@ class Stepper:
         if self.keeps:
             self._recall()
         self.steps = 0
-        self.total = [torch.zeros_like(g) for g in flat.gradients] if bend.wants_gradients else []
+        self.total = [torch.zeros_like(g) for g in flat.gradients] if hooks.wants_gradients else []
 
     def _leaves(self) -> list[tuple[str, list[Tensor]]]:
         """By part, what the optimiser moves: one kernel where every tensor is alike; a frozen one must not even
@@ -82,20 +82,20 @@ class Stepper:
         self.steps += 1
         for total, gradient in zip(self.total, self.flat.gradients, strict=False):  # no totals: not wanted
             total.add_(gradient)
-        if self.bend.correct:
+        if self.hooks.correct:
             for name, parameter in self.trained.items():
                 assert parameter.grad is not None, name
-                parameter.grad.copy_(self.bend.correct(name, parameter.detach(), parameter.grad))
+                parameter.grad.copy_(self.hooks.correct(name, parameter.detach(), parameter.grad))
         norm = self.flat.clip(self.most)
         self.optimizer.step()
-        if self.bend.after_step:
+        if self.hooks.after_step:
             for name, parameter in self.trained.items():
-                self.bend.after_step(name, parameter.detach())
+                self.hooks.after_step(name, parameter.detach())
         return norm
 
     def mean_gradient(self) -> Tree | None:
         """The mean over the steps of the raw gradient, of the tensors that train; None if it was not wanted."""
-        if not self.bend.wants_gradients:
+        if not self.hooks.wants_gradients:
             return None
         totals = self.flat.split(self.total)
         return {name: totals[name].cpu() / self.steps for name in self.trained}
@@ -106,11 +106,11 @@ class Stepper:
             return {}
         states = {name: self.optimizer.state[p] for name, p in self.trained.items()}
         now = {o: {n: s[t].to("cpu", copy=True) for n, s in states.items()} for o, t in MOMENTS.items()}
-        return {ours: {**self.bend.moments.get(ours, {}), **tree} for ours, tree in now.items()}
+        return {ours: {**self.hooks.moments.get(ours, {}), **tree} for ours, tree in now.items()}
 
     def _recall(self) -> None:
         for ours, torchs in MOMENTS.items():
-            for name, value in self.bend.moments.get(ours, {}).items():
+            for name, value in self.hooks.moments.get(ours, {}).items():
                 if name in self.trained:
                     p = self.trained[name]
                     self.optimizer.state[p][torchs] = value.to(p.device, copy=True)

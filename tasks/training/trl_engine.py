@@ -43,7 +43,7 @@ from tasks.tokens.cache import Cache
 from tasks.tokens.choice import check_certain
 from tasks.tokens.encode import key_of
 from tasks.training.loop import TrainReport, local_batches
-from tasks.training.stepper import PLAIN, Bend, Correct
+from tasks.training.stepper import PLAIN, Correct, LocalHooks
 
 IGNORED = -100  # torch's label of a token that is not learned
 NOT_METRICS = ("train_", "total_flos", "epoch", "step", "num_tokens")
@@ -61,13 +61,13 @@ def train(
     data_seed: int = 0,
     knobs: Mapping[str, Scalar] | None = None,
     cache: Cache | None = None,
-    bend: Bend = PLAIN,
+    hooks: LocalHooks = PLAIN,
     steps: int | None = None,
 ) -> TrainReport:
     """As tasks.training.loop.train, by SFTTrainer, DPOTrainer or KTOTrainer; `sums` stays empty.
 
     With a cache the reference's log-probabilities come from there, else TRL computes them in every step.
-    Of `bend`, TRL's trainers can do `correct`; client_app.site refuses the rest.
+    Of `hooks`, TRL's trainers can do `correct`; client_app.site refuses the rest.
     Raises ConfigError for what TRL cannot do, DataError without examples.
     """
     started = time.perf_counter()
@@ -90,7 +90,7 @@ def train(
         shared = {**_arguments(base, cfg), "output_dir": folder, "max_steps": steps, "seed": seed % 2**32}
         shared["per_device_train_batch_size"] = size
         trainer = _trainer(base, task, rows, shared, refs, knobs or {})
-        trainer.base, trainer.correct = base, bend.correct
+        trainer.base, trainer.correct = base, hooks.correct
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         metrics = _metrics(trainer.state.log_history[-1])

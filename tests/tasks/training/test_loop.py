@@ -24,7 +24,7 @@ from tasks.selector import Selector
 from tasks.sft import SFT
 from tasks.tokens.cache import Cache, reference_key
 from tasks.training.loop import _Look, local_batches, row_losses, train, weight
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 from tests import tiny
 
 CFG = TrainConfig(learning_rate=1e-2, local_steps=3, per_device_batch_size=4)
@@ -116,7 +116,7 @@ def test_accumulated_micro_batches_are_one_batch(base: Base, task, examples) -> 
 
     def keep(cfg: TrainConfig) -> Tree:
         tree: Tree = {}
-        options = {"bend": Bend(correct=lambda name, p, g: tree.setdefault(name, g.clone()))}
+        options = {"hooks": LocalHooks(correct=lambda name, p, g: tree.setdefault(name, g.clone()))}
         trained(base, task, examples, cfg, tiny.random_adapter(base), steps=1, **options)
         seen.append(tree)
         return tree
@@ -151,7 +151,7 @@ def test_correct_sees_every_tensor_before_clipping(base: Base) -> None:
         seen[name] = parameter.shape
         return torch.zeros_like(gradient)
 
-    got, report = trained(base, DPO(beta=0.1), PAIRS, start=start, bend=Bend(correct=nothing))
+    got, report = trained(base, DPO(beta=0.1), PAIRS, start=start, hooks=LocalHooks(correct=nothing))
     assert same(got, start)
     assert seen == {name: t.shape for name, t in start.items()}
     assert report.metrics["grad_norm"] == 0.0
@@ -162,8 +162,8 @@ def test_tensors_that_do_not_train_are_left_alone_and_out_of_the_report(base: Ba
     start = tiny.random_adapter(base)
     cfg = replace(CFG, optimizer="sgd", max_grad_norm=0.0, weight_decay=0.1)
     learns = lambda name: ".lora_B." in name  # noqa: E731
-    bend = Bend(trains=learns, wants_gradients=True)
-    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, steps=1, bend=bend)
+    hooks = LocalHooks(trains=learns, wants_gradients=True)
+    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, steps=1, hooks=hooks)
     assert all(p.requires_grad for p in base.flat.parameters.values()), "as before"
     whole, _ = trained(base, DPO(beta=0.1), PAIRS, cfg, start, steps=1)
     for name, value in got.items():
@@ -177,7 +177,7 @@ def test_the_mean_gradient_is_what_sgd_went_along(base: Base) -> None:
     """x - y = eta K g, whatever the micro-batches."""
     start = tiny.random_adapter(base)
     cfg = replace(CFG, optimizer="sgd", max_grad_norm=0.0, gradient_accumulation_steps=2)
-    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, bend=Bend(wants_gradients=True))
+    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, hooks=LocalHooks(wants_gradients=True))
     assert report.gradients is not None
     for name, gradient in report.gradients.items():
         torch.testing.assert_close((start[name] - got[name]) / (3 * 1e-2), gradient, rtol=1e-3, atol=1e-5)

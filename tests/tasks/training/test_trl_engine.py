@@ -22,7 +22,7 @@ from tasks.model.base import Base
 from tasks.sft import SFT
 from tasks.tokens.cache import Cache, reference_key
 from tasks.training import loop, trl_engine
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 from tests import tiny
 
 TASKS = {
@@ -87,7 +87,7 @@ def test_loss_and_gradient_are_those_of_our_engine(base, name):
             gradient[name] = grad.clone()
             return grad
 
-        report, _ = after(engine, base, TASKS[name], bend=Bend(correct=keep), steps=1)
+        report, _ = after(engine, base, TASKS[name], hooks=LocalHooks(correct=keep), steps=1)
         seen.append((report.metrics["loss"], gradient))
     (theirs, their_gradient), (ours, our_gradient) = seen
     assert theirs == pytest.approx(ours, rel=1e-5)
@@ -250,8 +250,8 @@ def test_the_seed_decides_the_rows(base):
 def test_correct_changes_the_step(base):
     """A gradient replaced by zero leaves the adapter where it was."""
     start = get_adapter(base)
-    bend = Bend(correct=lambda name, parameter, grad: torch.zeros_like(grad))
-    _, end = after(trl_engine, base, DPO(beta=0.1), bend=bend)
+    hooks = LocalHooks(correct=lambda name, parameter, grad: torch.zeros_like(grad))
+    _, end = after(trl_engine, base, DPO(beta=0.1), hooks=hooks)
     assert all(torch.equal(start[name], end[name]) for name in start)
 
 
