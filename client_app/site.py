@@ -325,9 +325,9 @@ class Site:
     def _with_parts(self, base: Base, memory: dict[str, Tree]) -> dict[str, Tree]:
         """The client's memory; private parts that it does not hold yet are at their start."""
         own = memory.get("own", {})
-        if base.personal.tensors.keys() <= own.keys():
+        if base.private_parts.tensors.keys() <= own.keys():
             return memory
-        return {**memory, "own": {**base.personal.start(self.config.run.seed, self.node.client), **own}}
+        return {**memory, "own": {**base.private_parts.start(self.config.run.seed, self.node.client), **own}}
 
     def _adapters(self, base: Base, order: Order, names: Iterable[str]) -> dict[str, Tree]:
         """Several adapters of an order, each whole."""

@@ -21,7 +21,11 @@ def completion_scores(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor
     that the client's own head gives each, (C,) float32, or None without one."""
     features, targets, counts, ends = _read(base, forks)
     logps, best = base.head.scores(features, targets)
-    return _sums(logps, counts), _sums(best, counts), None if ends is None else base.personal.rewards(ends)
+    return (
+        _sums(logps, counts),
+        _sums(best, counts),
+        None if ends is None else base.private_parts.rewards(ends),
+    )
 
 
 def choice_logits(base: Base, forks: Sequence[Fork]) -> Tensor:
@@ -85,18 +89,20 @@ def _read_together(
 ) -> tuple[Tensor, Tensor, tuple[int, ...], Tensor | None]:
     """_read of all forks in one pass. whole: the last tokens are read as well, so that the length is the sequence's."""
     if base.packed:
-        packed = pack(forks, ends=whole or base.personal.gives_rewards())
+        packed = pack(forks, ends=whole or base.private_parts.gives_rewards())
         hidden = hidden_states(base, packed)
-        ends = base.personal.mix(hidden[packed.ends.to(hidden.device)]) if packed.ends is not None else None
+        ends = (
+            base.private_parts.mix(hidden[packed.ends.to(hidden.device)]) if packed.ends is not None else None
+        )
         features = head_features(base, hidden, packed.rows)
-        return features, packed.targets, packed.counts, ends if base.personal.gives_rewards() else None
+        return features, packed.targets, packed.counts, ends if base.private_parts.gives_rewards() else None
     ids, mask, spans = padded(forks, filler=end_token(base.tokenizer))
     out = base.model(input_ids=ids.to(base.device), attention_mask=mask.to(base.device), use_cache=False)
     features = torch.cat([logits[span].float() for logits, span in zip(out.logits, spans, strict=True)])
     completions = [c for _, cs in forks for c in cs]
     targets = torch.tensor([token for c in completions for token in c])
-    states, ends = base.personal.states, None
-    if base.personal.gives_rewards():
+    states, ends = base.private_parts.states, None
+    if base.private_parts.gives_rewards():
         assert states is not None, "the model's head was passed by"
         ends = states[torch.arange(len(ids)), torch.tensor([span.stop for span in spans])]
     return features, targets, tuple(map(len, completions)), ends
@@ -104,7 +110,7 @@ def _read_together(
 
 def head_features(base: Base, hidden: Tensor, rows: Tensor) -> Tensor:
     """(R, channels): what the head reads for these rows, scaled as the model scales its logits."""
-    states = base.personal.mix(hidden[rows.to(hidden.device)])
+    states = base.private_parts.mix(hidden[rows.to(hidden.device)])
     return states if base.logit_scale == 1.0 else states * base.logit_scale
 
 

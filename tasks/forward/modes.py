@@ -16,7 +16,7 @@ from tasks.model.base import Base
 @contextmanager
 def reference(base: Base) -> Iterator[None]:
     """Inside, the model is the frozen base: adapters and private parts off, no gradient."""
-    with torch.no_grad(), base.model.disable_adapter(), base.personal.off():
+    with torch.no_grad(), base.model.disable_adapter(), base.private_parts.off():
         yield
 
 

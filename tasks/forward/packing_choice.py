@@ -160,7 +160,7 @@ def _packed_trial(trial: Trial, noise: float) -> str:
         return scale
     base.packed, base.head, base.logit_scale = (
         True,
-        Head(causal.get_output_embeddings(), base.personal),
+        Head(causal.get_output_embeddings(), base.private_parts),
         scale,
     )
     causal.set_attn_implementation(attention.NAME)

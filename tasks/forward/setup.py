@@ -27,7 +27,7 @@ from tasks.model.flat import Flat
 from tasks.model.head import Head
 from tasks.model.linear import use_onednn
 from tasks.model.merged_factors import Beside
-from tasks.model.private_parts import Personal
+from tasks.model.private_parts import PrivateParts
 from tasks.pretrained.loading import check_vocabulary, load_causal, load_tokenizer
 from tasks.pretrained.snapshot import check_folder, fetch
 
@@ -62,14 +62,14 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
         causal.gradient_checkpointing_enable({"use_reentrant": False})
     adapted = attach(causal, lora)
     weights = {_name(n): p for n, p in adapted.named_parameters() if p.requires_grad}
-    personal = _personal(causal, parts)
-    flat = Flat({**weights, **personal.tensors})
+    private = _private_parts(causal, parts)
+    flat = Flat({**weights, **private.tensors})
     numerics = f"{model.dtype}-{model.quantization}"
     layers = {
         name: adapted.get_submodule(name.split(".lora_A.")[0]) for name in weights if factors.is_a(name)
     }
     base = Base(
-        adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, personal, Beside(layers), lora.r,
+        adapted, tokenizer, fingerprint(folder, tokenizer), numerics, flat, private, Beside(layers), lora.r,
         Head(None), False,
     )  # fmt: skip
     choose_path(base)
@@ -77,7 +77,7 @@ def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> 
     parameters = sum(p.numel() for p in causal.parameters())
     log.info(
         "base model=%s fingerprint=%s parameters=%d lora=%d private=%d path=%s device=%s",
-        model.name, base.fingerprint[:12], parameters - count(weights), count(weights), count(personal.tensors),
+        model.name, base.fingerprint[:12], parameters - count(weights), count(weights), count(private.tensors),
         "packed" if base.packed else "padded", base.device,
     )  # fmt: skip
     return base
@@ -129,14 +129,14 @@ def _name(parameter: str) -> str:
     return parameter
 
 
-def _personal(causal: PreTrainedModel, parts: Parts) -> Personal:
+def _private_parts(causal: PreTrainedModel, parts: Parts) -> PrivateParts:
     head = causal.get_output_embeddings()
     if parts == NO_PARTS:
-        return Personal(parts, torch.empty(0, 0))
+        return PrivateParts(parts, torch.empty(0, 0))
     if head is None:
         raise ConfigError(
             f"{type(causal).__name__} has no vocabulary head for a client's own parts to stand before"
         )
-    personal = Personal(parts, head.weight)  # type: ignore[arg-type]  # typed as Tensor | Module
-    personal.join(head)
-    return personal
+    private = PrivateParts(parts, head.weight)  # type: ignore[arg-type]  # typed as Tensor | Module
+    private.join(head)
+    return private

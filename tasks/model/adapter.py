@@ -27,7 +27,7 @@ def get_adapter(base: Base) -> Tree:
 
 def get_private(base: Base) -> Tree:
     """The same of the client's own parts: what never leaves it."""
-    return _copied(base.personal.tensors)
+    return _copied(base.private_parts.tensors)
 
 
 def set_adapter(base: Base, tree: Mapping[str, Tensor], merged: Mapping[str, Tensor] | None = None) -> None:
@@ -43,7 +43,7 @@ def set_adapter(base: Base, tree: Mapping[str, Tensor], merged: Mapping[str, Ten
     places = _places(base, rank)
     same_layout(places, tree, where="adapter")
     base.beside.put(merged or {})
-    base.personal.put(private)
+    base.private_parts.put(private)
     with torch.no_grad():
         if rank < base.rank:
             for parameter in base.adapter.values():
@@ -61,7 +61,7 @@ def is_untouched(base: Base) -> bool:
     """Whether nothing was learned: every B is zero, nothing is merged or the client's own, so policy and reference are
     one function."""
     b = (p for name, p in base.adapter.items() if factors.is_b(name))
-    return not base.beside.factors and not base.personal.moves_policy() and not any(p.any() for p in b)
+    return not base.beside.factors and not base.private_parts.moves_policy() and not any(p.any() for p in b)
 
 
 def save_adapter(

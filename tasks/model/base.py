@@ -13,7 +13,7 @@ from core import factors
 from tasks.model.flat import Flat
 from tasks.model.head import Head
 from tasks.model.merged_factors import Beside
-from tasks.model.private_parts import Personal
+from tasks.model.private_parts import PrivateParts
 
 if TYPE_CHECKING:  # not before quantized.py has decided whether it finds bitsandbytes
     from peft import PeftModel
@@ -32,7 +32,7 @@ class Base:
     fingerprint: str
     numerics: str  # dtype and quantization: what cached numbers depend on besides the weights
     flat: Flat  # the adapter's weights and, under names of their own, the private parts', float32
-    personal: Personal  # what is the client's own behind the body; without parts it does nothing
+    private_parts: PrivateParts  # what is the client's own behind the body; without parts it does nothing
     beside: (
         Beside  # what rounds past have merged (lora.aggregation = fedex | flora); no part of the reference
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.model.linear import product
-from tasks.model.private_parts import Personal
+from tasks.model.private_parts import PrivateParts
 
 CHUNK_ROWS = 128
 CHUNK_ENTRIES = 8_000_000  # of logits: 32 MB, above which glibc's malloc gives memory back every time
@@ -23,7 +23,7 @@ class Head:
     """A frozen linear head and the client's change of it, or none: then `features` are logits already."""
 
     linear: nn.Linear | None
-    personal: Personal | None = None
+    private_parts: PrivateParts | None = None
 
     def logps(self, features: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of each target: features (R, F), targets (R,) -> (R,) float32, with gradient."""
@@ -58,7 +58,7 @@ class Head:
 
     def _change(self, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """s (R, r) and U (V, r) of the client's change, if there is one."""
-        change = self.personal.change(features) if self.personal and self.linear else None
+        change = self.private_parts.change(features) if self.private_parts and self.linear else None
         return change or (None, None)
 
     def chunks(

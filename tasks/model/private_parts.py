@@ -27,7 +27,7 @@ REWARD = f"{PRIVATE}reward.weight"  # (d,)
 DRAWN = (DOWN, RIGHT)  # begin at random, the others at zero
 
 
-class Personal:
+class PrivateParts:
     """The parts of the client whose turn it is; `put` brings in another's."""
 
     def __init__(self, parts: Parts, weight: Tensor) -> None:

@@ -178,7 +178,7 @@ def _choices(base: Base, task: Task, examples: Sequence[Example]) -> Metrics:
 def _scores(base: Base, examples: Sequence[Example], cache: Cache) -> Scores:
     known = reference_logps(base, examples, cache)
     frozen = [known[key_of(e)] for e in examples]
-    rewarded = base.personal.gives_rewards()
+    rewarded = base.private_parts.gives_rewards()
     logps, explicit = frozen, []
     if rewarded or not is_untouched(base):
         logps, explicit = _own(base, examples)

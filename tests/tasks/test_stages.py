@@ -39,7 +39,7 @@ def loaded(folder: str, parts: Parts = ALL) -> Base:
 
 
 def trained(base: Base, task, cfg: TrainConfig = CFG, start: Tree | None = None, **options):
-    set_adapter(base, {**(start or initial_adapter(base, 0)), **base.personal.start(0, 0)})
+    set_adapter(base, {**(start or initial_adapter(base, 0)), **base.private_parts.start(0, 0)})
     before = {**get_adapter(base), **get_private(base)}
     report = train(base, task, PAIRS, cfg, seed=1, **options)
     after = {**get_adapter(base), **get_private(base)}
@@ -110,7 +110,7 @@ def test_each_part_has_its_own_rate(folder: str) -> None:
     """One AdamW step moves an entry with a gradient by the rate."""
     task = PDPO(bottleneck_rate=2.0, head_rate=3.0, reward_rate=5.0)
     base = loaded(folder, task.adds)
-    set_adapter(base, {**initial_adapter(base, 0), **base.personal.start(0, 0)})
+    set_adapter(base, {**initial_adapter(base, 0), **base.private_parts.start(0, 0)})
     before = {**get_adapter(base), **get_private(base)}
     after, _, _ = trained(base, task, replace(CFG, local_steps=1))
     for name in ("private.bottleneck.up", "private.head.left", "private.reward.weight"):

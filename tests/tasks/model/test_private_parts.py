@@ -17,7 +17,7 @@ from tasks.model import head as head_module
 from tasks.model.adapter import get_adapter, get_private, is_untouched, set_adapter
 from tasks.model.base import Base
 from tasks.model.head import Head
-from tasks.model.private_parts import DOWN, GATE, LEFT, REWARD, RIGHT, UP, Personal
+from tasks.model.private_parts import DOWN, GATE, LEFT, REWARD, RIGHT, UP, PrivateParts
 from tasks.scoring.evaluate import exact_kl
 from tasks.scoring.generate import greedy
 from tests import tiny
@@ -41,7 +41,7 @@ def loaded(folders: dict[str, str], name: str, parts: Parts) -> Base:
 def moved(base: Base, seed: int = 0) -> Tree:
     """An adapter and private parts none of which is at its start."""
     rng = torch.Generator().manual_seed(seed + 1)
-    private = {n: torch.randn(t.shape, generator=rng) * 0.1 for n, t in base.personal.tensors.items()}
+    private = {n: torch.randn(t.shape, generator=rng) * 0.1 for n, t in base.private_parts.tensors.items()}
     return {**tiny.random_adapter(base, seed), **private}
 
 
@@ -73,7 +73,7 @@ def test_the_bottlenecks_vector() -> None:
     vector = FEDBISCUIT["fedpdpo_reconstruction"]["bottleneck"]
     given = {DOWN: torch.tensor(vector["W_down"]), UP: torch.tensor(vector["W_up"])}
     for mix, name in (("residual", "residual_out"), ("gate", "gate_half_out")):
-        own = Personal(Parts(mix, 2), torch.zeros(5, 4))  # type: ignore[arg-type]
+        own = PrivateParts(Parts(mix, 2), torch.zeros(5, 4))  # type: ignore[arg-type]
         own.put(given | ({GATE: torch.zeros(4)} if mix == "gate" else {}))
         assert own.mix(torch.tensor(vector["h"])).tolist() == pytest.approx(vector[name], abs=1e-6)
 
@@ -87,7 +87,7 @@ def test_the_fused_heads_gradients_are_autograds(
     monkeypatch.setattr(head_module, "CHUNK_ROWS", 4)
     rng = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(6, 9, bias=bias).requires_grad_(False)
-    own = Personal(parts, layer.weight)
+    own = PrivateParts(parts, layer.weight)
     own.put({n: torch.randn(t.shape, generator=rng) for n, t in own.tensors.items()})
     z, weights = torch.randn(11, 6, generator=rng), torch.randn(11, generator=rng)
     targets = torch.randint(0, 9, (11,), generator=rng)
@@ -116,7 +116,7 @@ def test_the_fused_heads_gradients_are_autograds(
 
 def test_a_few_logits_and_all_probabilities_are_changed_too() -> None:
     layer = torch.nn.Linear(6, 9, bias=False).requires_grad_(False)
-    own = Personal(Parts(head=True, rank=2), layer.weight)
+    own = PrivateParts(Parts(head=True, rank=2), layer.weight)
     own.put({n: torch.randn(t.shape) for n, t in own.tensors.items()})
     z = torch.randn(5, 6)
     want = layer(z) + z @ own.tensors[RIGHT].T @ own.tensors[LEFT].T
@@ -149,7 +149,7 @@ def test_packed_forks_and_padded_batches_are_the_formulas(name: str, parts: Part
     want = slowly(base, FORKS, leaves)
     sum(((v * weights).sum() for v in want), torch.zeros(())).backward()
     of_adapter = gradients()
-    own = torch.cat([leaves[n].grad.flatten() for n in base.personal.tensors])  # type: ignore[union-attr]
+    own = torch.cat([leaves[n].grad.flatten() for n in base.private_parts.tensors])  # type: ignore[union-attr]
     head = base.head
     try:
         for packed in (True, False):
@@ -172,8 +172,8 @@ def test_at_its_start_it_is_the_model_without_parts_to_the_bit(name: str, folder
     base = loaded(folders, name, Parts("gate", 8, True, 3))
     adapter = tiny.random_adapter(plain)
     set_adapter(plain, adapter)
-    set_adapter(base, {**adapter, **base.personal.start(0, 1)})
-    assert base.personal.tensors[DOWN].any()
+    set_adapter(base, {**adapter, **base.private_parts.start(0, 1)})
+    assert base.private_parts.tensors[DOWN].any()
     with torch.no_grad():
         assert torch.equal(completion_logps(base, FORKS), completion_logps(plain, FORKS))
         assert greedy(base, (1, 5, 6)) == greedy(plain, (1, 5, 6))
@@ -226,8 +226,8 @@ def test_kl_is_from_the_frozen_head_to_the_clients(folders) -> None:
 
 def test_what_is_generated_is_the_clients_own(folders) -> None:
     base = loaded(folders, "llama", Parts(head=True, rank=1))
-    start = base.personal.start(0, 0)
-    push = torch.zeros(base.personal.tensors[LEFT].shape)
+    start = base.private_parts.start(0, 0)
+    push = torch.zeros(base.private_parts.tensors[LEFT].shape)
     push[20] = 1e4  # either always or never this token, as V z is above or below zero
     said = []
     for sign in (1.0, -1.0):
@@ -253,21 +253,21 @@ def test_clients_take_turns_and_leave_nothing_behind(folders) -> None:
 def test_only_what_moves_the_policy_touches_it(folders) -> None:
     base = loaded(folders, "llama", ALL)
     lora = {n: torch.zeros_like(t) for n, t in get_adapter(base).items()}
-    start = base.personal.start(0, 0)
+    start = base.private_parts.start(0, 0)
     set_adapter(base, {**lora, **start, REWARD: torch.ones(32), GATE: torch.ones(32)})
     assert is_untouched(base)
     with torch.no_grad():
-        assert base.personal.gives_rewards()
+        assert base.private_parts.gives_rewards()
     for name in (UP, LEFT):
         set_adapter(base, {**lora, **start, name: start[name] + 1})
         assert not is_untouched(base)
-        assert base.personal.gives_rewards(), "it may learn"
+        assert base.private_parts.gives_rewards(), "it may learn"
         with torch.no_grad():
-            assert not base.personal.gives_rewards()
+            assert not base.private_parts.gives_rewards()
 
 
 def test_the_start_is_the_clients_and_the_seeds() -> None:
-    own = Personal(ALL, torch.zeros(9, 32))
+    own = PrivateParts(ALL, torch.zeros(9, 32))
     one = own.start(1, 0)
     assert {n for n, t in one.items() if t.any()} == {DOWN, RIGHT}
     assert one[DOWN].abs().max() <= 32**-0.5
@@ -275,7 +275,7 @@ def test_the_start_is_the_clients_and_the_seeds() -> None:
     assert not torch.equal(own.start(2, 0)[DOWN], one[DOWN])
     assert not torch.equal(own.start(1, 1)[DOWN], one[DOWN])
     assert {
-        n: tuple(t.shape) for n, t in Personal(Parts("residual"), torch.zeros(9, 512)).tensors.items()
+        n: tuple(t.shape) for n, t in PrivateParts(Parts("residual"), torch.zeros(9, 512)).tensors.items()
     } == {
         DOWN: (32, 512),
         UP: (512, 32),
