@@ -106,7 +106,7 @@ def leaks(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
         sample = probe.make_probe(base, base.causal.config.get_text_config().to_dict())
         computed = probe.token_logps(base, sample.forks)
         alone = [probe.token_logps(base, [sequence])[0] for sequence in sample.sequences]
-        noise = max(packing_choice.FLOOR, probe.typical(probe.rows_of(computed, sample.lone), alone))
+        noise = max(packing_choice.FLOOR, probe.rms_difference(probe.rows_of(computed, sample.lone), alone))
         leak = leak_of(base, sample)
         limit = packing_choice.LEAK * packing_choice.FLOOR  # of dense models, whose rows are computed apart
         out.append(Row(f"leak between rows, {name} {dtype}", f"{leak:.1e} nats", leak <= limit))
@@ -115,10 +115,10 @@ def leaks(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
                 planted = leak_of(base, sample)
             figure = f"{planted:.1e} nats, {planted / limit:.0f} times the threshold"
             out.append(Row(f"a planted leak, {name} {dtype}", figure, planted >= 100 * limit))
-        repeated, rest = packing_choice.rest_errors(base, sample.forks)
+        repeated, rest = packing_choice.untrained_errors(base, sample.forks)
         figure = f"{rest:.1e} nats from the reference, {repeated:.1e} from itself; batched against alone {noise:.1e}"
         passed = (
-            rest <= max(packing_choice.REST * noise, packing_choice.FLOOR)
+            rest <= max(packing_choice.UNTRAINED * noise, packing_choice.FLOOR)
             and repeated <= packing_choice.LEAK * noise
         )
         out.append(Row(f"policy at rest in training, {name} {dtype}", figure, passed))
@@ -137,7 +137,7 @@ def fresh_bases(device: str, dtype: str, size: Size) -> Iterator[tuple[Base, str
 def leak_of(base: Base, sample: probe.Probe) -> float:
     """The largest change, in nats, of a row whose own tokens are the same."""
     computed, changed = (probe.token_logps(base, forks) for forks in (sample.forks, sample.changed))
-    return probe.largest(probe.rows_of(computed, sample.still), probe.rows_of(changed, sample.still))
+    return probe.max_difference(probe.rows_of(computed, sample.still), probe.rows_of(changed, sample.still))
 
 
 @contextmanager

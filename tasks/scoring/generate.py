@@ -141,7 +141,7 @@ def _continued(
 def _prompt_cache(base: Base, prompt: Tensor) -> DynamicCache | None:
     """Keys and values of all of the prompt but its last token; None where a model keeps more than those, or where a
     token's depend on the length of the sequence: then every answer reads the prompt by itself."""
-    if base.alone_above is not None and prompt.shape[1] > base.alone_above:
+    if base.unbatched_above is not None and prompt.shape[1] > base.unbatched_above:
         return None
     read = base.causal.generate(  # type: ignore[operator]  # transformers types it as a module attribute
         input_ids=prompt[:, :-1],

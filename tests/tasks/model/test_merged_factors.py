@@ -63,12 +63,12 @@ def with_weights_moved(base: Base, merged: Tree) -> torch.Tensor:
     """The scores with the product written into the weights, as nobody does."""
     kept = {}
     for name, (left, right) in modules(merged).items():
-        weight = base.beside.layers[name].base_layer.weight  # type: ignore[union-attr]
+        weight = base.merged.layers[name].base_layer.weight  # type: ignore[union-attr]
         kept[name] = weight.data.clone()
         weight.data += left @ right
     out = scores(base)
     for name, weight in kept.items():
-        base.beside.layers[name].base_layer.weight.data = weight  # type: ignore[union-attr]
+        base.merged.layers[name].base_layer.weight.data = weight  # type: ignore[union-attr]
     return out
 
 
@@ -102,7 +102,7 @@ def test_it_goes_when_it_is_taken_away_and_leaves_nothing(base: Base) -> None:
     assert base.model is model
     set_adapter(base, x)
     assert scores(base).equal(plain)
-    assert not any(layer._forward_hooks for layer in base.beside.layers.values())
+    assert not any(layer._forward_hooks for layer in base.merged.layers.values())
     with pytest.raises(TreeMismatch, match=r"merged: no adapted layer has 'nowhere\.lora_A"):
         set_adapter(
             base, x, {"nowhere.lora_A.weight": torch.ones(1, 3), "nowhere.lora_B.weight": torch.ones(3, 1)}
@@ -177,4 +177,4 @@ def test_a_smaller_rank_in_a_larger_base_trains_as_that_rank(folder: Path, engin
     whole = initial_adapter(large, 0)
     set_adapter(large, whole)
     assert all(t.equal(whole[n]) for n, t in get_adapter(large).items())
-    assert next(iter(large.beside.layers.values())).scaling == {"default": 1.5}
+    assert next(iter(large.merged.layers.values())).scaling == {"default": 1.5}
