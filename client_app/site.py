@@ -286,7 +286,7 @@ class Site:
         typed = data.partitioner == "natural" and not (data.flipped_clients and (kind or 0) % 2)
         encoder = Encoder(base.tokenizer, data.prompt_format, self.config.train.max_length)
         client = self.node.client if typed else None
-        return truth.answered(base, encoder, source, seed=self.config.run.seed, client=client)
+        return truth.grade_model(base, encoder, source, seed=self.config.run.seed, client=client)
 
     def _heldout(self) -> list[Row]:
         heldout, most = self.rows().heldout, self.config.eval.max_rows
