@@ -46,13 +46,14 @@ def main() -> None:
     parser.add_argument("--defences", nargs="+", default=list(DEFENCES), choices=list(DEFENCES))
     args = parser.parse_args()
     try:
-        table(args.seeds, args.attacks, args.defences, dict(read(word) for word in args.settings))
+        table(args.seeds, args.attacks, args.defences, dict(read_setting(text) for text in args.settings))
     except AccordError as error:
         raise SystemExit(f"poisoning.py: {error}") from error
 
 
-def read(word: str) -> tuple[str, bool | int | float | str]:
-    key, _, value = word.partition("=")
+def read_setting(text: str) -> tuple[str, bool | int | float | str]:
+    """Parse KEY=VALUE, with a JSON value or a string."""
+    key, _, value = text.partition("=")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:

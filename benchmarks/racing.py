@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.options import options
-from benchmarks.poisoning import Keys, read
+from benchmarks.poisoning import Keys, read_setting
 from client_app.site import Node, Site
 from core.config import parse
 from core.sections import Config
@@ -42,7 +42,11 @@ def main() -> None:
     print("| seed | z | rows x adapters | CPU | same groups | clients of their own type |")
     print("|---|---|---|---|---|---|")
     for seed in args.seeds:
-        measure({**WORLD, **dict(read(word) for word in args.settings), "run.seed": seed}, seed, args.races)
+        measure(
+            {**WORLD, **dict(read_setting(text) for text in args.settings), "run.seed": seed},
+            seed,
+            args.races,
+        )
 
 
 def measure(keys: Keys, seed: int, races: Sequence[float]) -> None:

@@ -54,14 +54,14 @@ SHAPE = {
 }
 
 
-def tokenizer(more: Collection[str] = ()) -> Tokenizer:
-    """A unigram tokenizer: whole words of the language and `more`, else ASCII characters, else UTF-8 bytes.
+def tokenizer(extra_words: Collection[str] = ()) -> Tokenizer:
+    """A unigram tokenizer: whole words of the language and `extra_words`, else ASCII characters, else UTF-8 bytes.
 
     It encodes any text. Words have a higher score than characters, so that a word of the vocabulary is never split.
     """
     space = "\N{LOWER ONE EIGHTH BLOCK}"
     characters = [space, "\n", *(chr(code) for code in range(33, 127))]
-    whole_words = sorted({word for word in vocabulary() if len(word) > 1}.union(more))
+    whole_words = sorted({word for word in vocabulary() if len(word) > 1}.union(extra_words))
     pieces = [(token, 0.0) for token in SPECIAL]
     pieces += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
     pieces += [(character, -10.0) for character in characters] + [(word, -1.0) for word in whole_words]

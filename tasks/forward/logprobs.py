@@ -76,7 +76,7 @@ def _read(base: Base, forks: Sequence[Fork]) -> tuple[Tensor, Tensor, tuple[int,
     """predictions, and the states (C, channels) that the client's reward head reads; None without a reward head."""
     if not _runs_unbatched(base, forks):
         return _read_together(base, forks)
-    passes = [_read_together(base, [(prompt, (c,))], whole=True) for prompt, cs in forks for c in cs]
+    passes = [_read_together(base, [(prompt, (c,))], with_ends=True) for prompt, cs in forks for c in cs]
     features, targets, counts, ends = zip(*passes, strict=True)
     states = [end for end in ends if end is not None]
     return torch.cat(features), torch.cat(targets), sum(counts, ()), torch.cat(states) if states else None
@@ -90,11 +90,11 @@ def _runs_unbatched(base: Base, forks: Sequence[Fork]) -> bool:
 
 
 def _read_together(
-    base: Base, forks: Sequence[Fork], *, whole: bool = False
+    base: Base, forks: Sequence[Fork], *, with_ends: bool = False
 ) -> tuple[Tensor, Tensor, tuple[int, ...], Tensor | None]:
-    """_read of all forks in one pass. whole: run last tokens as well, so that the pass has the sequence's length."""
+    """_read of all forks in one pass. with_ends: also run last tokens, so that the pass has the sequence's length."""
     if base.packed:
-        packed = pack(forks, ends=whole or base.private_parts.gives_rewards())
+        packed = pack(forks, ends=with_ends or base.private_parts.gives_rewards())
         hidden = hidden_states(base, packed)
         ends = (
             base.private_parts.mix(hidden[packed.ends.to(hidden.device)]) if packed.ends is not None else None

@@ -67,10 +67,10 @@ class Flat:
 
     def split(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Views of flat tensors that are laid out as `weights`, by name and in the shape of each parameter."""
-        rest = dict(zip(self.weights, flats, strict=True))
+        remaining = dict(zip(self.weights, flats, strict=True))
         out: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            flat = rest[self.blocks[name]]
+            flat = remaining[self.blocks[name]]
             out[name] = flat[: parameter.numel()].view_as(parameter)
-            rest[self.blocks[name]] = flat[parameter.numel() :]
+            remaining[self.blocks[name]] = flat[parameter.numel() :]
         return out

@@ -60,7 +60,7 @@ def choose_targets(causal: PreTrainedModel, names: Sequence[str], value: str) ->
     return Targets(
         tuple(name for name in parts.modules if name in linear),
         tuple(name for name in parts.experts if name in experts),
-        parts.rest_of_experts(experts),
+        parts.note_on_experts(experts),
     )
 
 
@@ -171,13 +171,13 @@ class Parts:
         short = dict.fromkeys(name.rsplit(".", 1)[-1] for name in self.usual)
         return [*short, *dict.fromkeys(_short(name) for name in self.experts)]
 
-    def rest_of_experts(self, chosen: set[str]) -> str:
+    def note_on_experts(self, chosen: set[str]) -> str:
         """One line on fused experts that are not adapted; "" for none."""
-        rest = [name for name in self.experts if name not in chosen]
-        if not rest:
+        omitted = [name for name in self.experts if name not in chosen]
+        if not omitted:
             return ""
-        size = sum(prod(self.experts[name].shape) for name in rest)
-        names = ",".join(dict.fromkeys(_short(name) for name in rest))
+        size = sum(prod(self.experts[name].shape) for name in omitted)
+        names = ",".join(dict.fromkeys(_short(name) for name in omitted))
         return (
             f"{size:,} weights of fused experts are not adapted; {KEY} = '{ALL},{names}' would adapt them "
             "(with larger updates, and a modified copy of each layer's experts in memory during training)"

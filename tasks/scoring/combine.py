@@ -55,8 +55,8 @@ def _ridge_logistic(x: Tensor) -> Tensor:
     """(a, b) for scaled margins (N, 2), by Newton's method from (1, 1)."""
     w = prior = torch.ones(2, dtype=torch.float64)
     for _ in range(NEWTON_STEPS):
-        wrong = torch.sigmoid(-(x @ w))
-        gradient = RIDGE * (w - prior) - x.T @ wrong
-        curvature = RIDGE * torch.eye(2, dtype=torch.float64) + (x.T * (wrong * (1 - wrong))) @ x
+        error = torch.sigmoid(-(x @ w))
+        gradient = RIDGE * (w - prior) - x.T @ error
+        curvature = RIDGE * torch.eye(2, dtype=torch.float64) + (x.T * (error * (1 - error))) @ x
         w = w - torch.linalg.solve(curvature, gradient)
     return w

@@ -90,9 +90,9 @@ def train(
     rows = [examples[row] for micro in batches for batch in micro for row in batch]
     refs = reference_logps(base, rows, cache) if cache and task.needs_reference else None
     with _undisturbed(base), tempfile.TemporaryDirectory() as folder:
-        shared = {**_arguments(base, cfg), "output_dir": folder, "max_steps": steps, "seed": seed % 2**32}
-        shared["per_device_train_batch_size"] = size
-        trainer = _trainer(base, task, rows, shared, refs, knobs or {})
+        arguments = {**_arguments(base, cfg), "output_dir": folder, "max_steps": steps, "seed": seed % 2**32}
+        arguments["per_device_train_batch_size"] = size
+        trainer = _trainer(base, task, rows, arguments, refs, knobs or {})
         trainer.base, trainer.correct = base, hooks.correct
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -183,7 +183,7 @@ def _trainer(
     base: Base,
     task: Task,
     rows: Sequence[Example],
-    shared: dict[str, Any],  # Any: fields of TrainingArguments
+    arguments: dict[str, Any],  # Any: fields of TrainingArguments
     refs: References | None,
     knobs: Mapping[str, Scalar],
 ) -> _OnTokens:
@@ -191,14 +191,16 @@ def _trainer(
     weights_before = [(parameter, parameter.data) for parameter in base.flat.parameters.values()]
     common = {"model": base.model, "processing_class": base.tokenizer}
     if isinstance(task, SFT):
-        return _SFTOnTokens(**common, args=SFTConfig(**shared), train_dataset=Dataset.from_dict(_sft(rows)))
+        return _SFTOnTokens(
+            **common, args=SFTConfig(**arguments), train_dataset=Dataset.from_dict(_sft(rows))
+        )
     if isinstance(task, DPO):
-        config = DPOConfig(**shared, beta=task.beta, loss_type=[task.loss_type])
+        config = DPOConfig(**arguments, beta=task.beta, loss_type=[task.loss_type])
         trainer = _DPOOnTokens(**common, args=config, train_dataset=Dataset.from_dict(_dpo(rows, refs)))
     else:
         assert isinstance(task, KTO), task
         config = KTOConfig(
-            **shared,
+            **arguments,
             beta=task.beta,
             desirable_weight=_weight(task.desirable_weight, knobs, "desirable-weight"),
             undesirable_weight=_weight(task.undesirable_weight, knobs, "undesirable-weight"),
