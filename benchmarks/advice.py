@@ -1,14 +1,14 @@
-"""Is the advice right? `accord advise` on planted worlds: what it says, and what measured best.
+"""Compare the advice of `accord advise` on planted worlds with the option that measured best.
 
     python -m benchmarks.advice [KEY=VALUE ...] --worlds shared clustered individual --seeds 1 2 3
 
-shared: one type of client. clustered: two types that want opposite things, six clients of each with few rows.
-individual: four types and two clients of each, with many rows. Eight rounds each. Printed for each world and seed: the
-advice, the mean accuracy of the option it means, the option of the highest mean, how much that is above the advised one
-with its interval over clients, and the adjusted Rand index of the map's clusters with the planted types. The advice is
-"best" if both are the same option, "as good" if the difference is not shown. It cannot be worse by the very numbers it
-was made from, so each world ends with what the advice of each seed is worth on the other seeds: the advised option's
-mean there, and the highest. Folders are kept where --keep says.
+shared: one type of client. clustered: two types with opposite preferences, six clients of each, with few rows.
+individual: four types, two clients of each, with many rows. All have eight rounds. For each world and seed it prints
+the advice, the mean accuracy of the advised option, the option with the highest mean, its gain over the advised one
+with an interval over clients, and the adjusted Rand index of the map's clusters and the planted types. The advice is
+"best" if both options are the same, and "as good" if the difference is not significant. Since the advice is based on
+these very numbers, each world ends with the value of each seed's advice on the other seeds: the mean of the advised
+option there, and the highest mean. --keep keeps the folders.
 """
 
 import json
@@ -45,49 +45,51 @@ def main() -> None:
     args = parser.parse_args()
     print(HEAD)
     for world in args.worlds:
-        given: dict[int, Json] = {}
+        by_seed: dict[int, Json] = {}
         for seed in args.seeds:
-            given[seed] = advised([f"run.seed={seed}", *BUDGET, *WORLDS[world], *args.words], args.keep)
-            print(line(world, seed, given[seed]), flush=True)
-        if len(given) > 1:
-            print("\n".join(elsewhere(given)), flush=True)
+            by_seed[seed] = advised([f"run.seed={seed}", *BUDGET, *WORLDS[world], *args.settings], args.keep)
+            print(line(world, seed, by_seed[seed]), flush=True)
+        if len(by_seed) > 1:
+            print("\n".join(elsewhere(by_seed)), flush=True)
 
 
-def advised(words: list[str], keep: Path | None) -> Json:
-    """advice.json of one `accord advise` in a process of its own."""
+def advised(settings: list[str], keep: Path | None) -> Json:
+    """Run one `accord advise` in a new process and read its advice.json."""
     with tempfile.TemporaryDirectory() as scratch:
         parent = Path(tempfile.mkdtemp(prefix="advice-", dir=keep)) if keep else Path(scratch)
-        command = [sys.executable, str(ROOT / "accord"), "advise", *words, f"run.dir={parent}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        command = [sys.executable, str(ROOT / "accord"), "advise", *settings, f"run.dir={parent}"]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{process.stdout}{process.stderr}")
         (folder,) = parent.iterdir()
         return json.loads((folder / "advice.json").read_text())
 
 
-def line(world: str, seed: int, found: Json) -> str:
-    """One advice against the option of the highest mean, the simpler one on a tie."""
-    scores = {name: {int(c): v for c, v in one["clients"].items()} for name, one in found["options"].items()}
-    option = found["option"]
+def line(world: str, seed: int, advice: Json) -> str:
+    """One line: the advice, and the option with the highest mean, on a tie the simplest one."""
+    scores = {
+        name: {int(c): v for c, v in result["clients"].items()} for name, result in advice["options"].items()
+    }
+    option = advice["option"]
     best = max(ORDER, key=lambda name: (mean(scores[name]), -ORDER.index(name)))
     above = gain(scores[option], scores[best], seed=seed)
     judged = "best" if best == option else "worse" if is_significant(above) else "as good"
-    rand = found.get("adjusted_rand")
+    rand = advice.get("adjusted_rand")
     return (
-        f"{world:<12}{seed:>5}  {found['word']:<22}{percent(mean(scores[option])):>10}  {best:<10}"
+        f"{world:<12}{seed:>5}  {advice['word']:<22}{percent(mean(scores[option])):>10}  {best:<10}"
         f"{percent(mean(scores[best])):>8}{interval(above):>17}{judged:>10}"
         f"{ABSENT if rand is None else f'{rand:.2f}':>7}"
     )
 
 
-def elsewhere(given: dict[int, Json]) -> Iterator[str]:
-    """For each seed, its advice on the others, which are other rows, other clients and other starts."""
-    for seed, found in given.items():
-        others = [one for s, one in given.items() if s != seed]
-        means = {name: fmean(mean(one["options"][name]["clients"]) for one in others) for name in ORDER}
+def elsewhere(by_seed: dict[int, Json]) -> Iterator[str]:
+    """For each seed, the value of its advice on the other seeds, which have other rows, clients and initial weights."""
+    for seed, advice in by_seed.items():
+        rest = [result for s, result in by_seed.items() if s != seed]
+        means = {name: fmean(mean(result["options"][name]["clients"]) for result in rest) for name in ORDER}
         best = max(ORDER, key=lambda name: (means[name], -ORDER.index(name)))
         yield (
-            f"{'':<12}{seed:>5}  on the other seeds: {found['option']} {percent(means[found['option']])}, "
+            f"{'':<12}{seed:>5}  on the other seeds: {advice['option']} {percent(means[advice['option']])}, "
             f"highest {best} {percent(means[best])}"
         )
 

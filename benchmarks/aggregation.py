@@ -1,9 +1,9 @@
-"""The server's half of a round: N adapters of 4.2 M float32 numbers become one, against flwr's own aggregation.
+"""Time the aggregation of N adapters of 4.2 M float32 numbers, compared with flwr's own.
 
-Each side and size runs in a process of its own, sides taking turns; ours takes replies as the round loop does
-(decode, check, fold), flwr's `aggregate_arrayrecords` takes the list of replies that its strategies hold.
-glibc hands out an array of 128 KiB or more as fresh pages, which cost more than its numbers, until the process has
-freed a larger one: "fresh" holds that threshold, "raised" sets it where it ends after large frees.
+Each side and size runs in a separate process, and sides take turns. Accord takes replies as its round loop does
+(decode, check, fold); flwr's `aggregate_arrayrecords` takes the list of replies that its strategies hold.
+glibc allocates arrays of 128 KiB or more in fresh pages, which takes longer than computing with them, until the process
+has freed a larger array: "fresh" fixes that threshold, "raised" sets it to the value after large frees.
 """
 
 import argparse
@@ -47,18 +47,18 @@ def main() -> None:
 
 
 def compare(allocator: str, clients: int, repeats: int, threads: int) -> None:
-    """Print the medians of all sides, which take turns."""
+    """Run all sides in turn and print their medians."""
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side in SIDES:
             runs[side].append(child(side, clients, threads, allocator))
     assert abs(runs["accord"][0]["sample"] - runs["flwr"][0]["sample"]) < 1e-6, "the sides disagree"
-    middle = {
+    medians = {
         side: {key: statistics.median(r[key] for r in runs[side]) for key in ("cpu", "wall", "memory")}
         for side in SIDES
     }
-    for side, m in middle.items():
-        times = f"{m['cpu']:.0f} | {m['wall']:.0f} | {middle['flwr']['cpu'] / m['cpu']:.1f}"
+    for side, m in medians.items():
+        times = f"{m['cpu']:.0f} | {m['wall']:.0f} | {medians['flwr']['cpu'] / m['cpu']:.1f}"
         print(f"| {allocator} | {clients} | {side} | {times} | {m['memory']:.1f} |", flush=True)
 
 
@@ -72,21 +72,21 @@ def child(side: str, clients: int, threads: int, allocator: str) -> dict[str, An
 
 
 def measure(side: str, clients: int, threads: int) -> dict[str, Any]:
-    """CPU and wall milliseconds of the aggregation alone, and peak memory over what the process had before."""
+    """CPU and wall milliseconds of the aggregation, and peak memory above that of the process before."""
     import torch
 
     torch.set_num_threads(threads)
-    act = {"flwr": flwrs, "flwr-flat": flwrs_flat, "accord": ours}[side]
-    act(2)  # imports, and torch's and numpy's first calls
+    aggregate = {"flwr": flwrs, "flwr-flat": flwrs_flat, "accord": ours}[side]
+    aggregate(2)  # warm up: imports, and first calls of torch and numpy
     before = rss_mb()
     reset_peak()
-    cpu, wall, sample = act(clients)
+    cpu, wall, sample = aggregate(clients)
     memory = (peak_mb() - before) / (NUMBERS * 4 / 1e6)
     return {"cpu": cpu * 1e3, "wall": wall * 1e3, "memory": memory, "sample": sample}
 
 
 class Clock:
-    """CPU and wall time between start and stop, added up."""
+    """Accumulates CPU and wall time spent inside the context."""
 
     def __init__(self) -> None:
         self.cpu = self.wall = 0.0
@@ -109,16 +109,16 @@ def payload(numbers: int) -> bytes:
 
 
 def array(data: bytes, shape: tuple[int, ...], client: int) -> Any:  # flwr's Array
-    """The payload with the client in its last entry: as cheap as can be, since making replies is not measured."""
+    """The payload with its last entry set by client; cheap, since making replies is not measured."""
     from flwr.app import Array
 
-    own = bytearray(data)
-    own[-4:] = struct.pack("<f", client / 100)
-    return Array(dtype="float32", shape=shape, stype="numpy.ndarray", data=bytes(own))
+    content = bytearray(data)
+    content[-4:] = struct.pack("<f", client / 100)
+    return Array(dtype="float32", shape=shape, stype="numpy.ndarray", data=bytes(content))
 
 
 def ours(clients: int) -> tuple[float, float, float]:
-    """As the round loop does it: one reply at a time, in order, nothing kept."""
+    """Aggregate as the round loop does: one reply at a time, in order, without storing them."""
     import torch
     from flwr.app import ArrayRecord
 
@@ -145,7 +145,7 @@ def ours(clients: int) -> tuple[float, float, float]:
 
 
 def flwrs(clients: int, tensors: int = TENSORS) -> tuple[float, float, float]:
-    """`aggregate_arrayrecords` on all replies, as flwr's FedAvg calls it."""
+    """Call `aggregate_arrayrecords` on all replies, as flwr's FedAvg does."""
     from flwr.app import ArrayRecord, MetricRecord, RecordDict
     from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
@@ -160,7 +160,7 @@ def flwrs(clients: int, tensors: int = TENSORS) -> tuple[float, float, float]:
 
 
 def flwrs_flat(clients: int) -> tuple[float, float, float]:
-    """The same with the adapter as one array, for the part of the gain that is the layout's."""
+    """As flwrs, with the adapter as one array, to show how much of the gain is due to the layout."""
     return flwrs(clients, tensors=1)
 
 

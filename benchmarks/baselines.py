@@ -1,9 +1,9 @@
-"""Does federating help? FedAvg, each client alone, and all rows in one place, over seeds, on the toy world.
+"""Compare FedAvg with local training and with all rows in one place, over several seeds, on the toy world.
 
     python -m benchmarks.baselines --seeds 1 2 3 [KEY=VALUE ...]
 
-Every cell is one `accord run` (8 simulated clients, the same steps per client and round); what is printed are
-held-out preference accuracies of the last round, per seed and with a 95 % interval of the mean over seeds (t).
+Every cell is one `accord run` (8 simulated clients, the same steps per client and round). It prints held-out preference
+accuracies of the last round, per seed and with a 95 % interval of the mean over seeds (t).
 """
 
 import statistics
@@ -29,7 +29,7 @@ def main() -> None:
     rows: dict[str, list[float]] = {}
     for seed in args.seeds:
         for strategy in args.strategies:
-            first, last = scores(seed, strategy, args.words)
+            first, last = scores(seed, strategy, args.settings)
             if strategy == args.strategies[0]:
                 rows.setdefault("base | logps/accuracies", []).append(first["logps/accuracies"])
                 rows.setdefault("longer answer wins", []).append(first["length/accuracies"])
@@ -44,19 +44,19 @@ def main() -> None:
         print(f"{name:<36}" + "".join(f"{100 * v:9.1f}" for v in values) + interval(values))
 
 
-def scores(seed: int, strategy: str, words: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+def scores(seed: int, strategy: str, settings: list[str]) -> tuple[dict[str, float], dict[str, float]]:
     """The federation's mean scores before training and after the last round."""
-    run = federation([f"run.seed={seed}", f"strategy.name={strategy}", "eval.every=0", *words])
+    run = federation([f"run.seed={seed}", f"strategy.name={strategy}", "eval.every=0", *settings])
     return run.records[0].eval.mean, run.records[-1].eval.mean
 
 
-def federation(words: list[str]) -> Run:
-    """One `accord run` in a process of its own, to its end."""
+def federation(settings: list[str]) -> Run:
+    """Run one `accord run` in a new process and read its results."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "accord"), "run", *words, f"run.dir={folder}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        command = [sys.executable, str(ROOT / "accord"), "run", *settings, f"run.dir={folder}"]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{process.stdout}{process.stderr}")
         (path,) = Path(folder).iterdir()
         return read_run(path)
 

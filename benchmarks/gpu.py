@@ -1,9 +1,9 @@
-"""Run every check that needs a GPU, and print one table: `make gpu`, or without make `python3 -m benchmarks.gpu`.
+"""Run every check that needs a GPU and print one table: `make gpu`, or without make `python3 -m benchmarks.gpu`.
 
-    make gpu-wheels                                     # where there is a registry: into dist/gpu-wheels
-    python3 -m benchmarks.gpu --wheels dist/gpu-wheels  # on the machine with the GPU: Python, torch and nothing else
+    make gpu-wheels                                     # with a package registry: fills dist/gpu-wheels
+    python3 -m benchmarks.gpu --wheels dist/gpu-wheels  # on the machine with the GPU, which needs only Python and torch
 
-The wheels are unpacked into a temporary folder that comes first on the path; nothing is installed, and Flower and Ray
+The wheels are unpacked into a temporary folder that comes first on the path. Nothing is installed, and Flower and Ray
 are not needed. --device cpu --quick runs the same checks on tiny shapes.
 """
 
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # torch and transformers may be in the wheels
+if TYPE_CHECKING:  # it imports torch and transformers, which may be in the wheels
     from benchmarks.gpu_models import Row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def main() -> None:
         raise SystemExit(
             with_wheels(
                 args.wheels,
-                [word for word in sys.argv[1:] if word != "--wheels" and word != str(args.wheels)],
+                [arg for arg in sys.argv[1:] if arg != "--wheels" and arg != str(args.wheels)],
             )
         )
     table: list[str] = []
@@ -52,12 +52,12 @@ def main() -> None:
     raise SystemExit(1 if failed else 0)
 
 
-def with_wheels(folder: Path, words: list[str]) -> int:
-    """This script again, in a process that finds the packages of these wheels before the machine's own."""
+def with_wheels(folder: Path, arguments: list[str]) -> int:
+    """Run this script in a new process that imports packages from these wheels first."""
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
         print(
-            f"gpu.py: no wheels in {folder}; make them with `make gpu-wheels` where there is a registry",
+            f"gpu.py: no wheels in {folder}; make them with `make gpu-wheels` on a machine with a package registry",
             file=sys.stderr,
         )
         return 2
@@ -67,18 +67,20 @@ def with_wheels(folder: Path, words: list[str]) -> int:
                 archive.extractall(site)
         path = os.pathsep.join([site, str(ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])])
         env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "ACCORD_HOME": f"{site}/accord-home"}
-        return subprocess.run([sys.executable, "-m", "benchmarks.gpu", *words], env=env, cwd=ROOT).returncode
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu", *arguments], env=env, cwd=ROOT
+        ).returncode
 
 
 def run(device: str, *, quick: bool) -> Iterator[tuple[str, bool | None]]:
-    """The lines of the table, with what each proves; an error in a check is a failed line, and the next one starts."""
+    """The lines of the table, and whether each passed (None: no check). An exception in a check is a failed line."""
     import torch
     import transformers
 
     cuda = device.startswith("cuda")
     if cuda and not torch.cuda.is_available():
         raise SystemExit(
-            "gpu.py: torch sees no CUDA device here; --device cpu --quick tries the script itself"
+            "gpu.py: torch finds no CUDA device; use --device cpu --quick to test the script itself"
         )
     name = torch.cuda.get_device_name() if cuda else platform.processor() or "CPU"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
@@ -89,7 +91,7 @@ def run(device: str, *, quick: bool) -> Iterator[tuple[str, bool | None]]:
         name = f"{check.func.__name__} {check.args[1]}"
         try:
             rows = check()
-        except Exception as error:  # a broken check is a line of the table and must not hide the others
+        except Exception as error:  # a broken check must not hide the others
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             yield f"| {name} | {reason} | FAILED |", False
             continue

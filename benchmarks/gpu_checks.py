@@ -1,7 +1,7 @@
-"""What only a GPU can show, as functions that return rows of a table; `python -m benchmarks.gpu` prints them.
+"""Checks that need a GPU, as functions that return rows of a table; `python -m benchmarks.gpu` prints them.
 
-The models have random weights and are made on the spot. Neither Flower nor Ray is imported. Every function takes the
-device, so that the CPU runs the same code on small shapes (tests/benchmarks/test_gpu.py).
+The models have random weights. Neither Flower nor Ray is imported. Every function takes the device, so that the same
+code runs on the CPU with small shapes (tests/benchmarks/test_gpu.py).
 """
 
 import hashlib
@@ -51,8 +51,10 @@ FAMILIES = ("llama", "qwen2", "mistral", "gemma2")
 
 
 def packing(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
-    """Log-probabilities of the path that Accord takes, against one plain forward pass of each sequence alone; beside
-    them the model's own noise: the same sequences in one padded batch against alone."""
+    """Compare Accord's log-probabilities with a plain forward pass of each sequence alone.
+
+    The noise is the difference between the same sequences in one padded batch and alone.
+    """
     out = []
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
@@ -60,12 +62,12 @@ def packing(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
             moved(base)
             forks = [(e.prompt, e.completions) for e in rows_of("dpo", size, 4)]
             with torch.no_grad():
-                mine = completion_logps(base, forks).cpu()
+                logps = completion_logps(base, forks).cpu()
             base.causal.set_attn_implementation(
                 "sdpa" if base.packed else base.causal.config._attn_implementation
             )
             alone, together = plain_logps(base, forks, batched=False), plain_logps(base, forks, batched=True)
-        error, noise = float((mine - alone).abs().max()), float((together - alone).abs().max())
+        error, noise = float((logps - alone).abs().max()), float((together - alone).abs().max())
         path = "packed" if base.packed else "padded"
         figure = (
             f"{path}: off by {error:.1e} nats; batched against alone {noise:.1e}, of {alone.abs().max():.0f}"
@@ -79,7 +81,7 @@ def packing(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
 def plain_logps(base: Base, forks: Sequence[Fork], *, batched: bool) -> Tensor:
     """Summed log-probabilities of the completions, (C,), by transformers alone, in float32 after the head."""
     sequences = [(prompt, completion) for prompt, completions in forks for completion in completions]
-    groups = [sequences] if batched else [[one] for one in sequences]
+    groups = [sequences] if batched else [[sequence] for sequence in sequences]
     out = []
     for group in groups:
         longest = max(len(prompt) + len(completion) for prompt, completion in group)
@@ -95,33 +97,41 @@ def plain_logps(base: Base, forks: Sequence[Fork], *, batched: bool) -> Tensor:
     return torch.stack(out)
 
 
-# --- leaks between rows, and the policy at rest -----------------------------------------------
+# --- leaks between rows, and the untrained policy -----------------------------------------------
 
 
 def leaks(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
-    """How far rows move when the tokens of the rows beside them change, as they are and with a leak planted in the
-    first layer; and how far a training pass lies from itself and from the reference before anything is learned."""
+    """Measure leaks between rows, and the difference between an untrained policy and its reference.
+
+    A leak is a change of a row's result with the tokens of other rows; another one is planted in the first layer to
+    show that it is detected. A pass in training is compared with its repetition and with the reference.
+    """
     out = []
     for base, name in fresh_bases(device, dtype, size):
         sample = probe.make_probe(base, base.causal.config.get_text_config().to_dict())
         computed = probe.token_logps(base, sample.forks)
         alone = [probe.token_logps(base, [sequence])[0] for sequence in sample.sequences]
-        noise = max(packing_choice.FLOOR, probe.typical(probe.rows_of(computed, sample.lone), alone))
+        noise = max(packing_choice.FLOOR, probe.rms_difference(probe.rows_of(computed, sample.lone), alone))
         leak = leak_of(base, sample)
-        limit = packing_choice.LEAK * packing_choice.FLOOR  # of dense models, whose rows are computed apart
+        limit = (
+            packing_choice.LEAK * packing_choice.FLOOR
+        )  # for dense models, whose rows are computed independently
         out.append(Row(f"leak between rows, {name} {dtype}", f"{leak:.1e} nats", leak <= limit))
         if base.packed:
             with shifted(base):
                 planted = leak_of(base, sample)
             figure = f"{planted:.1e} nats, {planted / limit:.0f} times the threshold"
             out.append(Row(f"a planted leak, {name} {dtype}", figure, planted >= 100 * limit))
-        repeated, rest = packing_choice.rest_errors(base, sample.forks)
-        figure = f"{rest:.1e} nats from the reference, {repeated:.1e} from itself; batched against alone {noise:.1e}"
+        repeated, difference = packing_choice.untrained_errors(base, sample.forks)
+        figure = (
+            f"{difference:.1e} nats from the reference, {repeated:.1e} from itself; "
+            f"batched against alone {noise:.1e}"
+        )
         passed = (
-            rest <= max(packing_choice.REST * noise, packing_choice.FLOOR)
+            difference <= max(packing_choice.UNTRAINED * noise, packing_choice.FLOOR)
             and repeated <= packing_choice.LEAK * noise
         )
-        out.append(Row(f"policy at rest in training, {name} {dtype}", figure, passed))
+        out.append(Row(f"untrained policy in training, {name} {dtype}", figure, passed))
     return out
 
 
@@ -137,12 +147,12 @@ def fresh_bases(device: str, dtype: str, size: Size) -> Iterator[tuple[Base, str
 def leak_of(base: Base, sample: probe.Probe) -> float:
     """The largest change, in nats, of a row whose own tokens are the same."""
     computed, changed = (probe.token_logps(base, forks) for forks in (sample.forks, sample.changed))
-    return probe.largest(probe.rows_of(computed, sample.still), probe.rows_of(changed, sample.still))
+    return probe.max_difference(probe.rows_of(computed, sample.still), probe.rows_of(changed, sample.still))
 
 
 @contextmanager
 def shifted(base: Base) -> Iterator[None]:
-    """Inside, half of each channel of the first layer's input comes from the token before, whatever row that is of."""
+    """Plant a leak: half of each channel of the first layer's input comes from the previous token of the packed row."""
     layers = next(m for m in base.causal.get_decoder().modules() if isinstance(m, nn.ModuleList))
 
     def shift(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -159,7 +169,7 @@ def shifted(base: Base) -> Iterator[None]:
 
 
 def trained(folder: Path, device: str, dtype: str, size: Size, seed: int) -> str:
-    """The digest of the adapter after a local training by dpo."""
+    """The digest of the adapter after local training with dpo."""
     base = loaded(folder, device, dtype)
     cfg, rows = settings("dpo", size), rows_of("dpo", size, size.pairs * size.steps)
     loop.train(base, build("tasks", "dpo", {}), rows, cfg, seed=seed, cache=Cache(None))
@@ -167,7 +177,7 @@ def trained(folder: Path, device: str, dtype: str, size: Size, seed: int) -> str
 
 
 def repetition(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
-    """The same training twice in one process and once in another; then two clients as two processes at a time."""
+    """Train twice in one process and once in another; then two clients at a time, in two processes."""
     with tempfile.TemporaryDirectory() as name:
         folder = build_model(Path(name), "qwen2", size)
         first, second = (trained(folder, device, dtype, size, SEED) for _ in range(2))
@@ -195,7 +205,7 @@ def repetition(device: str, dtype: str, size: Size = SMALL) -> list[Row]:
 
 
 def side_by_side(folder: Path, device: str, dtype: str, size: Size, seeds: Sequence[int]) -> list[str]:
-    """`trained` in a process for each seed, all at the same time."""
+    """Call `trained` in one process per seed, all at the same time."""
     code = (
         "import json, sys; from pathlib import Path; from benchmarks import gpu_checks as g; "
         "a = json.loads(sys.argv[1]); "
@@ -218,13 +228,13 @@ def side_by_side(folder: Path, device: str, dtype: str, size: Size, seeds: Seque
 
 
 def speed(device: str, dtype: str, size: Size = HALF_BILLION) -> list[Row]:
-    """Tokens per second of DPO and KTO with references ready, beside TRL's, and the peak beside the estimate."""
+    """Tokens per second of DPO and KTO with cached references, compared with TRL, and peak memory with its estimate."""
     with tempfile.TemporaryDirectory() as name:
         folder = build_model(Path(name), "qwen2", size, dtype)
         rows = []
         for task in ("dpo", "kto"):
             rows += speed_of(task, folder, device, dtype, size)
-            forget()  # the next task's peak must not hold this one's base
+            forget()  # so that the peak of the next task does not include this base
         return rows
 
 
@@ -244,16 +254,19 @@ def speed_of(task: str, folder: Path, device: str, dtype: str, size: Size) -> li
     try:
         from tasks.training import trl_engine
     except ModuleNotFoundError as error:
-        return [*out, Row(f"{task}, TRL beside it, {dtype}", f"not measured: {error.name} is not installed")]
+        return [
+            *out,
+            Row(f"{task}, compared with TRL, {dtype}", f"not measured: {error.name} is not installed"),
+        ]
     base.causal.set_attn_implementation("sdpa")
-    theirs, their_peak = timed(lambda: trl_engine.train(base, plugin, rows, cfg, **training), base, device)
-    memory = f", peak {their_peak / 1e9:.2f} GB" if their_peak else ""
-    figure = f"TRL {tokens / theirs:,.0f}{memory}; Accord is {theirs / seconds:.2f} times as fast"
-    return [*out, Row(f"{task}, TRL beside it, {dtype}", figure)]
+    trl_seconds, trl_peak = timed(lambda: trl_engine.train(base, plugin, rows, cfg, **training), base, device)
+    memory = f", peak {trl_peak / 1e9:.2f} GB" if trl_peak else ""
+    figure = f"TRL {tokens / trl_seconds:,.0f}{memory}; Accord is {trl_seconds / seconds:.2f} times as fast"
+    return [*out, Row(f"{task}, compared with TRL, {dtype}", figure)]
 
 
 def timed(train: Callable[[], object], base: Base, device: str) -> tuple[float, float]:
-    """Seconds of the second of two runs, and the peak of the device's memory in it, in bytes (0 on the CPU)."""
+    """Seconds of the second of two runs, and its peak of device memory in bytes (0 on the CPU)."""
     cuda = device.startswith("cuda")
     seconds = peak = 0.0
     for _ in range(2):
@@ -271,7 +284,7 @@ def timed(train: Callable[[], object], base: Base, device: str) -> tuple[float, 
 
 
 def bound_of(folder: Path, device: str, dtype: str, task: str, cfg: TrainConfig) -> float:
-    """Bytes on the device by the estimate that packs simulated clients, the process's own memory left out."""
+    """Estimated bytes on the device (tasks/model/footprint.py), without the memory of the process."""
     model = ModelConfig(name=str(folder), device=device, dtype=dtype)  # type: ignore[arg-type]
     chosen = {name: cls() for name, cls in sections.SECTIONS.items()} | {"model": model, "train": cfg}
     choice = Choice("tasks", task, ())

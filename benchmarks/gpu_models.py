@@ -25,7 +25,7 @@ PAD, EOS = 0, 1
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. passed: None for a figure that nothing is demanded of."""
+    """A line of the table. passed: None for a figure without a threshold."""
 
     check: str
     figure: str
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model, and of the rows it trains on."""
+    """Sizes of a model and of its training rows."""
 
     hidden: int
     inner: int
@@ -46,8 +46,8 @@ class Size:
     heads: int
     kv_heads: int
     vocabulary: int
-    tokens: tuple[int, int]  # of a prompt and of a response: from, to
-    pairs: int = 8  # a step
+    tokens: tuple[int, int]  # of a prompt and of a response: minimum, maximum
+    pairs: int = 8  # pairs per step
     steps: int = 4
 
 
@@ -79,14 +79,14 @@ def config_of(family: str, size: Size) -> PreTrainedConfig:
 
 
 def build_model(folder: Path, family: str, size: Size, dtype: str = "float32") -> Path:
-    """A model with random weights and a byte-level tokenizer, saved under `folder`; rows come as token ids."""
+    """A model with random weights and a byte-level tokenizer, saved under `folder`; rows are token ids."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         model = AutoModelForCausalLM.from_config(config_of(family, size), dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
     symbols = ["<pad>", "<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words = [*symbols, *(f"w{i}" for i in range(len(symbols), size.vocabulary))]
-    inner = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokens = [*symbols, *(f"w{i}" for i in range(len(symbols), size.vocabulary))]
+    inner = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<|endoftext|>"
@@ -95,15 +95,15 @@ def build_model(folder: Path, family: str, size: Size, dtype: str = "float32") -
 
 
 def rows_of(task: str, size: Size, count: int) -> list[Example]:
-    """Prompts and responses of random words; the last token of a response is EOS."""
+    """Prompts and responses of random token ids; the last token of a response is EOS."""
     draw = random.Random(SEED)
 
-    def words() -> tuple[int, ...]:
+    def draw_ids() -> tuple[int, ...]:
         return tuple(draw.randrange(2, size.vocabulary) for _ in range(draw.randint(*size.tokens)))
 
     if task == "dpo":
-        return [Example(words(), ((*words(), EOS), (*words(), EOS))) for _ in range(count)]
-    rows = [Example(words(), ((*words(), EOS),), label=bool(i % 2)) for i in range(count)]
+        return [Example(draw_ids(), ((*draw_ids(), EOS), (*draw_ids(), EOS))) for _ in range(count)]
+    rows = [Example(draw_ids(), ((*draw_ids(), EOS),), label=bool(i % 2)) for i in range(count)]
     return rotated(rows, 2 * size.pairs, max_length=4 * size.tokens[1])
 
 

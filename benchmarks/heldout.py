@@ -1,10 +1,10 @@
-"""How many held-out rows have a prompt that is trained on, when rows are split one by one and by prompt.
+"""Count held-out rows whose prompt is trained on, if rows are split one by one and by prompt.
 
     python -m benchmarks.heldout FILE.jsonl.gz ...
 
-Of each file with a column client_id, every owner is a client; 25 % of its rows are held out (data.eval-fraction). The
-columns are shares of all held-out rows: those whose prompt the same client trains on, those whose answers it trains on
-as well, those whose prompt any client trains on.
+In each file, with a column client_id, every owner is a client, and 25 % of its rows are held out (data.eval-fraction).
+The columns are shares of all held-out rows: those whose prompt the same client trains on, those whose answers it also
+trains on, and those whose prompt any client trains on.
 """
 
 import json
@@ -20,11 +20,11 @@ from tasks.data.clients.split import answers_key, prompt_key, split_rows
 from tasks.data.jsonl import Jsonl
 
 SEED, FRACTION = 42, 0.25
-Numbers = tuple[list[int], list[int]]  # of the rows to train on and to hold out
+Numbers = tuple[list[int], list[int]]  # row numbers to train on and to hold out
 
 
 def by_row(rows: Sequence[Row], client: int) -> Numbers:
-    """Rows that differ in anything are drawn apart."""
+    """Split rows one by one; only identical rows stay together."""
     return partition.held_out(
         [json.dumps(row, sort_keys=True) for row in rows], FRACTION, seed_for(SEED, "heldout", client)
     )
@@ -37,22 +37,22 @@ def by_prompt(rows: Sequence[Row], client: int) -> Numbers:
 
 def measured(clients: Sequence[Sequence[Row]], splits: Sequence[Numbers]) -> str:
     """One line of the table."""
-    trained = [
+    trained_prompts = [
         {prompt_key(rows[n]["prompt"]) for n in train}
         for rows, (train, _) in zip(clients, splits, strict=True)
     ]
-    anywhere = set().union(*trained)
-    held = prompts = answers = others = 0
-    for rows, (train, out), own in zip(clients, splits, trained, strict=True):
-        seen = {text for n in train for text in _answers(rows[n])}
+    anywhere = set().union(*trained_prompts)
+    held = same_prompt = same_answers = any_client = 0
+    for rows, (train, out), prompts in zip(clients, splits, trained_prompts, strict=True):
+        trained_answers = {text for n in train for text in _answers(rows[n])}
         held += len(out)
-        prompts += sum(prompt_key(rows[n]["prompt"]) in own for n in out)
-        answers += sum(all(text in seen for text in _answers(rows[n])) for n in out)
-        others += sum(prompt_key(rows[n]["prompt"]) in anywhere for n in out)
+        same_prompt += sum(prompt_key(rows[n]["prompt"]) in prompts for n in out)
+        same_answers += sum(all(text in trained_answers for text in _answers(rows[n])) for n in out)
+        any_client += sum(prompt_key(rows[n]["prompt"]) in anywhere for n in out)
     total = sum(map(len, clients))
     low = min(len(out) / len(rows) for rows, (_, out) in zip(clients, splits, strict=True))
     high = max(len(out) / len(rows) for rows, (_, out) in zip(clients, splits, strict=True))
-    shares = [f"{100 * count / held:>8.1f} %" for count in (prompts, answers, others)]
+    shares = [f"{100 * count / held:>8.1f} %" for count in (same_prompt, same_answers, any_client)]
     return f"{100 * held / total:>8.1f} % ({100 * low:.0f} to {100 * high:.0f}){''.join(shares)}"
 
 

@@ -1,7 +1,7 @@
-"""One client-round of local training, timed side by side: TRL as it comes, TRL tuned, and Accord's engine.
+"""Time one client's local training of a round: TRL with its defaults, TRL tuned, and Accord's engine.
 
-Every side trains the same tokens in the same order from the same adapter; the losses and LoRA gradients
-of the first step are compared before anything is timed. See benchmarks/README.md.
+All sides train on the same tokens in the same order from the same adapter. Losses and LoRA gradients of the first step
+are compared before anything is timed. See benchmarks/README.md.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("dpo", "kto", "sft", "selector")
-# Of a random model a response's log-probability is near -1500, which float32 holds to 6e-5; times beta, that is
-# 1e-5 of the gradient on every side alike (measured against float64), and two sides may be off in opposite ways.
+# With a random model the log-probability of a response is near -1500, which float32 rounds to 6e-5; times beta, this is
+# 1e-5 of the gradient on every side (measured against float64), and two sides may deviate in opposite directions.
 TOLERANCE = 3e-5
-# "keep": glibc keeps large tensors, which it otherwise gives back and faults in again at every step. glibc 2.36
-# then hardly reuses aligned memory, so that a process grows: there "system" is fairer.
+# "keep": glibc keeps the memory of large tensors, which it otherwise returns and faults in again at every step. With
+# glibc 2.36 aligned memory is then hardly reused and the process grows, so that "system" is fairer there.
 ALLOCATORS = {
     "keep": {"MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_MMAP_THRESHOLD_": str(1 << 33)},
     "system": {"MALLOC_TRIM_THRESHOLD_": "", "MALLOC_MMAP_THRESHOLD_": ""},
@@ -35,7 +35,7 @@ SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONPATH": str(ROOT),
 }
-Figures = dict[str, Any]  # what json.dumps takes
+Figures = dict[str, Any]  # Any: values of JSON
 
 
 def main() -> None:
@@ -74,13 +74,13 @@ def arguments() -> argparse.Namespace:
     page.add_argument("--threads", type=int, default=2)
     page.add_argument("--allocator", choices=ALLOCATORS, default="keep")
     page.add_argument("--json", type=Path, help="write the figures here as well")
-    page.add_argument("--peak-of", help=argparse.SUPPRESS)  # this script as a child of itself
+    page.add_argument("--peak-of", help=argparse.SUPPRESS)  # used by the child processes of this script
     page.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return page.parse_args()
 
 
 def same_settings(args: argparse.Namespace) -> None:
-    """Start this process anew unless its environment is the one that every side shall have."""
+    """Restart this process with the environment that all sides share, unless it already has it."""
     threads = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
     wanted = {**SETTINGS, **ALLOCATORS[args.allocator], **threads}
     if any(os.environ.get(key, "") != value for key, value in wanted.items()):
@@ -89,7 +89,7 @@ def same_settings(args: argparse.Namespace) -> None:
 
 
 def measure(task: str, args: argparse.Namespace) -> Figures:
-    """Each side's memory on its own; compare the first steps; time the rounds in turn (A B C A B C)."""
+    """Measure each side's memory in a separate process, compare the first steps, time rounds in turn (A B C A B C)."""
     from benchmarks.sides import ROWS, SIDES, make_case, plain_selector
 
     case = make_case(task, args.folder, steps=args.steps, threads=args.threads)
@@ -100,7 +100,7 @@ def measure(task: str, args: argparse.Namespace) -> Figures:
     for kind, side in sides.items():
         firsts[kind] = side.run(1, True)
     error = {kind: difference(first, firsts["trl-default"]) for kind, first in firsts.items()}
-    if task == "selector":  # another loss than TRL's, over two logits of a vocabulary
+    if task == "selector":  # its loss, over two logits of the vocabulary, is not in TRL
         plain = plain_selector(case)
         error |= {kind: difference(firsts[kind], plain) for kind in firsts if kind.startswith("accord")}
     assert max(map(max, error.values())) < TOLERANCE, f"the sides do not compute the same step: {error}"
@@ -135,31 +135,38 @@ def measure(task: str, args: argparse.Namespace) -> Figures:
 
 
 def difference(a: tuple[float, dict], b: tuple[float, dict]) -> tuple[float, float]:
-    """Of a loss and of all its gradients (L2), relative to b's."""
+    """Differences of the losses and of all gradients (L2), relative to b."""
     import torch
 
-    mine, theirs = (
+    flat_a, flat_b = (
         torch.cat([gradients[name].flatten() for name in sorted(b[1])]) for _, gradients in (a, b)
     )
-    return abs(a[0] - b[0]) / abs(b[0]), float((mine - theirs).norm() / theirs.norm())
+    return abs(a[0] - b[0]) / abs(b[0]), float((flat_a - flat_b).norm() / flat_b.norm())
 
 
 def peak_in_child(task: str, args: argparse.Namespace, kind: str) -> float:
-    """A peak never falls, so every side gets a process of its own; three steps show it."""
-    own = {"--task": task, "--folder": args.folder, "--steps": min(3, args.steps), "--threads": args.threads}
-    own |= {"--allocator": args.allocator, "--peak-of": kind}
-    words = [str(word) for pair in own.items() for word in pair]
-    out = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
+    """Peak memory of a side, in MB, in a new process, since a process keeps its peak; three steps suffice."""
+    options = {
+        "--task": task,
+        "--folder": args.folder,
+        "--steps": min(3, args.steps),
+        "--threads": args.threads,
+    }
+    options |= {"--allocator": args.allocator, "--peak-of": kind}
+    arguments = [str(part) for option in options.items() for part in option]
+    out = subprocess.run(
+        [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
     return float(out.stdout.splitlines()[-1])
 
 
-def peak_mb(case: Any, kind: str) -> float:  # Any: benchmarks.sides.Case, which only main may import
-    """MB by which resident memory rises above that of the loaded model during a round (Linux only)."""
+def peak_mb(case: Any, kind: str) -> float:  # Any: benchmarks.sides.Case, whose import is slow
+    """Increase of resident memory over that of the loaded model during a round, in MB (Linux only)."""
     from benchmarks.sides import SIDES
 
     side = SIDES[kind](case)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident_mb("VmRSS")
     side.run(case.cfg.local_steps, False)
     return resident_mb("VmHWM") - before

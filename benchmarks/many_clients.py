@@ -1,9 +1,10 @@
-"""Does memory grow with the clients of a simulation, or with its rounds?
+"""Measure whether memory grows with the number of clients or of rounds of a simulation.
 
     python -m benchmarks.many_clients [KEY=VALUE ...] [--clients 1000] [--rounds 6]
 
-One `accord run` on the toy world, two clients in a hundred a round, everyone scored before and after. Printed is the
-resident memory of the run's processes, by kind: when all clients had been scored once, the most later, and last.
+It is one `accord run` on the toy world that trains 2 % of the clients per round and scores all before and after. It
+prints the resident memory of the run's processes by kind: when all clients have been scored once, the maximum after
+that, and at the end.
 """
 
 import argparse
@@ -29,29 +30,29 @@ SMALL = [
     "eval.every=0",
 ]
 EVERY_S = 2.0
-Sample = dict[str, float]  # by kind: MB of all its processes
+Sample = dict[str, float]  # MB of all processes by kind
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="passed on to accord run")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="passed on to accord run")
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=6)
     args = parser.parse_args()
-    words = [f"federation.num-supernodes={args.clients}", f"run.num-server-rounds={args.rounds}"]
+    size = [f"federation.num-supernodes={args.clients}", f"run.num-server-rounds={args.rounds}"]
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
             str(ROOT / "accord"),
             "run",
             *SMALL,
-            *words,
-            *args.words,
+            *size,
+            *args.settings,
             f"run.dir={folder}/runs",
         ]
-        before, after, seconds = watched(command, f"{folder}/home")
+        before, after, seconds = run_and_sample(command, f"{folder}/home")
     print(f"{args.clients} clients, {args.rounds} rounds: {seconds:.0f} s")
     print("| processes | MB, all clients scored once | most later | last |")
     print("|---|---|---|---|")
@@ -60,8 +61,8 @@ def main() -> None:
         print(f"| {kind} | {before[-1][kind]:.0f} | {max(later):.0f} | {later[-1]:.0f} |")
 
 
-def watched(command: list[str], home: str) -> tuple[list[Sample], list[Sample], float]:
-    """Run it; samples up to the line of round 0, for which every client has been asked, those after it, and seconds."""
+def run_and_sample(command: list[str], home: str) -> tuple[list[Sample], list[Sample], float]:
+    """Run a command. Returns the samples before and after the line of round 0 (all clients scored), and seconds."""
     started = time.monotonic()
     env = {**os.environ, "ACCORD_HOME": home}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
@@ -72,9 +73,9 @@ def watched(command: list[str], home: str) -> tuple[list[Sample], list[Sample], 
 
     def sample() -> None:
         while process.poll() is None:
-            found = taken(home)
-            if len(found) == len(KINDS):  # all are up, and none has gone
-                (after if scored.is_set() else before).append(found)
+            memory = resident_memory(home)
+            if len(memory) == len(KINDS):  # all kinds of processes are running
+                (after if scored.is_set() else before).append(memory)
             time.sleep(EVERY_S)
 
     sampler = threading.Thread(target=sample)
@@ -89,16 +90,16 @@ def watched(command: list[str], home: str) -> tuple[list[Sample], list[Sample], 
     return before, after, time.monotonic() - started
 
 
-def taken(home: str) -> Sample:
-    """Resident memory of this run's processes now; all of them carry its ACCORD_HOME, whoever their parent is."""
-    found: Sample = defaultdict(float)
+def resident_memory(home: str) -> Sample:
+    """Resident memory of the run's processes, recognised by ACCORD_HOME in their environment."""
+    memory: Sample = defaultdict(float)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            words = " ".join(process.cmdline()[:3])
-            kind = next((name for mark, name in KINDS.items() if mark in words), None)
+            command = " ".join(process.cmdline()[:3])
+            kind = next((name for mark, name in KINDS.items() if mark in command), None)
             if kind and process.environ().get("ACCORD_HOME") == home:
-                found[kind] += process.memory_info().rss / 1e6
-    return found
+                memory[kind] += process.memory_info().rss / 1e6
+    return memory
 
 
 if __name__ == "__main__":

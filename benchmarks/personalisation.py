@@ -1,10 +1,10 @@
-"""What does a model of one's own win? Shared, personal and in between, on the toy world with conflicting clients.
+"""Compare shared, personal and mixed models on the toy world with conflicting clients.
 
     python -m benchmarks.personalisation [KEY=VALUE ...] --seeds 1 2 3 --methods dpo fedpdpo
 
 Every cell is one `accord run` with the same steps per client and round (ditto takes twice as many, finish a few more at
-the end). Held-out accuracies of the last round, of each client's own model: the policy alone (logps), the implicit
-reward, the explicit one, and both together; per seed and with a 95 % interval of the mean over seeds (t).
+the end). It prints held-out accuracies of each client's own model in the last round: of the policy alone (logps), of
+the implicit reward, of the explicit reward, and of both; per seed and with a 95 % interval of the mean over seeds (t).
 """
 
 from benchmarks.baselines import interval, scores
@@ -38,8 +38,8 @@ def main() -> None:
         + f"{'mean':>9}  95 %"
     )
     for method in args.methods:
-        strategy, words = METHODS[method]
-        lasts = [scores(seed, strategy, [*words, *args.words])[1] for seed in args.seeds]
+        strategy, settings = METHODS[method]
+        lasts = [scores(seed, strategy, [*settings, *args.settings])[1] for seed in args.seeds]
         for metric in METRICS:
             if values := [last[metric] for last in lasts if metric in last]:
                 print(

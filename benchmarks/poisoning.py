@@ -1,10 +1,10 @@
-"""What does each robust mean save, and cost, when a fifth of the clients are hostile? On the toy world.
+"""Measure the benefit and cost of each robust mean when a fifth of the clients are hostile, on the toy world.
 
     python -m benchmarks.poisoning --seeds 1 2 3 [KEY=VALUE ...]
 
 Ten clients of one preference type, the last two hostile: "flip" trains on pairs with chosen and rejected exchanged;
-"scale" sends -10 times the change it made. Every number is the honest clients' mean held-out accuracy (ranked by
-log-probability) after the last round. Real sites and strategies, called one after the other without a network.
+"scale" sends -10 times its delta. Every number is the honest clients' mean held-out accuracy (by log-probability)
+after the last round. Sites and strategies are called one after the other, without a network.
 """
 
 import json
@@ -41,18 +41,19 @@ Keys = Mapping[str, bool | int | float | str]
 
 
 def main() -> None:
-    parser = options(__doc__, "laid over the configuration")
+    parser = options(__doc__, "override the configuration")
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
     parser.add_argument("--defences", nargs="+", default=list(DEFENCES), choices=list(DEFENCES))
     args = parser.parse_args()
     try:
-        table(args.seeds, args.attacks, args.defences, dict(read(word) for word in args.words))
+        table(args.seeds, args.attacks, args.defences, dict(read_setting(text) for text in args.settings))
     except AccordError as error:
         raise SystemExit(f"poisoning.py: {error}") from error
 
 
-def read(word: str) -> tuple[str, bool | int | float | str]:
-    key, _, value = word.partition("=")
+def read_setting(text: str) -> tuple[str, bool | int | float | str]:
+    """Parse KEY=VALUE, with a JSON value or a string."""
+    key, _, value = text.partition("=")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:
@@ -89,34 +90,34 @@ class World:
         path = self.home / f"flipped-{client}.jsonl"
         if not path.exists():
             rows = client_rows(self.config, self.config.task_choice.build(), client, CLIENTS).train
-            turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
-            path.write_text("".join(json.dumps(row) + "\n" for row in turned))
+            flipped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+            path.write_text("".join(json.dumps(row) + "\n" for row in flipped))
         return path
 
-    def sent(self, update: Update) -> Update:
-        """What arrives at the server."""
+    def attacked(self, update: Update) -> Update:
+        """The update as it arrives at the server."""
         trees = dict(update.trees)
         if self.attack == "scale" and update.client in HOSTILE:
             trees["delta"] = scale(trees["delta"], -10.0)
         sizes = {f"norm/{name}": norm(tree) for name, tree in trees.items()}
         return replace(update, trees=trees, metrics={**update.metrics, **sizes})
 
-    def round(self, strategy: Strategy, state: ServerState, rnd: int, known: Keys) -> ServerState:
+    def round(self, strategy: Strategy, state: ServerState, rnd: int, common: Keys) -> ServerState:
         orders = strategy.plan_train(state, rnd, [Client(c, 1) for c in range(CLIENTS)])
         fold, updates = strategy.fold(state, rnd), []
         for order in orders:
-            knobs = {**known, **order.knobs, "rnd": rnd, "clients": CLIENTS, "cohort": len(orders)}
-            update = self.sent(self.site(order.client).train(replace(order, knobs=knobs)))
+            knobs = {**common, **order.knobs, "rnd": rnd, "clients": CLIENTS, "cohort": len(orders)}
+            update = self.attacked(self.site(order.client).train(replace(order, knobs=knobs)))
             fold.add(update)
             updates.append(replace(update, trees={}))
         state, _ = strategy.merge_train(state, rnd, Merged(tuple(updates), fold.result()))
         return replace(state, round=rnd)
 
-    def honest(self, strategy: Strategy, state: ServerState, known: Keys) -> list[Metrics]:
+    def honest(self, strategy: Strategy, state: ServerState, common: Keys) -> list[Metrics]:
         orders = strategy.plan_evaluate(state, state.round, [Client(c, 1) for c in range(CLIENTS)])
-        told = {**known, "rnd": state.round}
+        knobs = {**common, "rnd": state.round}
         return [
-            self.site(o.client).evaluate(replace(o, knobs=told)).metrics
+            self.site(o.client).evaluate(replace(o, knobs=knobs)).metrics
             for o in orders
             if o.client not in HOSTILE
         ]
@@ -128,12 +129,12 @@ def accuracy(attack: str, keys: Keys) -> float:
     with tempfile.TemporaryDirectory() as home:
         world, strategy = World(config, attack, Path(home)), config.strategy_choice.build()
         base = world.site(0).base()
-        known = {"run": "poisoning", "base": base.fingerprint}
+        common = {"run": "poisoning", "base": base.fingerprint}
         state = strategy.init({"global": initial_adapter(base, config.run.seed)}, config.run.seed)
         state = replace(state, facts={**state.facts, "clients": CLIENTS})
         for rnd in range(1, config.run.num_server_rounds + 1):
-            state = world.round(strategy, state, rnd, known)
-        return statistics.mean(m["logps/accuracies"] for m in world.honest(strategy, state, known))
+            state = world.round(strategy, state, rnd, common)
+        return statistics.mean(m["logps/accuracies"] for m in world.honest(strategy, state, common))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Which library multiplies with frozen weights faster on this processor: MKL, which torch uses, or oneDNN?
+"""Measure whether MKL, which torch uses, or oneDNN multiplies with frozen weights faster on this processor.
 
     python -m benchmarks.products
 
-One thread, float32, CPU time; the two take turns. A ratio above 1 says that oneDNN is faster. tasks/model/linear.py
-chooses by processor, and this says whether it chooses right.
+It uses one thread, float32 and CPU time, and the two take turns. A ratio above 1 means that oneDNN is faster. It checks
+the choice by processor in tasks/model/linear.py.
 """
 
 import statistics

@@ -1,10 +1,10 @@
-"""What does racing save where clients compare adapters, and does it change the groups? On the toy world.
+"""Measure what racing saves when clients compare adapters, and whether it changes groups, on the toy world.
 
     python -m benchmarks.racing --seeds 1 2 3 [KEY=VALUE ...]
 
-Twelve clients of three planted types; the first client of each type trains an adapter from a start of its own, then
-every client compares the three on its rows set aside: all of them on all rows, and by `strategy.race`. Cost is scored
-rows x adapters and the CPU time of the comparison; the groups are the balanced ones of least loss.
+There are twelve clients of three planted types. The first client of each type trains an adapter from its own initial
+weights, then every client compares the three on its comparison rows: all of them on all rows, and by `strategy.race`.
+Cost is scored rows x adapters and CPU time; the groups are the balanced ones with the lowest loss.
 """
 
 import tempfile
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.options import options
-from benchmarks.poisoning import Keys, read
+from benchmarks.poisoning import Keys, read_setting
 from client_app.site import Node, Site
 from core.config import parse
 from core.sections import Config
@@ -29,20 +29,24 @@ WORLD: Mapping[str, bool | int | float | str] = {
     "strategy.grouping-fraction": 0.5,
     "data.types": TYPES,
     "data.rows-per-client": 400,
-    "eval.max-rows": 1,  # the comparison alone costs
+    "eval.max-rows": 1,  # so that only the comparison takes time
     "train.local-steps": 100,
     "train.learning-rate": 6e-3,
 }
 
 
 def main() -> None:
-    parser = options(__doc__, "laid over the configuration")
+    parser = options(__doc__, "override the configuration")
     parser.add_argument("--races", type=float, nargs="+", default=[3.0, 2.0])
     args = parser.parse_args()
     print("| seed | z | rows x adapters | CPU | same groups | clients of their own type |")
     print("|---|---|---|---|---|---|")
     for seed in args.seeds:
-        measure({**WORLD, **dict(read(word) for word in args.words), "run.seed": seed}, seed, args.races)
+        measure(
+            {**WORLD, **dict(read_setting(text) for text in args.settings), "run.seed": seed},
+            seed,
+            args.races,
+        )
 
 
 def measure(keys: Keys, seed: int, races: Sequence[float]) -> None:
@@ -50,7 +54,7 @@ def measure(keys: Keys, seed: int, races: Sequence[float]) -> None:
         config = parse(dict(keys))
         sites = [Site(config, Node(c, CLIENTS, state_dir=home)) for c in range(CLIENTS)]
         trees = {f"c{u}": trained(sites[u], config, f"c{u}") for u in range(TYPES)}
-        compared(sites, trees, 0.0)  # tokens and reference are ready for every side
+        compared(sites, trees, 0.0)  # fills the caches of tokens and reference log-probabilities
         full, cost, _ = compared(sites, trees, 0.0)
         for z in races:
             raced, cpu, scored = compared(sites, trees, z)
@@ -61,7 +65,7 @@ def measure(keys: Keys, seed: int, races: Sequence[float]) -> None:
 
 def trained(site: Site, config: Config, name: str) -> Tree:
     start = initial_adapter(site.base(), config.run.seed, name)
-    update = site.train(Order(site.node.client, {name: start}, name, knobs=told(site)))
+    update = site.train(Order(site.node.client, {name: start}, name, knobs=order_knobs(site)))
     return add(start, update.trees["delta"])
 
 
@@ -69,7 +73,7 @@ def compared(sites: Sequence[Site], trees: Mapping[str, Tree], z: float) -> tupl
     """(group of each client, CPU seconds, share of rows x adapters scored)."""
     started, answers = time.process_time(), list[Metrics]()
     for site in sites:
-        knobs = {**told(site), "compare": ",".join(trees), **({"race": z} if z else {})}
+        knobs = {**order_knobs(site), "compare": ",".join(trees), **({"race": z} if z else {})}
         order = Order(site.node.client, trees, next(iter(trees)), knobs=knobs)
         answers.append(site.evaluate(order).metrics)
     seconds = time.process_time() - started
@@ -77,7 +81,7 @@ def compared(sites: Sequence[Site], trees: Mapping[str, Tree], z: float) -> tupl
     return exact(losses), seconds, float(np.mean([a.get("race/scored", 1.0) for a in answers]))
 
 
-def told(site: Site) -> dict[str, bool | int | float | str]:
+def order_knobs(site: Site) -> dict[str, bool | int | float | str]:
     return {"run": "racing", "base": site.base().fingerprint, "rnd": 1}
 
 

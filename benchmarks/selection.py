@@ -1,11 +1,11 @@
-"""One selector, several, each client alone, all rows in one place: who picks the better answer, at what cost?
+"""Compare selectors: one for all clients, several, one per client, and one on all rows; accuracy and cost.
 
     python -m benchmarks.selection [KEY=VALUE ...] [--seeds 1 2 3] [--data FILE.jsonl.gz --model FOLDER]
 
-Every cell is one `accord run` with the same clients, rounds and steps of each client: equal client steps. What
-FedBiscuit sends to compare its selectors comes on top, so that `fedbis, bytes` is FedBis with as many rounds more as
-make its bytes those of FedBiscuit. Personal: held-out pairs of each client that the selector it would use itself picks
-right, asked in both orders. See benchmarks/README.md.
+Every cell is one `accord run` with the same clients, rounds and steps per client. FedBiscuit also sends bytes to
+compare its selectors; `fedbis, bytes` is FedBis with so many more rounds that it sends as many bytes as FedBiscuit.
+Personal: accuracy on each client's held-out pairs, in both orders, of the selector that the client would use. See
+benchmarks/README.md.
 """
 
 import statistics
@@ -48,40 +48,42 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=CLIENTS)
     args = parser.parse_args()
     if BYTES in args.methods and not {"fedbis", "fedbiscuit"} <= {*args.methods}:
-        parser.error(f"--methods {BYTES!r} needs fedbis and fedbiscuit, whose bytes it compares")
+        parser.error(f"--methods {BYTES!r} needs fedbis and fedbiscuit, since it compares their bytes")
     source = TOY if args.data == "toy" else (*FILE, f"data.path={Path(args.data).resolve()}")
     world = [
         *source,
         *COMMON,
         f"model.name={args.model}",
         f"federation.num-supernodes={args.clients}",
-        *args.words,
+        *args.settings,
     ]
     cells: dict[str, list[Cell]] = {}
     for seed in args.seeds:
-        done: dict[str, Cell] = {}
+        finished: dict[str, Cell] = {}
         for method in sorted(args.methods, key=list(METHODS).index):
-            own = METHODS[method]
-            fitting = [word for word in world if fits(word, own[0].removeprefix("strategy.name="))]
-            words = [f"run.seed={seed}", "task.name=selector", "eval.every=0", *own, *fitting]
+            keys = METHODS[method]
+            common = [
+                setting for setting in world if applies(setting, keys[0].removeprefix("strategy.name="))
+            ]
+            settings = [f"run.seed={seed}", "task.name=selector", "eval.every=0", *keys, *common]
             if method == BYTES:
-                words.append(f"run.num-server-rounds={same_bytes(done)}")
-            done[method] = cell(federation(words))
-            cells.setdefault(method, []).append(done[method])
-            print(f"seed {seed}, {method}: {done[method].told()}", flush=True)
+                settings.append(f"run.num-server-rounds={same_bytes(finished)}")
+            finished[method] = cell(federation(settings))
+            cells.setdefault(method, []).append(finished[method])
+            print(f"seed {seed}, {method}: {finished[method].summary()}", flush=True)
     table(cells)
 
 
-def fits(word: str, strategy: str) -> bool:
-    """Whether the key says something to a strategy: FedBiscuit's own keys do not to those that lack them."""
-    key = word.split("=")[0].removeprefix("strategy.")
-    own, its = (knobs(plugin("strategies", name)) for name in ("fedbiscuit", strategy))
-    return key not in own or key in its
+def applies(setting: str, strategy: str) -> bool:
+    """Whether a setting applies to a strategy: false for options of FedBiscuit that the strategy does not have."""
+    key = setting.split("=")[0].removeprefix("strategy.")
+    of_fedbiscuit, of_strategy = (knobs(plugin("strategies", name)) for name in ("fedbiscuit", strategy))
+    return key not in of_fedbiscuit or key in of_strategy
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its scores by name, in %, those that it has; and what they cost."""
+    """One run: its scores by name, in percent, without those that were not measured; and its cost."""
 
     scores: Mapping[str, float]
     rounds: int
@@ -89,7 +91,7 @@ class Cell:
     up: int  # bytes
     down: int
 
-    def told(self) -> str:
+    def summary(self) -> str:
         scores = ", ".join(f"{name} {value:.1f}" for name, value in self.scores.items())
         return f"{scores}; {self.steps} steps, {self.up / 1e6:.1f} MB up, {self.down / 1e6:.1f} MB down"
 
@@ -99,7 +101,7 @@ def cell(run: Run) -> Cell:
     assert base is not None, "the base is scored before the first round"
     assert last is not None, "the last round is scored"
     low = worst(last.eval, CHOICE)
-    found = {
+    scores = {
         "personal": last.eval.mean.get(CHOICE),
         "worst": low[1] if low else None,
         "population": last.eval.mean.get(TOGETHER),
@@ -107,38 +109,40 @@ def cell(run: Run) -> Cell:
         "longer": last.eval.mean.get(LONGER),
         **{e.key: e.value for e in headline(run) if e.key in ("purity", "rand") and planted(run)},
     }
-    each = int(run.config.get("train.local-steps", defaults()["train.local-steps"]))
+    local_steps = int(run.config.get("train.local-steps", defaults()["train.local-steps"]))
     trained = sum(len(r.participants) for r in run.records)
-    if run.config["strategy.name"] == "centralized":  # one takes the steps of all
+    if run.config["strategy.name"] == "centralized":  # one client takes the steps of all
         trained *= len(run.manifest["clients"])
     return Cell(
-        {name: 100 * value for name, value in found.items() if value is not None},
+        {name: 100 * value for name, value in scores.items() if value is not None},
         run.completed,
-        each * trained,
+        local_steps * trained,
         sum(r.bytes_up or 0 for r in run.records),
         sum(r.bytes_down or 0 for r in run.records),
     )
 
 
-def same_bytes(done: Mapping[str, Cell]) -> int:
-    """The rounds after which FedBis has sent and received what FedBiscuit did."""
-    one, several = done["fedbis"], done["fedbiscuit"]
-    return round(one.rounds * (several.up + several.down) / (one.up + one.down))
+def same_bytes(cells: Mapping[str, Cell]) -> int:
+    """The number of rounds after which FedBis has sent and received as many bytes as FedBiscuit."""
+    fedbis, fedbiscuit = cells["fedbis"], cells["fedbiscuit"]
+    return round(fedbis.rounds * (fedbiscuit.up + fedbiscuit.down) / (fedbis.up + fedbis.down))
 
 
 def table(cells: Mapping[str, list[Cell]]) -> None:
-    """Means over the seeds, with 95 % intervals (t) where there are several."""
-    names = list(dict.fromkeys(name for some in cells.values() for cell in some for name in cell.scores))
+    """Print means over the seeds, with 95 % intervals (t) for several seeds."""
+    names = list(
+        dict.fromkeys(name for by_seed in cells.values() for cell in by_seed for name in cell.scores)
+    )
     print("\n| % | " + " | ".join(names) + " | client steps | MB up | MB down |")
     print("|---" * (len(names) + 4) + "|")
-    for method, some in cells.items():
-        shown = []
+    for method, by_seed in cells.items():
+        columns = []
         for name in names:
-            values = [c.scores[name] / 100 for c in some if name in c.scores]
-            shown.append(interval(values).strip() if values else "-")
-        cost = [statistics.mean(getattr(c, what) for c in some) for what in ("steps", "up", "down")]
-        shown += [f"{cost[0]:.0f}", f"{cost[1] / 1e6:.1f}", f"{cost[2] / 1e6:.1f}"]
-        print(f"| {method} | " + " | ".join(shown) + " |")
+            values = [c.scores[name] / 100 for c in by_seed if name in c.scores]
+            columns.append(interval(values).strip() if values else "-")
+        cost = [statistics.mean(getattr(c, name) for c in by_seed) for name in ("steps", "up", "down")]
+        columns += [f"{cost[0]:.0f}", f"{cost[1] / 1e6:.1f}", f"{cost[2] / 1e6:.1f}"]
+        print(f"| {method} | " + " | ".join(columns) + " |")
 
 
 if __name__ == "__main__":

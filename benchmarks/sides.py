@@ -1,4 +1,4 @@
-"""The sides of benchmarks/local_training.py: the same rows from the same adapter through TRL and through Accord."""
+"""The sides of benchmarks/local_training.py: training by TRL and by Accord on the same rows from the same adapter."""
 
 import random
 import sys
@@ -35,7 +35,7 @@ from tasks.model.adapter import get_adapter, initial_adapter, set_adapter
 from tasks.model.base import Base
 from tasks.tokens.cache import Cache
 from tasks.training import loop, trl_engine
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 
 ROWS = {"dpo": 8, "kto": 16, "sft": 16, "selector": 8}  # rows (pairs for dpo, selector) of one optimiser step
 # hidden, intermediate, layers, heads, key-value heads, vocabulary; the head is tied to the embedding
@@ -45,32 +45,34 @@ SHAPES = {
     "135m": (576, 1536, 30, 9, 3, 49_152),
 }
 PAD, EOS = 0, 1
-LETTERS = (2, 3)  # the selector's
+LETTERS = (2, 3)  # token ids of the selector's answers
 CUE = tuple(range(4, 8))
 LIMIT = 1024  # tokens of a prompt and its response: no row is cut
 SEED = 20
-SWITCH = "_use_triton"  # TRL's own
+SWITCH = "_use_triton"  # a function of TRL
 
-Step = tuple[float, dict[str, Tensor]]  # mean loss over the steps; gradients of the first, if asked for
+Step = tuple[float, dict[str, Tensor]]  # mean loss over the steps; gradients of the first step, if requested
 
 
 @dataclass(frozen=True)
 class Case:
-    """What every side of one task trains on."""
+    """The model, settings and rows of one task, the same for all sides."""
 
     name: str
     task: Task
-    folder: Path  # of the model
+    folder: Path  # folder of the model
     threads: int
     cfg: TrainConfig
     text: list[dict[str, Any]]  # Any: texts and labels; in the order of training
-    examples: list[Example]  # the same rows, in the order from which Accord's draw makes that of training
-    trl: "Case | None" = None  # what TRL's engine trains on, where it has to be other rows
+    examples: list[
+        Example
+    ]  # the same rows, in the order from which Accord's draw gives the order of training
+    trl: "Case | None" = None  # the rows for TRL's engine, if they must differ
 
 
 @dataclass(frozen=True)
 class Side:
-    """reset: back to the starting adapter. run(steps, keep): a client-round; keep the first step's gradients?"""
+    """reset(): restore the initial adapter. run(steps, keep): train; keep: return gradients of the first step."""
 
     reset: Callable[[], None]
     run: Callable[[int, bool], Step]
@@ -78,8 +80,8 @@ class Side:
 
 def build_model(folder: Path, model: str, vocabulary: int) -> None:
     """A Llama with random weights and a tokenizer whose words are its token ids, saved under `folder`."""
-    hidden, intermediate, layers, heads, kv_heads, own = SHAPES[model]
-    vocabulary = vocabulary or own
+    hidden, intermediate, layers, heads, kv_heads, default_vocabulary = SHAPES[model]
+    vocabulary = vocabulary or default_vocabulary
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -94,8 +96,8 @@ def build_model(folder: Path, model: str, vocabulary: int) -> None:
     )
     torch.manual_seed(SEED)
     LlamaForCausalLM(config).save_pretrained(folder)
-    words = {"<pad>": PAD, "<eos>": EOS, **{f"w{i}": i for i in range(2, vocabulary)}}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    ids = {"<pad>": PAD, "<eos>": EOS, **{f"w{i}": i for i in range(2, vocabulary)}}
+    inner = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>").save_pretrained(
         folder
@@ -110,18 +112,18 @@ def make_case(name: str, folder: Path, *, steps: int, threads: int) -> Case:
     )
     draw = random.Random(SEED)
 
-    def words(least: int, most: int) -> tuple[int, ...]:
+    def draw_ids(least: int, most: int) -> tuple[int, ...]:
         return tuple(draw.randrange(2, vocabulary) for _ in range(draw.randint(least, most)))
 
     def responses(count: int) -> tuple[tuple[int, ...], ...]:
-        return tuple((*words(63, 255), EOS) for _ in range(count))
+        return tuple((*draw_ids(63, 255), EOS) for _ in range(count))
 
     count = steps * ROWS[name]
     if name == "selector":
-        pairs = [[words(64, 256) for _ in range(3)] for _ in range(count)]
+        pairs = [[draw_ids(64, 256) for _ in range(3)] for _ in range(count)]
         rows = [
-            Example((*asked, *a, *b, *CUE), tuple((x,) for x in LETTERS), twin=(*asked, *b, *a, *CUE))
-            for asked, a, b in pairs
+            Example((*question, *a, *b, *CUE), tuple((x,) for x in LETTERS), twin=(*question, *b, *a, *CUE))
+            for question, a, b in pairs
         ]
         answered = [
             Example(prompt, ((letter, EOS),))
@@ -133,7 +135,7 @@ def make_case(name: str, folder: Path, *, steps: int, threads: int) -> Case:
         trl = Case("sft", build("tasks", "sft", {}), folder, threads, both, text, placed(answered, both))
         return Case(name, build("tasks", name, {}), folder, threads, cfg, text, placed(rows, cfg), trl)
     rows = [
-        Example(words(64, 256), responses(2 if name == "dpo" else 1), name == "kto" and bool(i % 2))
+        Example(draw_ids(64, 256), responses(2 if name == "dpo" else 1), name == "kto" and bool(i % 2))
         for i in range(count)
     ]
     if name == "kto":
@@ -143,14 +145,14 @@ def make_case(name: str, folder: Path, *, steps: int, threads: int) -> Case:
 
 
 def placed(rows: list[Example], cfg: TrainConfig) -> list[Example]:
-    """The rows in the order from which the draw of batches makes theirs."""
+    """Reorder rows so that the draw of batches gives their original order."""
     batches = loop.local_batches(len(rows), cfg, steps=cfg.local_steps, seed=SEED)
     order = [row for micro in batches for batch in micro for row in batch]
     return [rows[order.index(row)] for row in range(len(rows))]
 
 
 def as_text(name: str, example: Example) -> dict[str, Any]:
-    """The row from which TRL's tokenisation makes these tokens; TRL adds EOS itself."""
+    """The text from which TRL's tokenisation gives these tokens; TRL adds EOS itself."""
     prompt, *responses = (
         "".join(f" w{i}" for i in ids if i != EOS) for ids in (example.prompt, *example.completions)
     )
@@ -162,7 +164,7 @@ def as_text(name: str, example: Example) -> dict[str, Any]:
 
 
 def trl_default(case: Case) -> Side:
-    """TRL as the reference implementations use it: text in, a new trainer every round, TRL's defaults."""
+    """TRL as the reference implementations use it: text rows, a new trainer in every round, TRL's defaults."""
     base = load(case)
     base.causal.set_attn_implementation("sdpa")
 
@@ -174,9 +176,9 @@ def trl_default(case: Case) -> Side:
 
 
 def trl_tuned(case: Case) -> Side:
-    """TRL without gradient checkpointing, its head on completion rows only, tokens and reference ready.
+    """TRL without gradient checkpointing, with its head on completion rows only and with tokens and reference cached.
 
-    Padding-free batches (sft only, in TRL 1.16) are slower here: on the CPU they attend over the whole row.
+    Padding-free batches (sft only, in TRL 1.16) are slower here, since on the CPU they attend over the whole row.
     """
     base = load(case)
     cache = filled(case, base)
@@ -190,7 +192,7 @@ def trl_tuned(case: Case) -> Side:
 
 
 def accord_first(case: Case) -> Side:
-    """Accord's engine in a client's first round: the reference scores every row."""
+    """Accord's engine in a client's first round, in which the reference scores every row."""
     base = load(case)
     return Side(
         _reset(base), lambda steps, keep: _engine_round(loop.train, case, base, Cache(None), steps, keep)
@@ -198,14 +200,14 @@ def accord_first(case: Case) -> Side:
 
 
 def accord(case: Case) -> Side:
-    """Accord's engine in every later round, through the call that the client uses."""
+    """Accord's engine in later rounds, with cached references."""
     base = load(case)
     cache = filled(case, base)
     return Side(_reset(base), lambda steps, keep: _engine_round(loop.train, case, base, cache, steps, keep))
 
 
 def accord_torch(case: Case) -> Side:
-    """The same with torch's own matrix products, which are TRL's."""
+    """As `accord`, with torch's own matrix products, which TRL uses."""
     base = load(case)
     cache = filled(case, base)
 
@@ -217,7 +219,7 @@ def accord_torch(case: Case) -> Side:
 
 
 def plain_selector(case: Case) -> Step:
-    """The first step as a plain model has it: each prompt alone, the two logits where it ends."""
+    """The first step by a plain model: each prompt alone, and the two logits at its end."""
     base = load(case)
     base.causal.set_attn_implementation("sdpa")
     micro = loop.local_batches(len(case.examples), case.cfg, steps=1, seed=SEED)[0]
@@ -244,7 +246,7 @@ SIDES = {
 
 
 def load(case: Case) -> Base:
-    """A base of this side's own, with an adapter that is not the reference."""
+    """Load a separate base, with an adapter that differs from the reference."""
     model = ModelConfig(name=str(case.folder), device="cpu", cpu_threads=case.threads)
     base = load_base.__wrapped__(model, LoraConfig(target_modules="q_proj,v_proj"))
     draw = torch.Generator().manual_seed(SEED)
@@ -257,7 +259,7 @@ def load(case: Case) -> Base:
 
 
 def filled(case: Case, base: Base) -> Cache:
-    """What an earlier round has left behind."""
+    """The cache after an earlier round."""
     cache = Cache(None)
     if case.task.needs_reference:
         reference_logps(base, case.examples, cache)
@@ -285,16 +287,19 @@ def _engine_round(train: Callable[..., loop.TrainReport], case: Case, base: Base
         seed=SEED,
         steps=steps,
         cache=cache,
-        bend=Bend(correct=correct if keep else None),
+        hooks=LocalHooks(correct=correct if keep else None),
     )
     return report.metrics["loss"], gradients
 
 
 def _default_round(case: Case, base: Base, steps: int, keep: bool) -> Step:
-    """Set besides batch size, steps and rate: float32 instead of autocast, the order of rows, a constant rate, and
-    the "ref" adapter deleted, so that all sides compute the same thing; and nothing written or reported."""
+    """A round with TRL's defaults, except for batch size, steps and learning rate.
 
-    class Keep(TrainerCallback):
+    So that all sides compute the same, it also sets float32 instead of autocast, the order of rows and a constant rate,
+    and deletes the "ref" adapter; nothing is written or reported.
+    """
+
+    class KeepGradients(TrainerCallback):
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:  # Any: the trainer's state
             for name, parameter in base.flat.parameters.items():
                 assert parameter.grad is not None
@@ -322,7 +327,7 @@ def _default_round(case: Case, base: Base, steps: int, keep: bool) -> Step:
             args=args,
             train_dataset=Dataset.from_list(case.text),
             processing_class=base.tokenizer,
-            callbacks=[Keep()] if keep else None,
+            callbacks=[KeepGradients()] if keep else None,
         )
         trainer.remove_callback(PrinterCallback)
         if "ref" in base.model.peft_config:
@@ -333,20 +338,20 @@ def _default_round(case: Case, base: Base, steps: int, keep: bool) -> Step:
 
 @contextmanager
 def torch_products() -> Iterator[None]:
-    """Matrix products with frozen weights as torch makes them, not through oneDNN."""
-    usual, linear.LEAST = linear.LEAST, sys.maxsize
+    """Compute products with frozen weights by torch instead of oneDNN."""
+    default, linear.LEAST = linear.LEAST, sys.maxsize
     try:
         yield
     finally:
-        linear.LEAST = usual
+        linear.LEAST = default
 
 
 @contextmanager
 def compact_head() -> Iterator[None]:
-    """TRL's vocabulary head on completion rows only, which it does on CUDA and leaves out on the CPU."""
-    usual = getattr(trl_utils, SWITCH)
-    setattr(trl_utils, SWITCH, lambda device: True)  # asked in this module only for the choice of rows
+    """Apply TRL's vocabulary head to completion rows only, as TRL does on CUDA and not on the CPU."""
+    default = getattr(trl_utils, SWITCH)
+    setattr(trl_utils, SWITCH, lambda device: True)  # this module calls it only to choose rows
     try:
         yield
     finally:
-        setattr(trl_utils, SWITCH, usual)
+        setattr(trl_utils, SWITCH, default)

@@ -1,11 +1,11 @@
-"""What is each aggregator's model worth as a writer, by the planted truth of the toy world, at its defaults?
+"""Grade the answers of each aggregator's model by the planted truth of the toy world, with default settings.
 
     python -m benchmarks.toy_truth [KEY=VALUE ...] --seeds 1 2 3 [--runs fedavg scaffold ...]
 
-Every cell is one `accord run` (8 simulated clients). Valid: answers to the 24 topics that are sentences of the world
-about the topic; right: those that also state the right fact; utility: their mean worth to the clients, 0 for one that
-is not valid. Each is the mean over clients of the model that the client would use itself. Means over the seeds, and of
-valid and utility the lowest seed as well.
+Every cell is one `accord run` (8 simulated clients). Valid: share of answers to the 24 topics that are sentences of the
+toy language about the topic; right: share that also states the right fact; utility: mean utility to the clients, 0 for
+an answer that is not valid. Each is a mean over clients, for the model that the client would use, and over seeds; for
+valid and utility the lowest seed is also printed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name in args.runs:
         ends = [
-            ends_of(federation([f"run.seed={s}", "eval.every=0", *RUNS[name], *args.words]))
+            ends_of(federation([f"run.seed={s}", "eval.every=0", *RUNS[name], *args.settings]))
             for s in args.seeds
         ]
         if name == args.runs[0]:
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def ends_of(run: Run) -> tuple[Metrics, Metrics]:
-    """The federation's means before the first round and after the last."""
+    """Mean metrics of the federation before the first round and after the last."""
     base, last = first_and_last(run, VALID)
     assert base is not None, "the base is scored before the first round"
     assert last is not None, "the last round is scored"
@@ -71,7 +71,7 @@ def ends_of(run: Run) -> tuple[Metrics, Metrics]:
 
 
 def row(name: str, seeds: Sequence[Metrics]) -> str:
-    """A line of the table; what no seed has measured is "-"."""
+    """A line of the table; "-" for a metric that no seed has."""
 
     def cell(metric: str, form: str, factor: float = 1.0, lowest: bool = False) -> str:
         values = [factor * metrics[metric] for metrics in seeds if metric in metrics]

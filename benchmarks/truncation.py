@@ -1,11 +1,11 @@
-"""How much of long pairs is left by Accord's truncation and by TRL's?
+"""Compare how much of long pairs remains after truncation by Accord and by TRL.
 
     python -m benchmarks.truncation FILE.jsonl.gz --model FOLDER [--max-length 256 512 1024] [--rows 1000]
 
-Accord cuts the start of a prompt first, for both answers alike, and the end of an answer only where the answer alone
-is too long. TRL 1.16 cuts the end of prompt and answer together (truncation_mode = "keep_start", the only one of its
-KTO), drops pairs whose prompt fills max_length, and with "keep_end" cuts the start, BOS included, for each answer by
-itself. Nothing is trained: rows are tokenised once, in the format alpaca, and counted.
+Accord cuts the start of a prompt first, equally for both answers, and the end of an answer only if the answer alone is
+too long. TRL 1.16 cuts the end of prompt and answer together (truncation_mode = "keep_start", the only mode of its KTO)
+and drops pairs whose prompt fills max_length; with "keep_end" it cuts the start, including BOS, for each answer
+separately. Nothing is trained: rows are tokenised once, in the format alpaca, and counted.
 """
 
 import argparse
@@ -21,30 +21,30 @@ from tasks.pretrained.loading import load_tokenizer
 from tasks.tokens.encode import Encoder
 
 UNCUT = 1_000_000
-Kept = list[tuple[int, int]]  # (prompt, answer) tokens left of each pair's two answers
+Lengths = list[tuple[int, int]]  # remaining (prompt, answer) tokens for each of a pair's two answers
 
 
-def accord(example: Example, length: int) -> Kept:
+def accord(example: Example, length: int) -> Lengths:
     longest = max(map(len, example.completions))
     prompt = min(len(example.prompt), max(1, length - longest))
     return [(prompt, min(len(answer), length - prompt)) for answer in example.completions]
 
 
-def keep_start(example: Example, length: int) -> Kept:
-    """Nothing of a pair that TRL drops."""
+def keep_start(example: Example, length: int) -> Lengths:
+    """(0, 0) for both answers of a pair that TRL drops."""
     prompt = len(example.prompt)
     if prompt >= length:
         return [(0, 0), (0, 0)]
     return [(prompt, min(len(answer), length - prompt)) for answer in example.completions]
 
 
-def keep_end(example: Example, length: int) -> Kept:
-    """An answer that fills all of it has nothing to be predicted from at its first token, which TRL leaves out."""
-    kept = []
+def keep_end(example: Example, length: int) -> Lengths:
+    """If an answer fills max_length, TRL omits its first token, since no token remains to predict it."""
+    lengths = []
     for answer in example.completions:
-        left = min(len(answer), length)
-        kept.append((min(len(example.prompt), length - left), left))
-    return kept
+        answer_length = min(len(answer), length)
+        lengths.append((min(len(example.prompt), length - answer_length), answer_length))
+    return lengths
 
 
 RULES = {"Accord": accord, "TRL keep_start": keep_start, "TRL keep_end": keep_end}
@@ -58,11 +58,15 @@ def table(examples: Sequence[Example], lengths: Sequence[int]) -> list[str]:
     for length in lengths:
         long = sum(len(e.prompt) + max(map(len, e.completions)) > length for e in examples)
         for name, rule in RULES.items():
-            kept = [rule(example, length) for example in examples]
-            lost = sum(not any(answer for _, answer in sides) for sides in kept)
-            left = [sum(side[part] for sides in kept for side in sides) for part in (0, 1)]
-            cells = (f"{lost / len(kept):.1%}", f"{left[0] / prompts:.1%}", f"{left[1] / answers:.1%}")
-            lines.append(f"| {length} | {long / len(kept):.1%} | {name} | {' | '.join(cells)} |")
+            pairs_left = [rule(example, length) for example in examples]
+            lost = sum(not any(answer for _, answer in pair) for pair in pairs_left)
+            tokens = [sum(side[part] for pair in pairs_left for side in pair) for part in (0, 1)]
+            cells = (
+                f"{lost / len(pairs_left):.1%}",
+                f"{tokens[0] / prompts:.1%}",
+                f"{tokens[1] / answers:.1%}",
+            )
+            lines.append(f"| {length} | {long / len(pairs_left):.1%} | {name} | {' | '.join(cells)} |")
     return lines
 
 

@@ -1,8 +1,8 @@
-"""How long is a round of a deployment beyond the training itself, with and without a resident site?
+"""Measure the overhead of a deployment's round beyond training, with and without a resident site.
 
     python -m benchmarks.warm_site [--model toy 135m] [--sides cold resident both] [--rounds 6] [--clients 1]
 
-A real SuperLink and SuperNodes on loopback. A round is one training; medians are over the rounds after the first.
+It runs a SuperLink and SuperNodes on loopback. A round is one training; medians are over rounds after the first.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,22 +29,22 @@ SIDES = {
     "resident": "flower-supernode and accord site",
     "both": "accord node and accord site",
 }
-WORDS = [
+SETTINGS = [
     "data.source=jsonl",
     "train.local-steps=2",
     "train.per-device-batch-size=4",
     "train.max-length=64",
-    "data.prompt-format=none",  # a template is words that the random model has not
+    "data.prompt-format=none",  # the random model's vocabulary lacks the words of a template
     "eval.every=0",
     "federation.superlink=deployment",
 ]
-ROWS, PROMPT, ANSWER = 16, 16, 12  # rows of a client, words
+ROWS, PROMPT, ANSWER = 16, 16, 12  # rows of a client; words of a prompt and of an answer
 UP_S = 120.0
 
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of one round: in all, of the slowest client's training, of its preparation, and what is between."""
+    """Seconds of one round: in total, of the slowest client's training, and of its preparation."""
 
     total: float
     train: float
@@ -78,16 +78,16 @@ def main() -> None:
 
 
 def row(model: str, side: str, rounds: list[Round], loads: int) -> str:
-    def middle(what: str) -> str:
-        return f"{statistics.median(getattr(r, what) for r in rounds[1:]):.2f}"
+    def median(field: str) -> str:
+        return f"{statistics.median(getattr(r, field) for r in rounds[1:]):.2f}"
 
     return (
-        f"| {model} | {side} | {' | '.join(map(middle, ('total', 'train', 'overhead', 'load')))} | {loads} |"
+        f"| {model} | {side} | {' | '.join(map(median, ('total', 'train', 'overhead', 'load')))} | {loads} |"
     )
 
 
 def imports(module: str) -> str:
-    """Seconds of a process that imports this; the least of three."""
+    """Seconds of a process that imports this module; the minimum of three."""
     seconds = []
     for _ in range(3):
         started = time.monotonic()
@@ -97,19 +97,19 @@ def imports(module: str) -> str:
 
 
 def prepare(folder: Path, model: str, clients: int) -> str:
-    """Rows of every client, and the model; its name for model.name."""
+    """Write the rows of every client, and the model. Returns the value of model.name."""
     draw = random.Random(1)
-    words = ["the", "sun", "is", "warm", "please", "add", "water", "go"]
+    vocabulary = ["the", "sun", "is", "warm", "please", "add", "water", "go"]
     if model == "135m":
         from benchmarks.sides import build_model
 
         build_model(folder / model, model, 0)
-        words = [f"w{i}" for i in range(2, 40_000)]
+        vocabulary = [f"w{i}" for i in range(2, 40_000)]
     for client in range(clients):
         lines = []
         for _ in range(ROWS):
             prompt, chosen, rejected = (
-                " ".join(draw.choices(words, k=length)) for length in (PROMPT, ANSWER, ANSWER)
+                " ".join(draw.choices(vocabulary, k=length)) for length in (PROMPT, ANSWER, ANSWER)
             )
             lines.append(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
         (folder / f"{model}-{client}.jsonl").write_text("".join(lines))
@@ -117,22 +117,22 @@ def prepare(folder: Path, model: str, clients: int) -> str:
 
 
 def measure(place: Path, model: str, side: str, rounds: int, clients: int) -> tuple[list[Round], int]:
-    """The rounds of one run of a deployment, and how often its clients loaded the base model."""
+    """Run a deployment. Returns its rounds and how often its clients loaded the base model."""
     with deployed(place, Path(model).name, side, clients) as env:
-        words = [
+        settings = [
             f"model.name={model}",
             f"run.num-server-rounds={rounds}",
             f"run.dir={place}/runs",
             f"strategy.min-available-nodes={clients}",
         ]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "accord"), "run", *WORDS, *words],
+        process = subprocess.run(
+            [sys.executable, str(ROOT / "accord"), "run", *SETTINGS, *settings],
             env=env,
             capture_output=True,
             text=True,
         )
-    if done.returncode:
-        raise SystemExit(f"{side}: {done.stdout[-2000:]}{done.stderr[-2000:]}; logs: {place}")
+    if process.returncode:
+        raise SystemExit(f"{side}: {process.stdout[-2000:]}{process.stderr[-2000:]}; logs: {place}")
     (run,) = (place / "runs").iterdir()
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     times = [
@@ -140,16 +140,16 @@ def measure(place: Path, model: str, side: str, rounds: int, clients: int) -> tu
         for r in records[1:]
     ]
     evaluated = [r["seconds"].get("evaluate", 0.0) for r in records[1:]]  # after the last round
-    found = [
+    measured = [
         Round(r["seconds"]["total"] - scored, train, load)
         for r, scored, (train, load) in zip(records[1:], evaluated, times, strict=True)
     ]
-    return found, sum(json.loads((run / "manifest.json").read_text())["base_loads"].values())
+    return measured, sum(json.loads((run / "manifest.json").read_text())["base_loads"].values())
 
 
 @contextlib.contextmanager
 def deployed(place: Path, model: str, side: str, clients: int) -> Iterator[dict[str, str]]:
-    """A SuperLink and a SuperNode per client, each with its site; gives the environment to run in."""
+    """Start a SuperLink and a SuperNode per client, each with its site. Yields the environment for `accord run`."""
     place.mkdir()
     control, fleet = free_port(), free_port()
     env = {
@@ -186,7 +186,7 @@ def deployed(place: Path, model: str, side: str, clients: int) -> Iterator[dict[
                     tomli_w.dumps({"address": f"unix:{client}.sock", "state-dir": f"home-{client}", **facts})
                 )
                 start(f"site-{client}", *accord, "site", str(file))
-                until(lambda name=f"site-{client}.log": ": ready" in (place / name).read_text())
+                wait_until(lambda name=f"site-{client}.log": ": ready" in (place / name).read_text())
                 node = f"site='unix:{place}/{client}.sock'"
             command = [*accord, "node"] if side == "both" else [str(BIN / "flower-supernode")]
             start(f"node-{client}", *command, "--insecure", "--superlink", f"127.0.0.1:{fleet}",
@@ -201,11 +201,11 @@ def deployed(place: Path, model: str, side: str, clients: int) -> Iterator[dict[
             process.kill()
 
 
-def until(what) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + UP_S
-    while not what():
+    while not condition():
         if time.monotonic() > deadline:
-            raise SystemExit(f"not up within {UP_S:.0f} s")
+            raise SystemExit(f"a site is not ready after {UP_S:.0f} s")
         time.sleep(0.1)
 
 

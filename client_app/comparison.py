@@ -35,7 +35,7 @@ def losses(
 
     knobs["race"] above 0 drops an adapter that is clearly behind; `race/scored` is the share of the work then done.
     """
-    kept = engine.usable(base, task, aside, config, cache).kept
+    kept = engine.encode_rows(base, task, aside, config, cache).usable
     if not kept:
         return {}
     rows = task.prepare(kept, seed=seed, max_length=config.train.max_length)

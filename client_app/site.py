@@ -34,7 +34,7 @@ from tasks.tokens.cache import Cache
 from tasks.tokens.encode import Encoder
 from tasks.training import engine, schedule
 from tasks.training.loop import TrainReport
-from tasks.training.stepper import PLAIN, Bend
+from tasks.training.stepper import PLAIN, LocalHooks
 
 MOST_ASIDE = 200  # rows
 
@@ -134,7 +134,10 @@ class Site:
     def counts(self) -> tuple[int, int, int]:
         """How many usable rows this client trains on, sets aside to compare adapters, and scores."""
         base, (train, aside) = self.base(), self.parts()
-        kept = [engine.usable(base, self.task, rows, self.config, self.cache).kept for rows in (train, aside)]
+        kept = [
+            engine.encode_rows(base, self.task, rows, self.config, self.cache).usable
+            for rows in (train, aside)
+        ]
         heldout = engine.heldout_of(base, self.task, self._heldout(), self.config, self.cache)
         return len(kept[0]), len(kept[1]), len(heldout)
 
@@ -148,11 +151,11 @@ class Site:
         self._rule()  # refuses before the first round what the engine cannot do
         base, rows = self.base(str(knobs.get("base", ""))), self.rows()
         train, aside = self.parts()
-        examples = engine.examples(base, self.task, train, self.config, self.cache)
+        examples = engine.encode_training_rows(base, self.task, train, self.config, self.cache)
         shared = share_in(aside, {prompt_key(row["prompt"]) for row in train})
         others = [
-            engine.usable(base, self.task, aside, self.config, self.cache),
-            engine.usable_heldout(base, self.task, self._heldout(), self.config, self.cache),
+            engine.encode_rows(base, self.task, aside, self.config, self.cache),
+            engine.encode_heldout_rows(base, self.task, self._heldout(), self.config, self.cache),
         ]
         skipped = Counter(rows.skipped)
         for part in (examples, *others):
@@ -163,12 +166,12 @@ class Site:
             "client": self.node.client,
             "clients": self.node.clients,
             **self._names(rows, knobs),
-            "examples": len(examples.kept),
+            "examples": len(examples.usable),
             "skipped": dict(skipped),
             "columns": {"used": list(columns.used), "ignored": list(columns.ignored)},
             "unread": [] if own_file else list(rows.unread),
             "remarks": dict(examples.remarks),
-            "census": self.task.census(examples.kept),
+            "census": self.task.census(examples.usable),
             "data": rows.fingerprint,
             "base": base.fingerprint,
             "truth": rows.truth,
@@ -200,41 +203,41 @@ class Site:
         kept_before = memory.load(order.recall)
         private = self._with_parts(base, kept_before)
         rows, _ = self.parts(everyone=knobs.get("rows") == "all")
-        examples = engine.examples(base, self.task, rows, self.config, self.cache)
+        examples = engine.encode_training_rows(base, self.task, rows, self.config, self.cache)
         order = self._whole(base, order)
         before = rule.start(order, private)
         loaded = time.monotonic()
         rounds = self.config.run.num_server_rounds
-        cfg = schedule.of_round(self.config.train, len(examples.kept), knobs, rounds)
-        bend = Bend(
+        cfg = schedule.of_round(self.config.train, len(examples.usable), knobs, rounds)
+        bend = LocalHooks(
             correct=rule.correct(order, private),
             after_step=rule.after_step(order, private, cfg.learning_rate),
             trains=lambda name: rule.learns(name, rnd),
-            opening=rule.opening if rnd > 1 and not kept_before else 0,
+            private_steps=rule.opening if rnd > 1 and not kept_before else 0,
             wants_gradients=rule.wants_gradients,
             moments=private,
         )
-        report = self._fit(base, order, before, examples.kept, cfg, bend)
+        report = self._fit(base, order, before, examples.usable, cfg, bend)
         after = {**get_adapter(base), **get_private(base)}
         outcome = Outcome(before, after, report.steps, cfg.learning_rate, report.gradients)
         shared, kept = rule.finish(order, private, outcome)
         kept |= report.moments
         if rule.pull:
-            bend = Bend(correct=rule.pull(order), trains=bend.trains)
-            self._fit(base, order, private.get(PERSONAL, before), examples.kept, cfg, bend, "personal")
+            bend = LocalHooks(correct=rule.pull(order), trains=bend.trains)
+            self._fit(base, order, private.get(PERSONAL, before), examples.usable, cfg, bend, "personal")
             kept[PERSONAL] = get_adapter(base)
-        if kept and processes.leads():
+        if kept and processes.is_leader():
             memory.save(rnd, kept, recalled=order.recall)
         seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
         sums = {SUM + name: value for name, value in report.sums.items()}
         metrics = {**report.metrics, "learning_rate": cfg.learning_rate, **sums, **seconds}
         return Update(
             self.node.client,
-            len(examples.kept),
+            len(examples.usable),
             order.adapter,
             shared,
             metrics,
-            tokens=sum(len(completion) for e in examples.kept for completion in e.completions),
+            tokens=sum(len(completion) for e in examples.usable for completion in e.completions),
             kept=bool(kept),
         )
 
@@ -267,7 +270,7 @@ class Site:
         metrics: Metrics = engine.evaluate(base, self.task, self._heldout(), self.config, self.cache)
         metrics |= self._truth(base, int(knobs["rnd"]))
         last = int(knobs["rnd"]) == self.config.run.num_server_rounds
-        if last and (finish or kept.keys() & {"own", PERSONAL}) and processes.leads():
+        if last and (finish or kept.keys() & {"own", PERSONAL}) and processes.is_leader():
             folder = personal_model.folder(self.state_dir, str(knobs["run"]), self.node.client)
             personal_model.export(base, tree, merged, folder, self.config, metrics.get("combined/lambda"))
         examples = int(metrics.pop("examples", 0))
@@ -283,7 +286,7 @@ class Site:
         typed = data.partitioner == "natural" and not (data.flipped_clients and (kind or 0) % 2)
         encoder = Encoder(base.tokenizer, data.prompt_format, self.config.train.max_length)
         client = self.node.client if typed else None
-        return truth.answered(base, encoder, source, seed=self.config.run.seed, client=client)
+        return truth.grade_model(base, encoder, source, seed=self.config.run.seed, client=client)
 
     def _heldout(self) -> list[Row]:
         heldout, most = self.rows().heldout, self.config.eval.max_rows
@@ -296,7 +299,7 @@ class Site:
         start: Tree,
         kept: Sequence[Example],
         cfg: TrainConfig,
-        bend: Bend,
+        bend: LocalHooks,
         purpose: str = "batches",
     ) -> TrainReport:
         """Train from `start`; `purpose` seeds the batches. The result is in the base."""
@@ -310,24 +313,24 @@ class Site:
             data_seed=self._data_seed,
             knobs=order.knobs,
             cache=self.cache,
-            bend=bend,
+            hooks=bend,
         )
 
     def _finished(self, base: Base, order: Order, tree: Tree, steps: int) -> Tree:
         """The client's own model after so many more plain steps on its own rows."""
-        examples = engine.examples(base, self.task, self.parts()[0], self.config, self.cache)
+        examples = engine.encode_training_rows(base, self.task, self.parts()[0], self.config, self.cache)
         rounds = self.config.run.num_server_rounds
-        cfg = schedule.of_round(self.config.train, len(examples.kept), order.knobs, rounds)
+        cfg = schedule.of_round(self.config.train, len(examples.usable), order.knobs, rounds)
         cfg = replace(cfg, local_steps=steps, optimizer_state="reset")
-        self._fit(base, order, tree, examples.kept, cfg, PLAIN, FINISH)
+        self._fit(base, order, tree, examples.usable, cfg, PLAIN, FINISH)
         return {**get_adapter(base), **get_private(base)}
 
     def _with_parts(self, base: Base, memory: dict[str, Tree]) -> dict[str, Tree]:
         """The client's memory; private parts that it does not hold yet are at their start."""
         own = memory.get("own", {})
-        if base.personal.tensors.keys() <= own.keys():
+        if base.private_parts.tensors.keys() <= own.keys():
             return memory
-        return {**memory, "own": {**base.personal.start(self.config.run.seed, self.node.client), **own}}
+        return {**memory, "own": {**base.private_parts.start(self.config.run.seed, self.node.client), **own}}
 
     def _adapters(self, base: Base, order: Order, names: Iterable[str]) -> dict[str, Tree]:
         """Several adapters of an order, each whole."""

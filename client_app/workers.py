@@ -17,27 +17,27 @@ class Led(Site):
     """A leader's site, behind the policy: the others hear only of what is done."""
 
     def hello(self, knobs: Json) -> Json:
-        processes.told(("hello", self.config, knobs))
+        processes.broadcast(("hello", self.config, knobs))
         return super().hello(knobs)
 
     def train(self, order: Order) -> Update:
-        processes.told(("train", self.config, order))
+        processes.broadcast(("train", self.config, order))
         return super().train(order)
 
     def evaluate(self, order: Order) -> Update:
-        processes.told(("evaluate", self.config, order))
+        processes.broadcast(("evaluate", self.config, order))
         return super().evaluate(order)
 
 
 def site_of(config: Config, node: Node) -> Site:
-    return Led(config, node) if processes.size() > 1 and processes.leads() else Site(config, node)
+    return Led(config, node) if processes.size() > 1 and processes.is_leader() else Site(config, node)
 
 
 def follow(
     node: Node, make_room: Callable[[str, Config], None], site: Callable[[Config, Node], Site]
 ) -> None:
     """Do beside the leader what it does, until it ends; what fails here fails there as well, and is told there."""
-    while (what := processes.told())[0] != END[0]:
+    while (what := processes.broadcast())[0] != END[0]:
         kind, config, asked = what
         make_room(str(hash(config)), config)
         try:

@@ -1,8 +1,8 @@
-"""Make the embedded base: `python -m scripts.make_toy_base [--check]`.
+"""Make the embedded base model: `python -m scripts.make_toy_base [--check]`.
 
-Trains a Llama of about 100 thousand parameters on the toy language, one thread, from one seed, and writes
-base.json. The same platform and the pinned versions give the same bytes; `--check` compares instead of
-writing. Every way to answer is equally likely in the training text, so the base prefers none.
+Trains a Llama of about 100 thousand parameters on the toy language, with one thread and a fixed seed, and writes
+base.json. The same platform and package versions give the same bytes; `--check` compares instead of writing. All kinds
+of answers are equally likely in the training text, so that the base has no preference.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from core.seeds import rng_for, seed_for, torch_rng_for
 from tasks.toy_base import FILES
-from tasks.toy_base.language import QUESTIONS, Answer, topics, ways, words
+from tasks.toy_base.language import QUESTIONS, Answer, topics, vocabulary, ways
 
 SEED = 1
 STEPS = 1500
@@ -54,34 +54,34 @@ SHAPE = {
 }
 
 
-def tokenizer(more: Collection[str] = ()) -> Tokenizer:
-    """A unigram tokenizer: whole words of the language and `more`, else ASCII characters, else UTF-8 bytes.
+def tokenizer(extra_words: Collection[str] = ()) -> Tokenizer:
+    """A unigram tokenizer: whole words of the language and `extra_words`, else ASCII characters, else UTF-8 bytes.
 
-    It takes any text, and every token but the words costs the same, so a known word is never cut up.
+    It encodes any text. Words have a higher score than characters, so that a word of the vocabulary is never split.
     """
     space = "\N{LOWER ONE EIGHTH BLOCK}"
     characters = [space, "\n", *(chr(code) for code in range(33, 127))]
-    known = sorted({word for word in words() if len(word) > 1}.union(more))
+    whole_words = sorted({word for word in vocabulary() if len(word) > 1}.union(extra_words))
     pieces = [(token, 0.0) for token in SPECIAL]
     pieces += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
-    pieces += [(character, -10.0) for character in characters] + [(word, -1.0) for word in known]
-    made = Tokenizer(models.Unigram(pieces, unk_id=UNK, byte_fallback=True))
-    made.normalizer = normalizers.Replace(Regex("\r\n"), "\n")
-    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    made.decoder = decoders.Sequence(
+    pieces += [(character, -10.0) for character in characters] + [(word, -1.0) for word in whole_words]
+    result = Tokenizer(models.Unigram(pieces, unk_id=UNK, byte_fallback=True))
+    result.normalizer = normalizers.Replace(Regex("\r\n"), "\n")
+    result.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    result.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always"), decoders.Fuse()]
     )
-    made.post_processor = processors.TemplateProcessing(
+    result.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
     )
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return made
+    result.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return result
 
 
 def sentence(tok: Tokenizer, rng: random.Random) -> list[int]:
     """Token ids of a random question with a random answer."""
     topic = rng.choice(topics())
-    detailed = rng.random() < 0.75  # three details against one way to give none: all four equally likely
+    detailed = rng.random() < 0.75  # three phrases for details and one for none: all four equally likely
     answer = Answer(
         *(rng.randrange(2), rng.random() < 0.5), detailed, rng.random() < 0.5, rng.choice(ways(detailed))
     )
@@ -103,8 +103,10 @@ def fresh(tok: Tokenizer) -> LlamaForCausalLM:
 
 @contextmanager
 def shaken(model: LlamaForCausalLM, rng: torch.Generator, strength: float) -> Iterator[None]:
-    """Noise on the weight matrices for the length of a step, so that the base ends where its grammar is robust:
-    without it the small changes of an adapter break sentences long before they change an opinion."""
+    """Add noise to the weight matrices during a step, which makes the trained grammar robust.
+
+    Without it, small changes by an adapter break sentences long before they change a preference.
+    """
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     before = [matrix.detach().clone() for matrix in matrices]
     with torch.no_grad():
@@ -112,12 +114,12 @@ def shaken(model: LlamaForCausalLM, rng: torch.Generator, strength: float) -> It
             matrix += strength * matrix.std() * torch.randn(matrix.shape, generator=rng)
     yield
     with torch.no_grad():
-        for matrix, kept in zip(matrices, before, strict=True):
-            matrix.copy_(kept)
+        for matrix, original in zip(matrices, before, strict=True):
+            matrix.copy_(original)
 
 
 def answering(model: LlamaForCausalLM, tok: Tokenizer, rng: random.Random, step: int) -> Tensor:
-    """The loss of a batch of questions with answers; leaves its gradients, taken while the weights are shaken."""
+    """The loss of a batch of questions with answers; adds its gradients, computed at the shaken weights."""
     with shaken(model, torch_rng_for(SEED, "shake", step), SHAKE * min(1.0, step / 300)):
         ids = padded([sentence(tok, rng) for _ in range(BATCH)])
         loss = model(input_ids=ids, labels=ids.masked_fill(ids == PAD, -100)).loss
@@ -128,7 +130,7 @@ def answering(model: LlamaForCausalLM, tok: Tokenizer, rng: random.Random, step:
 def descend(
     model: LlamaForCausalLM, backward: Callable[[int], Tensor], steps: int, learning_rate: float
 ) -> LlamaForCausalLM:
-    """AdamW with one cycle of the rate; `backward` leaves the gradients of a step and says its loss."""
+    """Train by AdamW with a one-cycle learning rate; `backward` computes gradients of a step and returns its loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     for step in range(steps):
@@ -142,7 +144,7 @@ def descend(
 
 
 def train(tok: Tokenizer) -> LlamaForCausalLM:
-    """The trained base, float32."""
+    """Train the base model, float32."""
     model, rng = fresh(tok), rng_for(SEED, "sentences")
     return descend(model, lambda step: answering(model, tok, rng, step), STEPS, LEARNING_RATE)
 
@@ -154,7 +156,7 @@ def bundle(tok: Tokenizer, model: LlamaForCausalLM) -> str:
         for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"  # tied to the embeddings
     }
-    config: dict[str, Any] = {  # what config.json takes
+    config: dict[str, Any] = {  # Any: values of config.json
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": tok.get_vocab_size(),
@@ -181,7 +183,7 @@ def bundle(tok: Tokenizer, model: LlamaForCausalLM) -> str:
 
 
 def main(path: Path, tok: Tokenizer, train: Callable[[Tokenizer], LlamaForCausalLM]) -> int:
-    parser = argparse.ArgumentParser(description=f"Make {path.name}, or check that it can be made again.")
+    parser = argparse.ArgumentParser(description=f"Make {path.name}, or check that it is reproducible.")
     parser.add_argument("--check", action="store_true", help="compare with the file instead of writing it")
     check = parser.parse_args().check
     torch.set_num_threads(1)
@@ -191,7 +193,7 @@ def main(path: Path, tok: Tokenizer, train: Callable[[Tokenizer], LlamaForCausal
         path.write_text(text)
         return 0
     same = text == path.read_text()
-    print(f"{path.name} is reproduced" if same else f"{path.name} differs from what this platform makes")
+    print(f"{path.name} is reproduced" if same else f"{path.name} differs from the output of this platform")
     return 0 if same else 1
 
 

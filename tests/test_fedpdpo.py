@@ -261,7 +261,7 @@ def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
         assert whole != implicit
     assert model.factor == pytest.approx(want["combined/lambda"], rel=1e-3)
     assert model.talker.generate([rows[0]["prompt"]])[0]
-    assert load_base(config.model, config.lora).personal.tensors == {}, "the server's has none"
+    assert load_base(config.model, config.lora).private_parts.tensors == {}, "the server's has none"
 
 
 def mean_scores(path: Path, **more) -> dict:

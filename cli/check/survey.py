@@ -34,7 +34,7 @@ def survey(config: Config, clients: int, *, lengths: bool) -> Iterator[Holding]:
         site = Site(config, Node(client, clients))
         hello = site.hello({"simulation": True})
         base, rows = site.base(), site.parts()[0]
-        kept = engine.usable(base, site.task, rows, config, site.cache).kept
+        kept = engine.encode_rows(base, site.task, rows, config, site.cache).usable
         yield Holding(
             client,
             len(kept),
@@ -55,7 +55,7 @@ def first_rows(config: Config, clients: int, count: int) -> list[list[tuple[str,
 def _examples(config: Config, clients: int) -> Iterator[Example]:
     for client in range(clients):
         site = Site(config, Node(client, clients))
-        yield from engine.usable(site.base(), site.task, site.parts()[0], config, site.cache).kept
+        yield from engine.encode_rows(site.base(), site.task, site.parts()[0], config, site.cache).usable
 
 
 def _check_writable(folder: Path) -> None:

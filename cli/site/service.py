@@ -136,7 +136,7 @@ def main(site: SiteFile) -> None:
     telemetry.log_as(site.log_format)
     service = Service(site, _guard(site.policy))
     processes.join()
-    if not processes.leads():
+    if not processes.is_leader():
         follow(Node.read(site.facts), service.make_room, desk.site_for)
         return
     with _alone(site.socket):
@@ -154,7 +154,7 @@ def main(site: SiteFile) -> None:
         )
         service.serve()
         if processes.size() > 1:
-            processes.told(END)
+            processes.broadcast(END)
         server.stop(GRACE_S).wait()
 
 

@@ -37,7 +37,7 @@ from tasks.scoring.jury import Jury
 from tasks.tokens.cache import Cache
 from tasks.tokens.encode import Encoder
 from tasks.training import loop
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 
 UNSTAMPED = ("rlft.epochs", "rlft.patience", "rlft.policy")  # keys that do not change the stages' results
 POLICY = "policy"
@@ -156,7 +156,7 @@ class Rlft:
             self._settings(len(examples)),
             seed=seed_for(self.config.run.seed, "rlft", target.name, epoch),
             cache=Cache(self.folder / "cache"),
-            bend=Bend(moments={name: tree for name, tree in trees.items() if name != POLICY}),
+            hooks=LocalHooks(moments={name: tree for name, tree in trees.items() if name != POLICY}),
         )
         tree = get_adapter(self.policy)
         metrics = {n: report.metrics[n] for n in ("loss", "rewards/margins", "rewards/accuracies")}

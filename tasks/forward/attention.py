@@ -1,8 +1,8 @@
 """Attention over packed forks, registered with transformers as "accord_tree".
 
-Without a layout (padded batches, generation) it is transformers' own scaled-dot-product attention. With one,
-each prompt attends to itself and each branch to its prompt and itself. Exact: a causal prompt does not see its
-continuation.
+Without a layout (padded batches, generation) it is transformers' own scaled-dot-product attention. With a layout,
+each prompt attends to itself, and each branch to its prompt and to itself. The result is exact, since in a causal
+model a prompt does not attend to its completions.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "accord_tree"
-NO_MASK = torch.zeros(1, 1, 1, 1)  # four dimensions: transformers passes it on as it is, and builds none
-# what architectures hand to their attention that changes nothing, or is looked at; all else is refused
+# Of four dimensions, since transformers passes such a mask on unchanged and builds none.
+NO_MASK = torch.zeros(1, 1, 1, 1)
+# Arguments of attention functions that have no effect here or are checked by _not_covered; others are refused.
 HANDLED = frozenset(
     {
         "dropout",
@@ -36,7 +37,7 @@ HANDLED = frozenset(
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of the packed row that see `stem`, earlier rows of it, if there is one, and causally themselves."""
+    """A span of tokens that attends causally to itself and, if `stem` is set, to the earlier span `stem`."""
 
     rows: slice
     stem: slice | None = None
@@ -44,23 +45,25 @@ class Piece:
 
 @dataclass(eq=False)
 class Layout:
-    """Which token attends to which, by lengths; shared by all layers of a pass.
+    """Which token attends to which, described by lengths; shared by all layers of a pass.
 
-    forks: (prompt, (branch, branch, ...)) of each fork, in the order of the row; or, with a trunk,
-    grafts: (start in the trunk, prompt, branch): branches alone, whose prompts the trunk has kept.
-    kept: keys and values of every layer, without graph; None unless asked for.
-    calls: the attention modules that were called, with the window each named; None unless asked for.
+    Attributes:
+        forks: the lengths (prompt, (branch, branch, ...)) of each fork, in the order of the row.
+        grafts: with a trunk, (start in the trunk, prompt length, branch length) of branches whose prompts are there.
+        trunk: the layout of an earlier row, which holds the prompts of the grafts.
+        stored: keys and values of every layer, detached; set to {} to have them stored.
+        calls: the attention modules called, each with its sliding window; set to [] to have them recorded.
     """
 
     forks: tuple[tuple[int, tuple[int, ...]], ...]
     grafts: tuple[tuple[int, int, int], ...] = ()
     trunk: "Layout | None" = None
-    kept: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
+    stored: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
     calls: list[tuple[nn.Module, int | None]] | None = None
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        """Rows and what they see."""
+        """The spans of all prompts and non-empty branches, in the order of the row."""
         out: list[Piece] = []
         start = 0
         for stem, branches in self.forks:
@@ -84,9 +87,13 @@ def tree_attention(
     accord_layout: Layout | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **kwargs: Any,  # whatever else the architecture hands to its attention
+    **kwargs: Any,  # other arguments that architectures pass to their attention
 ) -> tuple[Tensor, None]:
-    """(1, T, heads, channels). Raises NotImplementedError for what packed attention does not cover."""
+    """Attention output, (1, T, heads, channels).
+
+    Raises:
+        NotImplementedError: the module asks for something that packed attention does not cover.
+    """
     if accord_layout is None:
         extra = {"scaling": scaling, "sliding_window": sliding_window, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **extra)
@@ -97,31 +104,31 @@ def tree_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if accord_layout.trunk:
         return _grafted(accord_layout, module, query, key, value, scale, sliding_window), None
-    if accord_layout.kept is not None:
-        accord_layout.kept[module] = key.detach(), value.detach()
+    if accord_layout.stored is not None:
+        accord_layout.stored[module] = key.detach(), value.detach()
     return _forked(accord_layout, query, key, value, scale, sliding_window), None
 
 
 def _not_covered(module: nn.Module, mask: Tensor | None, extra: Mapping[str, Any]) -> list[str]:
-    """What a module asks of its attention beyond scale and window."""
+    """The names of arguments and features that a module asks for and packed attention does not cover."""
     names = [name for name, value in extra.items() if value is not None and name not in HANDLED]
     if extra.get("dropout"):
         names.append("dropout")
     if not (vars(module).get("is_causal", True) if extra.get("is_causal") is None else extra["is_causal"]):
         names.append("attention in both directions")
     if mask is not None and mask.shape != NO_MASK.shape:
-        names.append("a mask of its own")
+        names.append("a custom mask")
     return names
 
 
 def _forked(
     layout: Layout, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
 ) -> Tensor:
-    # split, not slices: its backward joins the pieces once instead of filling a whole row for each
+    # split instead of slicing: its backward concatenates once, where each slice would fill a whole row
     sizes = [piece.rows.stop - piece.rows.start for piece in layout.pieces]
     parts = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
     out: list[Tensor] = []
-    prompt = key, value  # of the fork at hand: its first piece begins with it
+    prompt = key, value  # of the current fork; replaced by its first piece
     for piece, (q, k, v) in zip(layout.pieces, parts, strict=True):
         if piece.stem is None:
             prompt = k, v
@@ -141,10 +148,10 @@ def _grafted(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Branches whose prompts' keys and values the trunk has kept; without gradient."""
+    """Attention of branches over their prompts' keys and values, stored by the trunk; without gradient."""
     assert layout.trunk, "a graft needs a trunk"
-    assert layout.trunk.kept, "its trunk must keep its keys and values"
-    keys, values = layout.trunk.kept[module]
+    assert layout.trunk.stored, "the trunk must store its keys and values"
+    keys, values = layout.trunk.stored[module]
     out: list[Tensor] = []
     start = 0
     for at, stem, branch in layout.grafts:
@@ -158,7 +165,7 @@ def _grafted(
 
 
 def _sequence(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-    """One sequence, of which the queries are the last positions: (1, T, heads, channels)."""
+    """Causal attention of one sequence whose last positions are the queries: (1, T, heads, channels)."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -171,14 +178,14 @@ def _sequence(query: Tensor, key: Tensor, value: Tensor, scale: float, window: i
 
 
 def _band(height: int, width: int, window: int | None, like: Tensor) -> Tensor:
-    """(height, width) additive mask: row i ends at column width - height + i and sees `window` columns."""
+    """Additive mask (height, width): row i attends to `window` columns up to column width - height + i."""
     ends = torch.arange(width - height, width, device=like.device)[:, None]
     columns = torch.arange(width, device=like.device)
-    seen = columns <= ends
+    visible = columns <= ends
     if window is not None:
-        seen &= columns > ends - window
+        visible &= columns > ends - window
     blank = torch.zeros(height, width, dtype=like.dtype, device=like.device)
-    return blank.masked_fill(~seen, float("-inf"))
+    return blank.masked_fill(~visible, float("-inf"))
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -1,4 +1,4 @@
-"""Which rows go together: seeded batches for training, groups by size for scoring."""
+"""Batches of rows: seeded batches for training, groups of bounded cost for scoring."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +10,8 @@ T = TypeVar("T")
 def draw(rows: int, size: int, count: int, rng: random.Random) -> list[list[int]]:
     """`count` batches of min(size, rows) row numbers.
 
-    Rows are taken from one permutation after another, so that none is seen n + 1 times before every one has
-    been seen n - 1 times; no batch holds a row twice.
+    Rows come from one permutation after another, so that no row is drawn n + 1 times before every row has been drawn
+    n - 1 times. No batch holds a row twice.
     """
     assert rows > 0, rows
     size = min(size, rows)
@@ -23,7 +23,9 @@ def draw(rows: int, size: int, count: int, rng: random.Random) -> list[list[int]
         if len(batch) < size:
             fresh = list(range(rows))
             rng.shuffle(fresh)
-            fresh.sort(key=lambda row: row in batch)  # stable; what the batch holds already has to wait
+            fresh.sort(
+                key=lambda row: row in batch
+            )  # stable sort: rows that the batch already holds come later
             need = size - len(batch)
             batch, queue = batch + fresh[:need], fresh[need:]
         batches.append(batch)
@@ -31,13 +33,15 @@ def draw(rows: int, size: int, count: int, rng: random.Random) -> list[list[int]
 
 
 def subset(rows: int, most: int, rnd: int) -> list[int]:
-    """min(most, rows) row numbers of round `rnd` (from 1), drawn as OpenFedLLM does: by the round alone, so that
-    clients of one size use the same numbers, and so does every run."""
+    """min(most, rows) row numbers for round `rnd` (from 1), drawn as in OpenFedLLM.
+
+    The round is the only seed, so that clients of equal size draw the same numbers in every run.
+    """
     return random.Random(rnd - 1).sample(range(rows), min(most, rows))
 
 
 def by_budget(items: Sequence[T], cost: Callable[[T], int], budget: int) -> Iterator[list[T]]:
-    """Consecutive groups whose costs add up to at most `budget`; a group has at least one item."""
+    """Consecutive groups with a total cost of at most `budget`; an item above it is a group of its own."""
     group: list[T] = []
     total = 0
     for item in items:

@@ -1,4 +1,4 @@
-"""How the base is run: as the frozen reference, and as the policy in a local step."""
+"""Context managers that run the base as the frozen reference, or as the policy in local training."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ from tasks.model.base import Base
 
 @contextmanager
 def reference(base: Base) -> Iterator[None]:
-    """Inside, the model is the frozen base: adapters and private parts off, no gradient."""
-    with torch.no_grad(), base.model.disable_adapter(), base.personal.off():
+    """Run the frozen base: adapters and private parts are off, and no gradient is recorded."""
+    with torch.no_grad(), base.model.disable_adapter(), base.private_parts.off():
         yield
 
 
@@ -24,11 +24,11 @@ def reference(base: Base) -> Iterator[None]:
 def training(
     base: Base, *, dropout: bool, seed: int, trains: Callable[[str], bool] = everything
 ) -> Iterator[None]:
-    """Inside, the base is set up for local steps: LoRA dropout if asked for, checkpointing if configured,
-    no gradient for the tensors that do not train.
+    """Set the base up for local steps: LoRA dropout if `dropout`, gradient checkpointing if the base is configured for
+    it, and no gradient for tensors for which `trains` is false.
 
-    The model itself stays in evaluation mode: without dropout the policy computes what it computes outside.
-    The global generators, from which dropout draws, are seeded inside and restored after.
+    The model itself stays in evaluation mode, so that without dropout the policy computes what it computes outside.
+    The global generators, from which dropout draws, are seeded by `seed` and restored on exit.
     """
     base.model.eval()
     base.flat.bind(trains)
@@ -37,7 +37,7 @@ def training(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if dropout:
-            for layer in base.beside.layers.values():
+            for layer in base.merged.layers.values():
                 layer.lora_dropout.train()  # type: ignore[operator]  # a ModuleDict
         for layer, _ in forwards:
             layer.forward = partial(_checkpointed, layer, layer.forward)
@@ -47,7 +47,7 @@ def training(
             for layer, forward in forwards:
                 if forward is None:
                     del layer.forward
-                else:  # a hook of accelerate's
+                else:  # an instance attribute, set by a hook of accelerate
                     layer.forward = forward
             base.model.eval()
             base.flat.bind()
@@ -55,7 +55,6 @@ def training(
 
 def _checkpointed(
     layer: GradientCheckpointingLayer, forward: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Tensor | tuple[Tensor, ...]:
-    # Any: each architecture's own arguments
-    """What transformers does for a layer in training mode, which would turn the layer's own dropout on as well."""
+) -> Tensor | tuple[Tensor, ...]:  # Any: arguments differ between architectures
+    """Checkpoint a layer as transformers does in training mode, which would also turn on the layer's own dropout."""
     return layer._gradient_checkpointing_func(partial(forward, **kwargs), *args)  # type: ignore[operator]  # set by gradient_checkpointing_enable

@@ -1,7 +1,7 @@
-"""Packing: forks as one row of tokens, every prompt once and no padding.
+"""Packing: several forks as one row of tokens, with each prompt once and without padding.
 
-A fork is a prompt and the completions that share it. The row holds prompt, branch, branch, ... of each fork
-in turn; a branch is a completion without its last token, from which nothing is predicted (but a reward may be read).
+A fork is a prompt with the completions that share it. The row holds prompt, branch, branch, ... of each fork in turn.
+A branch is a completion without its last token, which predicts nothing; it is included where a reward is read from it.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ Fork = tuple[Tokens, tuple[Tokens, ...]]
 
 @dataclass(frozen=True)
 class Packed:
-    """What the model reads (T tokens) and what it predicts (R completion tokens of C completions)."""
+    """One packed row: T input tokens, and the R completion tokens of C completions that they predict."""
 
     ids: Tensor  # (T,) int64
-    positions: Tensor  # (T,) int64: a branch continues its prompt
-    rows: Tensor  # (R,) int64: the hidden state that predicts each completion token
+    positions: Tensor  # (T,) int64; the positions of a branch continue those of its prompt
+    rows: Tensor  # (R,) int64: index of the hidden state that predicts each completion token
     targets: Tensor  # (R,) int64
-    counts: tuple[int, ...]  # (C,) completion tokens, in order of forks and completions
+    counts: tuple[int, ...]  # (C,) number of completion tokens, in order of forks and completions
     layout: Layout
-    ends: Tensor | None = None  # (C,) int64: the last token of each completion, where it is in the row
+    ends: Tensor | None = None  # (C,) int64: index of the last token of each completion, if the row holds it
 
 
 def pack(forks: Sequence[Fork], *, ends: bool = False) -> Packed:
-    """Every prompt must hold a token and so must every completion: something has to predict the first one.
+    """Pack forks into one row. Every prompt and every completion must have at least one token.
 
-    ends: the last tokens are in the row as well.
+    ends: include the last token of each completion.
     """
     cut = 0 if ends else 1
     last_tokens: list[int] = []
@@ -42,8 +42,8 @@ def pack(forks: Sequence[Fork], *, ends: bool = False) -> Packed:
     rows: list[int] = []
     targets: list[int] = []
     for prompt, completions in forks:
-        assert prompt, "a fork needs a prompt token to predict from"
-        assert all(completions), "a completion needs a token"
+        assert prompt, "the prompt of a fork must have a token to predict from"
+        assert all(completions), "a completion must have a token"
         stem = len(prompt)
         ids += prompt
         positions += range(stem)
@@ -67,11 +67,11 @@ def pack(forks: Sequence[Fork], *, ends: bool = False) -> Packed:
     )
 
 
-def graft(trunk: Packed, strangers: Sequence[Tokens]) -> Packed:
-    """One more completion for each fork of `trunk`, whose keys and values were kept: no prompt is read again.
+def graft(trunk: Packed, mismatched: Sequence[Tokens]) -> Packed:
+    """Pack one more completion for each fork of `trunk`, whose layout stores keys and values of the prompts.
 
-    strangers: a completion for each fork, () for none. `rows` index the hidden states of the trunk followed by
-    those of this row: the first token of a completion is predicted by the last token of its prompt.
+    mismatched: a completion for each fork, () for none. `rows` of the result index the hidden states of the trunk
+    followed by those of this row, since the last token of a prompt in the trunk predicts the first completion token.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -79,33 +79,33 @@ def graft(trunk: Packed, strangers: Sequence[Tokens]) -> Packed:
     targets: list[int] = []
     forks = trunk.layout.forks
     starts = [0, *accumulate(stem + sum(branches) for stem, branches in forks)]
-    for start, (stem, _), stranger in zip(starts, forks, strangers, strict=False):
-        if not stranger:
+    for start, (stem, _), completion in zip(starts, forks, mismatched, strict=False):
+        if not completion:
             continue
         rows.append(start + stem - 1)
         offset = starts[-1] + len(ids)
-        rows += range(offset, offset + len(stranger) - 1)
-        ids += stranger[:-1]
-        positions += range(stem, stem + len(stranger) - 1)
-        targets += stranger
+        rows += range(offset, offset + len(completion) - 1)
+        ids += completion[:-1]
+        positions += range(stem, stem + len(completion) - 1)
+        targets += completion
     grafts = tuple(
-        (start, stem, len(stranger) - 1)
-        for start, (stem, _), stranger in zip(starts, forks, strangers, strict=False)
-        if stranger
+        (start, stem, len(completion) - 1)
+        for start, (stem, _), completion in zip(starts, forks, mismatched, strict=False)
+        if completion
     )
     return Packed(
         torch.tensor(ids, dtype=torch.int64),
         torch.tensor(positions, dtype=torch.int64),
         torch.tensor(rows, dtype=torch.int64),
         torch.tensor(targets, dtype=torch.int64),
-        tuple(len(stranger) for stranger in strangers if stranger),
+        tuple(len(completion) for completion in mismatched if completion),
         Layout((), grafts=grafts, trunk=trunk.layout),
     )
 
 
 def padded(forks: Sequence[Fork], filler: int) -> tuple[Tensor, Tensor, list[slice]]:
-    """The same forks as one padded sequence for each completion: ids and mask (C, L), and per sequence the
-    positions whose logits predict its completion."""
+    """One padded sequence for each completion: ids and mask, (C, L), and for each sequence the span of positions whose
+    logits predict its completion."""
     sequences = [prompt + completion for prompt, completions in forks for completion in completions]
     spans = [
         slice(len(prompt) - 1, len(prompt) + len(completion) - 1)

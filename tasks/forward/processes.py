@@ -1,6 +1,6 @@
-"""Several processes of one site train together: each sees its part of every batch, and gradients are summed.
+"""Data-parallel training in several processes of one site: each takes a part of every batch, and gradients are summed.
 
-Only the adapter learns, so what they exchange is as small as it is. One process is a crew of one, and does without.
+Only gradients of the adapter are exchanged. With one process, every function here is a no-op or the identity.
 """
 
 import os
@@ -13,25 +13,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=10)  # for the others in a step
-FOREVER = timedelta(days=365)  # a site may wait that long for its next message
-_waiting: list[
-    dist.ProcessGroup
-] = []  # the group in which the others wait for the leader's word; none in a crew of one
+STEP_TIMEOUT = timedelta(minutes=10)  # of a collective operation during training
+MESSAGE_TIMEOUT = timedelta(days=365)  # of broadcast(): a site may idle that long between two messages
+# The process group of broadcast(); empty with one process.
+_broadcast_group: list[dist.ProcessGroup] = []
 
 
 def join() -> None:
-    """Become one of the processes that `accelerate launch` or `torchrun` started; alone, nothing happens."""
+    """Join the processes that `accelerate launch` or `torchrun` started; does nothing if WORLD_SIZE is unset or 1."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     from accelerate import PartialState  # slow to import
 
-    PartialState(
-        cpu=not torch.cuda.is_available(), timeout=PATIENCE
-    )  # gloo on CPU, nccl on CUDA, and each process its GPU
-    group = dist.new_group(backend="gloo", timeout=FOREVER)
+    # gloo on the CPU, nccl on CUDA; assigns one GPU to each process
+    PartialState(cpu=not torch.cuda.is_available(), timeout=STEP_TIMEOUT)
+    group = dist.new_group(backend="gloo", timeout=MESSAGE_TIMEOUT)
     assert isinstance(group, dist.ProcessGroup), group
-    _waiting.append(group)
+    _broadcast_group.append(group)
 
 
 def size() -> int:
@@ -42,26 +40,26 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def leads() -> bool:
-    """Whether this process answers for its site; the others only train with it, and write nothing."""
+def is_leader() -> bool:
+    """Whether this process answers for its site; the other processes only train and write no files."""
     return rank() == 0
 
 
 def part(rows: Sequence[T]) -> Sequence[T]:
-    """This process's consecutive share, by at most one row more or less than another's; it may be empty."""
-    cut = [len(rows) * n // size() for n in (rank(), rank() + 1)]
-    return rows[cut[0] : cut[1]]
+    """This process's consecutive part of the rows. Sizes differ by at most one row; a part may be empty."""
+    start, stop = (len(rows) * n // size() for n in (rank(), rank() + 1))
+    return rows[start:stop]
 
 
-def add(tensors: Sequence[Tensor]) -> None:
-    """Sum over the processes, in place."""
+def all_reduce(tensors: Sequence[Tensor]) -> None:
+    """Sum each tensor over the processes, in place."""
     if size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
 
 
 def gather(value: T) -> list[T]:
-    """Everyone's value, in order of rank, at every process."""
+    """The values of all processes in order of rank, at every process."""
     if size() == 1:
         return [value]
     out: list[T] = [value] * size()
@@ -69,10 +67,10 @@ def gather(value: T) -> list[T]:
     return out
 
 
-def told(value: T | None = None) -> T:
-    """The leader's value, at every process; the others wait for it."""
-    box = [value]
+def broadcast(value: T | None = None) -> T:
+    """The leader's value, at every process. Other processes call it without an argument and wait."""
+    values = [value]
     if size() > 1:
-        dist.broadcast_object_list(box, src=0, group=_waiting[0])
-    assert box[0] is not None, "the leader has something to tell"
-    return box[0]
+        dist.broadcast_object_list(values, src=0, group=_broadcast_group[0])
+    assert values[0] is not None, "the leader must pass a value to broadcast()"
+    return values[0]

@@ -1,4 +1,4 @@
-"""Reference log-probabilities: the frozen base scores every example once, for the whole federation."""
+"""Reference log-probabilities of examples under the frozen base, computed once and cached."""
 
 from collections.abc import Sequence
 
@@ -16,18 +16,18 @@ GPU_TOKENS = 16384
 
 
 def reference_logps(base: Base, examples: Sequence[Example], cache: Cache) -> dict[str, tuple[float, ...]]:
-    """By example key: the base's log-probability of each completion, then of the mismatched one if there is one.
+    """For each example key: the base's log-probability of every completion, then of the mismatched one, if any.
 
-    On the CPU an example is scored alone, so that its numbers do not depend on what else had to be scored:
-    a run that lost its cache repeats the same bytes.
+    On the CPU each example is scored alone, so that its values do not depend on the examples that were missing from
+    the cache: a run without its cache gives the same bytes. Processes of one site share the missing examples.
     """
     model = reference_key(base.fingerprint, base.numerics)
-    known = cache.references(model)
+    cached = cache.references(model)
     rows = {key_of(example): example for example in examples}
-    lacking = processes.gather([key for key in rows if key not in known])
-    missing = list(dict.fromkeys(key for keys in lacking for key in keys))
+    missing_by_rank = processes.gather([key for key in rows if key not in cached])
+    missing = list(dict.fromkeys(key for keys in missing_by_rank for key in keys))
     if not missing:
-        return known
+        return cached
     added: dict[str, tuple[float, ...]] = {}
     budget = 1 if base.device.type == "cpu" else GPU_TOKENS
     base.model.eval()
@@ -39,23 +39,24 @@ def reference_logps(base: Base, examples: Sequence[Example], cache: Cache) -> di
             values = iter(completion_logps(base, forks).tolist())
             for (key, _), (_, completions) in zip(group, forks, strict=True):
                 added[key] = tuple(next(values) for _ in completions)
-    for some in processes.gather(added):
-        added |= some
+    for added_by_rank in processes.gather(added):
+        added |= added_by_rank
     cache.add_references(model, added)
     return cache.references(model)
 
 
 def fork_of(example: Example, *, mismatched: bool = False) -> Fork:
-    """An example as the model reads it, with the mismatched completion as one more branch if asked for."""
+    """The fork of an example; mismatched: with the mismatched completion, if any, as the last branch."""
     extra = (example.mismatched,) if mismatched and example.mismatched else ()
     return example.prompt, example.completions + extra
 
 
 def forks_of(example: Example) -> list[Fork]:
-    """Every prompt of an example with its completions."""
+    """The forks of an example: its prompt and, if any, its twin prompt, each with the completions."""
     return [(prompt, example.completions) for prompt in (example.prompt, example.twin) if prompt]
 
 
 def tokens_of(example: Example) -> int:
+    """Number of tokens of prompts and completions, as the cost of scoring the example."""
     prompts = len(example.prompt) + len(example.twin)
     return prompts + sum(map(len, example.completions)) + len(example.mismatched)

@@ -1,7 +1,7 @@
 """Rotary positions whose frequencies depend on the longest sequence of a pass: dynamic NTK scaling and LongRoPE.
 
-Policy and reference are scored in different batches. Up to a length of its own such a model is like any other; above
-it, a sequence has its numbers only where it is run by itself (Base.alone_above).
+Policy and reference are scored in different batches, whose longest sequences differ. Up to a certain length the
+frequencies of such a model are constant; a longer sequence must be run by itself (Base.unbatched_above).
 """
 
 from collections.abc import Mapping
@@ -13,33 +13,33 @@ from transformers import PreTrainedModel
 STRETCHED = ("dynamic", "longrope")
 
 
-def alone_above(causal: PreTrainedModel, settings: Mapping[str, Any]) -> int | None:
-    """From how many tokens on a sequence has to be run alone; None: never. Makes dynamic frequencies forget the
-    sequences before.
+def unbatched_above(causal: PreTrainedModel, settings: Mapping[str, Any]) -> int | None:
+    """The length in tokens above which a sequence must be run alone; None if there is no such length.
 
-    settings: the configuration of the model's text part.
+    Also registers hooks that reset dynamic frequencies before each pass. settings: the configuration of the model's
+    text part.
     """
-    parameters: dict[str, Any] = settings.get("rope_parameters") or {}  # Any: transformers' own
-    each = (
+    parameters: dict[str, Any] = settings.get("rope_parameters") or {}  # Any: values of several types
+    entries = (
         [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]
     )
-    stretched = [p for p in each if p.get("rope_type") in STRETCHED]
+    stretched = [p for p in entries if p.get("rope_type") in STRETCHED]
     if not stretched:
         return None
     if any(p.get("rope_type") == "dynamic" for p in stretched):
         for module in causal.modules():
             if "max_seq_len_cached" in vars(module):
-                module.register_forward_pre_hook(_forget_length)
+                module.register_forward_pre_hook(_reset_length)
     lengths = (
         settings.get("original_max_position_embeddings"),
         causal.config.get_text_config().max_position_embeddings,
     )
-    own = [p.get("original_max_position_embeddings") for p in stretched]
-    return min(length for length in (*own, *lengths) if length)
+    original_lengths = [p.get("original_max_position_embeddings") for p in stretched]
+    return min(length for length in (*original_lengths, *lengths) if length)
 
 
-def _forget_length(module: nn.Module, _: Any) -> None:  # Any: the inputs, which do not matter
-    """As if no sequence had been read: transformers keeps the frequencies of the longest until a short one comes."""
+def _reset_length(module: nn.Module, _: Any) -> None:  # Any: the inputs, which are not used
+    """Restore the original frequencies; transformers keeps those of the longest sequence until a short one comes."""
     for name, cached in list(vars(module).items()):
         if name.endswith("max_seq_len_cached") and cached != module.original_max_seq_len:
             prefix = name.removesuffix("max_seq_len_cached")

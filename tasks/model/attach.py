@@ -1,4 +1,4 @@
-"""LoRA put into a model by peft, and the configuration with which peft loads it again."""
+"""Attach LoRA to a model by peft, and write the configuration with which peft loads it again."""
 
 import logging
 import re
@@ -21,16 +21,17 @@ from tasks.model.targets import ALL, KEY, Targets, choose_targets, linear_layers
 
 log = logging.getLogger(__name__)
 
-PREFIX = "base_model.model."  # peft's, of every name in a tree
+PREFIX = "base_model.model."  # with which peft begins every name in a tree
 
 
 def attach(causal: PreTrainedModel, lora: LoraConfig) -> PeftModel:
-    """The model with LoRA of one rank on what lora.target-modules names, in float32 and in evaluation mode.
+    """Add float32 LoRA weights of one rank to the modules that lora.target-modules names; evaluation mode.
 
-    Raises ConfigError for targets that are not there, and for what cannot go with fused experts.
+    Raises:
+        ConfigError: a target does not exist, or fused experts are combined with settings that they do not support.
     """
-    words = _words(causal, lora.target_modules)
-    targets = choose_targets(causal, words, lora.target_modules)
+    target_names = _target_names(causal, lora.target_modules)
+    targets = choose_targets(causal, target_names, lora.target_modules)
     if targets.experts:
         _check_experts(lora)
     renamed = _renamed_by_peft(causal, targets.linear)
@@ -39,48 +40,48 @@ def attach(causal: PreTrainedModel, lora: LoraConfig) -> PeftModel:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_spelling(causal, words, targets, plain)
+        target_modules=_peft_target_modules(causal, target_names, targets, plain)
         if plain or targets.experts
         else DUMMY_TARGET_MODULES,
         target_parameters=list(targets.experts) or None,
         fan_in_fan_out=bool(plain) and all(isinstance(causal.get_submodule(name), Conv1D) for name in plain),
         task_type="CAUSAL_LM",
     )
-    # peft draws its start from the global generator; Accord's is set later
+    # peft initialises weights from the global generator; Accord sets its own initial weights later
     with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers, to peft
+        warnings.simplefilter("ignore", FutureWarning)  # raised by transformers for code of peft
         adapted = get_peft_model(causal, config)
         assert isinstance(adapted, PeftModel)
         if renamed:
             _attach_by_name(adapted, renamed)
-    _check_all_there(adapted, targets)
+    _check_adapted(adapted, targets)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    _say(adapted, targets, lora.r)
+    _log_warnings(adapted, targets, lora.r)
     adapted.eval()
     return adapted
 
 
 def adapted_layers(adapted: PeftModel) -> dict[str, LoraLayer]:
-    """By name in the whole model, what holds an A and a B."""
+    """The modules that hold LoRA factors, by their name in the whole model."""
     return {name: module for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
 
 
 def unnamed_layers(adapted: PeftModel) -> list[str]:
-    """Adapted linear layers that peft's own configuration cannot name: it takes their names for those of experts."""
-    words = adapted.peft_config["default"].to_dict()["target_modules"]
+    """Adapted linear layers that peft's configuration cannot name, since it takes their names for those of experts."""
+    target_names = adapted.peft_config["default"].to_dict()["target_modules"]
     layers = [
         n.removeprefix(PREFIX) for n, m in adapted_layers(adapted).items() if not isinstance(m, ParamWrapper)
     ]
-    return [name for name in layers if not any(matching([name], word) for word in words)]
+    return [name for name in layers if not any(matching([name], target) for target in target_names)]
 
 
 def config_to_load(adapted: PeftModel, rank: int, alpha: int, base: str) -> PeftConfig:
-    """What PeftModel.from_pretrained needs to put the adapter's tensors where they belong.
+    """The configuration with which PeftModel.from_pretrained loads the adapter's tensors into the right modules.
 
-    It reads an unnamed layer from target_parameters, by the name of its weight; there it allows no dropout, which has
-    no part in loading anyway.
+    Unnamed layers are listed in target_parameters by the names of their weights. peft allows no dropout there, which
+    does not matter for loading.
     """
     config = adapted.peft_config["default"].to_dict()
     parameters = [*(config["target_parameters"] or ()), *(f"{n}.weight" for n in unnamed_layers(adapted))]
@@ -88,114 +89,121 @@ def config_to_load(adapted: PeftModel, rank: int, alpha: int, base: str) -> Peft
     if parameters:
         config |= {"target_parameters": sorted(parameters), "lora_dropout": 0.0}
     saved = PeftConfig(**config)
-    saved.target_modules = sorted(config["target_modules"])  # a set has another order in every process
+    saved.target_modules = sorted(config["target_modules"])  # the order of a set differs between processes
     return saved
 
 
 def targets_of(config: Mapping[str, object]) -> str:
-    """lora.target-modules for an adapter_config.json written from `config_to_load`."""
+    """The value of lora.target-modules for an adapter_config.json that `config_to_load` wrote."""
     modules, parameters = config["target_modules"], config.get("target_parameters") or []
     assert isinstance(modules, list), modules
     assert isinstance(parameters, list), parameters
     return ",".join([*modules, *parameters])
 
 
-def _words(causal: PreTrainedModel, value: str) -> list[str]:
-    """lora.target-modules as single words, with peft's choice for the architecture in the place of auto."""
+def _target_names(causal: PreTrainedModel, value: str) -> list[str]:
+    """lora.target-modules as a list of names; auto is replaced by peft's choice for the architecture."""
     if value != "auto":
-        words = [word.strip() for word in value.split(",")]
-        if not all(words):
-            raise ConfigError(f"{KEY} = {value!r} has an empty name; give names by comma, {ALL!r} or 'auto'")
-        return words
+        target_names = [target.strip() for target in value.split(",")]
+        if not all(target_names):
+            raise ConfigError(
+                f"{KEY} = {value!r} has an empty name; give comma-separated names, {ALL!r} or 'auto'"
+            )
+        return target_names
     names = [name for name, _ in causal.named_modules()]
     for kind in (causal.config.model_type, causal.config.get_text_config().model_type):
         choice: str | list[str] = AUTO_TARGETS.get(kind, [])
         if isinstance(choice, str):
-            words = [name for name in names if re.fullmatch(choice, name)]
+            target_names = [name for name in names if re.fullmatch(choice, name)]
         else:
-            words = [word for word in choice if matching(names, word)]
-        if words:
-            return words
+            target_names = [target for target in choice if matching(names, target)]
+        if target_names:
+            return target_names
     return [ALL]
 
 
-def _spelling(
-    causal: PreTrainedModel, words: Sequence[str], targets: Targets, plain: Sequence[str]
+def _peft_target_modules(
+    causal: PreTrainedModel, target_names: Sequence[str], targets: Targets, plain: Sequence[str]
 ) -> str | list[str]:
-    """The shortest way to tell peft of the `plain` modules."""
-    whole = set(plain)
-    if list(words) == [ALL] and whole == linear_layers(causal) and not _renames(causal, ALL):
+    """The shortest value of peft's target_modules that selects exactly the `plain` modules."""
+    wanted = set(plain)
+    if list(target_names) == [ALL] and wanted == linear_layers(causal) and not _renames(causal, ALL):
         return ALL
     names = [name for name, _ in causal.named_modules()]
-    ends = dict.fromkeys(words if ALL not in words else (name.rsplit(".", 1)[-1] for name in plain))
-    used = [word for word in ends if matching(plain, word)]
-    return used if {name for word in used for name in matching(names, word)} == whole else list(plain)
+    suffixes = dict.fromkeys(
+        target_names if ALL not in target_names else (name.rsplit(".", 1)[-1] for name in plain)
+    )
+    used = [target for target in suffixes if matching(plain, target)]
+    return used if {name for target in used for name in matching(names, target)} == wanted else list(plain)
 
 
 def _renamed_by_peft(causal: PreTrainedModel, names: Sequence[str]) -> list[str]:
-    """Linear layers that peft takes for experts of transformers 4, since their names end like those."""
-    ends = {name.rsplit(".", 1)[-1] for name in names}
-    return [name for name in names if name.rsplit(".", 1)[-1] in {e for e in ends if _renames(causal, e)}]
+    """Linear layers that peft renames, taking them for experts of transformers 4 by the ends of their names."""
+    renamed = {suffix for suffix in {name.rsplit(".", 1)[-1] for name in names} if _renames(causal, suffix)}
+    return [name for name in names if name.rsplit(".", 1)[-1] in renamed]
 
 
 def _renames(causal: PreTrainedModel, name: str) -> bool:
     config = PeftConfig(target_modules=name if name == ALL else [name])
     try:
         convert_peft_config_for_transformers(config, causal, None)
-    except ValueError:  # one of several that it would fuse
+    except ValueError:  # the name is one of several that peft would fuse
         return True
     targets = config.target_modules or ()
     return name != targets and name not in targets
 
 
 def _attach_by_name(adapted: PeftModel, names: Sequence[str]) -> None:
-    """More linear layers for the same adapter: those whose tensors a state dict would bring."""
+    """Add linear layers to the adapter by injecting a state dict with their names."""
     config = adapted.peft_config["default"]
     assert isinstance(config, PeftConfig), config
-    parameters, config.target_parameters = config.target_parameters, None  # peft allows one or the other
-    if config.target_modules == DUMMY_TARGET_MODULES:  # nothing but these
+    parameters, config.target_parameters = config.target_parameters, None  # peft does not allow both
+    if config.target_modules == DUMMY_TARGET_MODULES:  # no other layer is adapted
         config.target_modules = []
     state = dict.fromkeys((f"{name}.lora_A.weight" for name in names), torch.empty(0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that the configuration does not name them
+        # peft warns that the configuration does not name these layers
+        warnings.simplefilter("ignore", RuntimeWarning)
         adapted.base_model.inject_adapter(adapted.get_base_model(), "default", state_dict=state)  # type: ignore[operator]  # a BaseTuner
     config.target_parameters = parameters
 
 
-def _check_all_there(adapted: PeftModel, targets: Targets) -> None:
-    """peft drops what it cannot match, and rewrites names: nothing of that may pass unseen."""
+def _check_adapted(adapted: PeftModel, targets: Targets) -> None:
+    """Assert that peft adapted exactly the targets: it drops names that it cannot match and rewrites others."""
     layers = adapted_layers(adapted)
     stacks = [f"{n}.{m.parameter_name}" for n, m in layers.items() if isinstance(m, ParamWrapper)]
-    got = {n for n, m in layers.items() if not isinstance(m, ParamWrapper)}
-    got |= {name.replace(".base_layer.", ".") for name in stacks}
-    want = {f"{PREFIX}{name}" for name in (*targets.linear, *targets.experts)}
-    assert got == want, f"peft adapted other modules than it was given: {sorted(got ^ want)[:4]}"
+    adapted_names = {n for n, m in layers.items() if not isinstance(m, ParamWrapper)}
+    adapted_names |= {name.replace(".base_layer.", ".") for name in stacks}
+    target_names = {f"{PREFIX}{name}" for name in (*targets.linear, *targets.experts)}
+    assert adapted_names == target_names, (
+        f"peft adapted other modules than the targets: {sorted(adapted_names ^ target_names)[:4]}"
+    )
 
 
 def _check_experts(lora: LoraConfig) -> None:
     if lora.dropout:
         raise ConfigError(
-            f"lora.dropout = {lora.dropout} cannot go with fused experts in {KEY} = {lora.target_modules!r}: "
-            "peft has none for them; set it to 0 or leave the experts out"
+            f"lora.dropout = {lora.dropout} cannot be used with fused experts in {KEY} = {lora.target_modules!r}: "
+            "peft has no dropout for them; set it to 0 or leave out the experts"
         )
     if lora.aggregation in ("fedex", "flora", "flexlora"):
         raise ConfigError(
-            f"lora.aggregation = {lora.aggregation!r} cannot go with fused experts in {KEY} = "
-            f"{lora.target_modules!r}: their A and B are no two factors of one matrix; use separate | ffa | rolora | "
-            "fedsa, or leave the experts out"
+            f"lora.aggregation = {lora.aggregation!r} cannot be used with fused experts in {KEY} = "
+            f"{lora.target_modules!r}: their A and B are not the factors of one matrix; use separate | ffa | rolora | "
+            "fedsa, or leave out the experts"
         )
 
 
-def _say(adapted: PeftModel, targets: Targets, rank: int) -> None:
+def _log_warnings(adapted: PeftModel, targets: Targets, rank: int) -> None:
     kind = type(adapted.get_base_model()).__name__
     if targets.left_out:
         log.warning("%s: %s", kind, targets.left_out)
-    sides = {n: (m.in_features, m.out_features) for n, m in adapted_layers(adapted).items()}
-    low = {n: min(size for size in pair if size) for n, pair in sides.items()}
-    low = {n: size for n, size in low.items() if size < rank}
-    if low:
-        name = next(iter(low))
+    shapes = {n: (m.in_features, m.out_features) for n, m in adapted_layers(adapted).items()}
+    full_ranks = {n: min(size for size in shape if size) for n, shape in shapes.items()}
+    exceeded = {n: full_rank for n, full_rank in full_ranks.items() if full_rank < rank}
+    if exceeded:
+        name = next(iter(exceeded))
         log.warning(
-            "%s: lora.r = %d is above the full rank of %s (%d) and of %d adapted layers in all: right, but wasteful",
-            kind, rank, name.removeprefix(PREFIX), low[name], len(low),
+            "%s: lora.r = %d is above the full rank of %s (%d) and of %d adapted layers in all: correct, but wasteful",
+            kind, rank, name.removeprefix(PREFIX), exceeded[name], len(exceeded),
         )  # fmt: skip

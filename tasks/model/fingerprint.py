@@ -1,4 +1,4 @@
-"""The fingerprint of a base model: what it computes, whatever it is loaded as."""
+"""The fingerprint of a base model: a digest of what it computes, independent of how it is loaded."""
 
 import hashlib
 import json
@@ -19,8 +19,8 @@ VOLATILE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "us
 def fingerprint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """blake2b over the configuration, the stored weights in order of their names, and the tokenizer.
 
-    The weights are the tensors of the files that are loaded, and of no others in the folder. The same for any sharding
-    and for any dtype, quantization or device the model is loaded with.
+    Only weight files that are loaded count, not others in the folder. The fingerprint does not depend on sharding, nor
+    on the dtype, quantization or device with which the model is loaded.
     """
     digest = hashlib.blake2b(digest_size=32)
     config = read_config(folder)
@@ -32,7 +32,7 @@ def fingerprint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What decides how text becomes tokens: vocabulary, merges, special tokens, chat template."""
+    """A digest of all that affects tokenisation: vocabulary, merges, special tokens, chat template."""
     rules = tokenizer.backend_tokenizer.to_str() if isinstance(tokenizer, PreTrainedTokenizerFast) else ""
     facts = [
         rules or sorted(tokenizer.get_vocab().items()),
@@ -43,30 +43,30 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    """The digest of the stored tensors; remembered by the state of their files, for large models."""
+    """The digest of the stored tensors, cached on disk under the state of their files, since large models take time."""
     key = stamp(files)
-    note = home() / "fingerprints" / key
-    if note.is_file() and len(known := note.read_text()) == 64:
-        return known
+    cached = home() / "fingerprints" / key
+    if cached.is_file() and len(text := cached.read_text()) == 64:
+        return text
     digest = hashlib.blake2b(digest_size=32)
     for name, tensor in _stored(files):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        part = note.with_name(f"{key}.{os.getpid()}.part")
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        part = cached.with_name(f"{key}.{os.getpid()}.part")
         part.write_text(digest.hexdigest())
-        part.rename(note)
+        part.rename(cached)
     except OSError:
-        pass  # a read-only home only costs the next process the reading
+        pass  # with a read-only home, the next process computes the digest again
     return digest.hexdigest()
 
 
 def _stored(files: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    where: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for file in files:
         with safe_open(file, framework="pt") as handle:
-            where |= dict.fromkeys(handle.keys(), file)
-    for name in sorted(where):
-        with safe_open(where[name], framework="pt") as handle:
+            file_of |= dict.fromkeys(handle.keys(), file)
+    for name in sorted(file_of):
+        with safe_open(file_of[name], framework="pt") as handle:
             yield name, handle.get_tensor(name)

@@ -1,4 +1,4 @@
-"""Flat: all weights that learn as views of a few tensors, and their gradients as views of others."""
+"""Flat: trainable weights as views of a few flat tensors, and their gradients as views of others."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,9 +12,10 @@ Block = tuple[str, torch.device]  # a part ("": the adapter) on a device
 
 
 class Flat:
-    """One float32 weight tensor and one gradient tensor per part and device (one device unless the model is split).
+    """One float32 weight and one gradient tensor for each part and device (one device unless the model is split).
 
-    Clipping is one norm, an optimiser step one kernel a part. `parameters` maps tree names to the model's parameters.
+    Clipping computes one norm, and an optimiser step takes one kernel, for each of them. `parameters` maps names of a
+    tree to the model's parameters.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -34,12 +35,14 @@ class Flat:
         self.bind()
 
     def bind(self, trains: Callable[[str], bool] = everything) -> None:
-        """Point every parameter's gradient at its place, since another trainer may have dropped them; backward will
-        leave the gradient of a tensor that does not train alone."""
+        """Make every parameter's gradient a view of the flat gradient again; another trainer may have replaced it.
+
+        trains: whether the tensor of this name is trained; others require no gradient.
+        """
         views, gradients = self.split([w.data for w in self.weights.values()]), self.split(self.gradients)
         for name, parameter in self.parameters.items():
             assert parameter.data_ptr() == views[name].data_ptr(), (
-                "an adapter weight was moved out of the flat tensor"
+                "an adapter weight is no longer a view of the flat tensor"
             )
             parameter.requires_grad_(trains(name))
             parameter.grad = gradients[name]
@@ -52,22 +55,22 @@ class Flat:
     def gradients(self) -> list[Tensor]:
         return [weight.grad for weight in self.weights.values() if weight.grad is not None]
 
-    def clip(self, most: float) -> float:
-        """The norm of all gradients; scaled down to `most` where it is larger (torch's rule), 0 for never."""
+    def clip(self, max_norm: float) -> float:
+        """Clip the norm of all gradients to `max_norm`, as torch does; 0 disables it. Returns the norm before."""
         norms = [gradient.norm() for gradient in self.gradients]
         norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-        if most:
-            scale = (most / (norm + 1e-6)).clamp(max=1.0)
+        if max_norm:
+            scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
             for gradient in self.gradients:
                 gradient.mul_(scale.to(gradient.device))
         return float(norm)
 
     def split(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Views, by name and in each parameter's shape, of flat tensors that are laid out as `weights`."""
-        rest = dict(zip(self.weights, flats, strict=True))
+        """Views of flat tensors that are laid out as `weights`, by name and in the shape of each parameter."""
+        remaining = dict(zip(self.weights, flats, strict=True))
         out: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            flat = rest[self.blocks[name]]
+            flat = remaining[self.blocks[name]]
             out[name] = flat[: parameter.numel()].view_as(parameter)
-            rest[self.blocks[name]] = flat[parameter.numel() :]
+            remaining[self.blocks[name]] = flat[parameter.numel() :]
         return out

@@ -1,7 +1,8 @@
-"""How much memory a client takes, from the model's config.json and the settings, before anything is loaded.
+"""Estimate the memory of a client from the model's config.json and the settings, before anything is loaded.
 
-An upper bound meant for packing clients: every row is taken to be as long as it may be. Weights are counted in the
-safetensors headers; activations are what a Llama-like layer with LoRA keeps for the way back.
+It is an upper bound, used to decide how many clients run at a time: every row is assumed to have the maximum length.
+Weights are counted in the headers of safetensors files; activations are those that a Llama-like layer with LoRA stores
+for the backward pass.
 """
 
 from collections.abc import Mapping
@@ -17,21 +18,17 @@ from tasks.pretrained.snapshot import check_folder, fetch
 from tasks.pretrained.weights import read_config
 
 PROCESS = 600_000_000  # bytes: Python with torch, transformers and peft, and their buffers; measured
-LOGITS = (
-    100_000_000  # bytes: tasks/model/head.py's chunk of logits, its softmax and gradient, at most 32 MB each
-)
+LOGITS = 100_000_000  # bytes: a chunk of logits in tasks/model/head.py, its softmax and gradient, 32 MB each
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
-QUANTIZED = {"8bit": 1.1, "4bit": 0.6}  # bytes a weight, with the scales
-COPIES = 6  # of an adapter in float32: weights, gradients, Adam's two moments, the start, what is sent
-ROWS = {
-    "kto": 1,
-    "sft": 1,
-}  # sequences of max-length per row that are kept for the way back; pairs, two orders: 2
+QUANTIZED = {"8bit": 1.1, "4bit": 0.6}  # bytes per weight, with quantisation scales
+COPIES = 6  # float32 copies of an adapter: weights, gradients, Adam's two moments, initial adapter, update
+# Sequences of max-length stored for the backward pass per row; 2 for other tasks (pairs, or two orders).
+ROWS = {"kto": 1, "sft": 1}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model's config.json the estimate needs."""
+    """The sizes in a model's config.json that the estimate needs."""
 
     parameters: int
     layers: int
@@ -42,7 +39,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes: the base, an adapter with its optimizer state, the activations of a step, the process around them."""
+    """Bytes of the base, the adapter with its optimiser state, the activations of a step, and the Python process."""
 
     base: float
     adapter: float
@@ -55,7 +52,7 @@ class Estimate:
 
 
 def shape_of(model: ModelConfig) -> Shape | None:
-    """None for pickled weights, and for a model whose config.json has other names; ConfigError as fetch()."""
+    """The shape of a model; None for pickled weights and for unknown keys in config.json. ConfigError as fetch()."""
     page, parameters = _described(model)
     hidden = _first(page, "hidden_size", "n_embd", "d_model")
     layers = _first(page, "num_hidden_layers", "n_layer")
@@ -68,31 +65,31 @@ def shape_of(model: ModelConfig) -> Shape | None:
 
 
 def estimate(config: Config, shape: Shape) -> Estimate:
-    """For one local training of this configuration."""
+    """Estimate the memory of one local training with this configuration."""
     model, train, r = config.model, config.train, config.lora.r
     width = WIDTH[model.dtype]
     h, i, k = shape.hidden, shape.inner, shape.keys
-    adapter = (
-        shape.layers * r * (4 * h + 2 * (h + k) + 3 * (h + i))
-    )  # on every linear layer: the most there is
+    # LoRA on every linear layer, the maximum
+    adapter = shape.layers * r * (4 * h + 2 * (h + k) + 3 * (h + i))
     tokens = train.per_device_batch_size * train.max_length * ROWS.get(config.task_choice.name, 2)
-    kept = (
-        12 * h + 4 * k + 6 * i
-    )  # numbers per token and layer: inputs of every product, norms, gate, activation
+    # numbers stored per token and layer: inputs of every product, norms, gate, activation
+    stored = 12 * h + 4 * k + 6 * i
     layers = 1 if model.gradient_checkpointing else shape.layers
-    step = tokens * width * (layers * kept + (shape.layers * h if model.gradient_checkpointing else 0))
+    step = tokens * width * (layers * stored + (shape.layers * h if model.gradient_checkpointing else 0))
     return Estimate(
         shape.parameters * QUANTIZED.get(model.quantization, width), adapter * 4 * COPIES, step + LOGITS
     )
 
 
 def _described(model: ModelConfig) -> tuple[Json, int]:
-    """config.json, and how many weights there are; downloads a model of the Hub. Raises ConfigError for one that is not
-    there or not whole.
+    """config.json and the number of weights (0 if pickled); downloads a model of the Hub.
+
+    Raises:
+        ConfigError: the model does not exist or is incomplete.
     """
     folder = fetch(model, progress=True)
-    stored = check_folder(folder)
-    files = [] if stored.pickled else [folder / name for name in stored.files]
+    weights = check_folder(folder)
+    files = [] if weights.pickled else [folder / name for name in weights.files]
     return read_config(folder), sum(map(_count, files))
 
 

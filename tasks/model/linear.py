@@ -1,9 +1,9 @@
-"""Products with frozen float32 weights, through oneDNN on the processors where it is faster than torch's own.
+"""Matrix products with frozen float32 weights, by oneDNN on processors where it is faster than torch's default.
 
-torch sends them to MKL, which leaves the 512-bit units of AMD processors idle: there oneDNN was measured twice as fast.
-On processors without AVX-512, and on Intel's with it, MKL is the faster one (docs/performance.md). The choice depends
-on the processor alone, so that one machine always computes the same bytes. The operator is the one that torch.compile
-uses for linear layers; a torch without it uses its own product.
+torch calls MKL, which does not use the 512-bit units of AMD processors; there oneDNN was measured to be twice as fast.
+On processors without AVX-512, and on Intel's with it, MKL is faster (docs/performance.md). The choice depends only on
+the processor, so that a machine always computes the same bytes. The operator is that of torch.compile for linear
+layers; a torch without it uses its own product.
 """
 
 from pathlib import Path
@@ -12,14 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-# multiply-adds; oneDNN prepares a kernel for each new shape, which smaller products do not earn
+# Multiply-adds; oneDNN prepares a kernel for each new shape, which takes longer than smaller products.
 LEAST = 1 << 25
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def is_onednn_faster(cpuinfo: str, capability: str) -> bool:
-    """Whether oneDNN beats MKL on the processor that Linux describes so, with the vector units that torch uses."""
+    """Whether oneDNN is faster than MKL.
+
+    Args:
+        cpuinfo: contents of /proc/cpuinfo.
+        capability: the vector instructions that torch uses.
+    """
     vendors = (
         line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("vendor_id")
     )
@@ -32,14 +37,14 @@ ENABLED = AVAILABLE and is_onednn_faster(
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b without graph: x (..., I), weight (O, I) in any memory order, bias (O,) -> (..., O)."""
+    """x W^T + b without autograd: x (..., I), weight (O, I) in any memory order, bias (O,) -> (..., O)."""
     if x.numel() * len(weight) < LEAST or not _covered(x, weight):
         return linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let all plain linear layers whose weights are frozen compute through `product`, where oneDNN is faster."""
+    """Make all plain linear layers with frozen weights compute by `product`, where oneDNN is faster."""
     if not ENABLED:
         return
     for module in model.modules():
@@ -48,7 +53,7 @@ def use_onednn(model: nn.Module) -> None:
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer through which a gradient passes, but which takes none itself."""
+    """A linear layer with frozen weights: gradients pass through it to its input."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Linear's name
         return _Product.apply(input, self.weight, self.bias)  # type: ignore[return-value]  # apply is untyped

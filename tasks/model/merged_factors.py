@@ -1,4 +1,4 @@
-"""A frozen low-rank part beside the adapter: left (right x) added to what an adapted layer gives."""
+"""Merged factors: a frozen low-rank product that is added to the output of each adapted layer."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,40 +10,41 @@ from core.errors import TreeMismatch
 from core.factors import MERGED, modules
 
 
-class Beside:
-    """The factors at each adapted layer, float32 and without gradient; a layer whose adapters are off leaves them out.
+class MergedFactors:
+    """The factors (B, A) of each adapted layer, float32 and without gradient: B A x is added to the layer's output.
 
-    A hook and not a second peft adapter: its rank may change from round to round, and what peft and TRL do to
-    adapters must not reach it.
+    Layers with disabled adapters skip them, so that they are not part of the reference. They are applied by forward
+    hooks instead of a second peft adapter, since their rank may change every round, and whatever peft and TRL do to
+    adapters must not affect them.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        """layers: by the name of A in the adapter's tree."""
+        """layers: by the name of the layer's A in the adapter's tree."""
         self.layers = dict(layers)
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._hooks: dict[str, RemovableHandle] = {}
 
     def put(self, tree: Mapping[str, Tensor]) -> None:
-        """Replace what is there; TreeMismatch for layers that are not adapted."""
+        """Replace all factors; an empty tree removes them. TreeMismatch for a layer that is not adapted."""
         factors = modules(tree)
         if unknown := sorted(factors.keys() - self.layers.keys()):
             raise TreeMismatch(f"{MERGED}: no adapted layer has {unknown[0]!r} ({len(unknown)} in all)")
         for name in self._hooks.keys() - factors.keys():
             self._hooks.pop(name).remove()
-        self.factors = {name: self._placed(name, *pair) for name, pair in factors.items()}
+        self.factors = {name: self._on_device(name, *pair) for name, pair in factors.items()}
         for name in factors.keys() - self._hooks.keys():
-            self._hooks[name] = self.layers[name].register_forward_hook(self._adder(name))
+            self._hooks[name] = self.layers[name].register_forward_hook(self._make_hook(name))
 
-    def _placed(self, name: str, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def _on_device(self, name: str, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         device = next(self.layers[name].parameters()).device
-        return left.to(device), right.to(device)
+        return b.to(device), a.to(device)
 
-    def _adder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def add(layer: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> Tensor:
+    def _make_hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add_product(layer: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> Tensor:
             if layer.disable_adapters:
                 return result
-            left, right = self.factors[name]
-            more = linear(linear(inputs[0].to(right.dtype), right), left)
-            return (result + more).to(result.dtype)
+            b, a = self.factors[name]
+            product = linear(linear(inputs[0].to(a.dtype), a), b)
+            return (result + product).to(result.dtype)
 
-        return add
+        return add_product

@@ -1,4 +1,4 @@
-"""Bases in 8 and in 4 bits through bitsandbytes, which a process that wants none is spared."""
+"""8- and 4-bit base models; bitsandbytes is imported only when needed."""
 
 import sys
 from importlib.util import find_spec
@@ -12,11 +12,11 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from core.errors import ConfigError
 from core.sections import ModelConfig
 
-REPACKS = "support_avx512bf16_for_cpu"  # of bitsandbytes' Linear4bit
+REPACKS = "support_avx512bf16_for_cpu"  # attribute of bitsandbytes' Linear4bit
 
 
-def settings(model: ModelConfig) -> BitsAndBytesConfig | None:
-    """What transformers loads it with; None for a whole one. ConfigError where bitsandbytes is not installed."""
+def quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:
+    """transformers' quantisation configuration; None without quantisation. ConfigError without bitsandbytes."""
     if model.quantization == "none":
         return None
     if not _installed():
@@ -34,20 +34,20 @@ def settings(model: ModelConfig) -> BitsAndBytesConfig | None:
     )
 
 
-def prepared(causal: PreTrainedModel) -> PreTrainedModel:
-    """The model loaded with these settings, such that LoRA's gradients pass through it."""
+def prepare_for_lora(causal: PreTrainedModel) -> PreTrainedModel:
+    """Prepare a quantised model so that gradients of LoRA pass through it."""
     causal = prepare_model_for_kbit_training(causal, use_gradient_checkpointing=False)
     for module in causal.modules():
-        # on CPU, 4 bit: it would repack weights so that no gradient passes through
+        # on the CPU in 4 bits, it would repack weights into a form without gradients
         if hasattr(module, REPACKS):
             setattr(module, REPACKS, False)
     return causal
 
 
 def _installed() -> bool:
-    """Whether it can be imported; what hid it from peft and transformers is gone after this."""
+    """Whether bitsandbytes can be imported; also makes it visible to peft and transformers again."""
     if sys.modules.get("bitsandbytes", ...) is None:
         del sys.modules["bitsandbytes"]
-        for known in (is_bnb_available, is_bnb_4bit_available, is_bitsandbytes_available):
-            known.cache_clear()
+        for is_available in (is_bnb_available, is_bnb_4bit_available, is_bitsandbytes_available):
+            is_available.cache_clear()
     return find_spec("bitsandbytes") is not None

@@ -1,8 +1,8 @@
-"""Which weights of a model LoRA adapts: lora.target-modules, read against the modules that are there.
+"""The weights of a model that LoRA adapts: lora.target-modules resolved against the modules of the model.
 
-By default every linear layer of the language model but its vocabulary head and the routers of its experts. A vision or
-audio part is never adapted: no gradient of a text reaches it. Fused experts (one parameter for all experts of a layer)
-are adapted only where they are named.
+The default is every linear layer of the language model except its vocabulary head and the routers of its experts.
+Vision and audio parts are never adapted, since text gives them no gradient. Fused experts (one parameter for all
+experts of a layer) are adapted only if they are named.
 """
 
 import difflib
@@ -19,66 +19,71 @@ from core.errors import ConfigError
 KEY = "lora.target-modules"
 ALL = "all-linear"
 OTHER_MEDIA = ("vision", "visual", "image", "video", "audio", "speech", "multi_modal", "vq_")
-# peft refuses LoRA on the output projection of these, whose kernels read its weight without calling it
+# peft refuses LoRA on the output projection of these models, whose kernels read its weight without calling the layer.
 MAMBA, FUSED_OUTPUT = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), "out_proj"
-FROM_ENCODERS = ("cross_attn", "crossattention", "encoder_attn")  # attention to what only an encoder makes
+FROM_ENCODERS = ("cross_attn", "crossattention", "encoder_attn")  # attention to the output of an encoder
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Full names inside the model, in its own order."""
+    """Names of modules and parameters in the model, in the order of the model."""
 
     linear: tuple[str, ...]
-    experts: tuple[str, ...] = ()  # of 3-D parameters: (experts, _, _)
-    left_out: str = ""  # what one may expect to be adapted and is not, in one line
+    experts: tuple[str, ...] = ()  # names of 3-D parameters (experts, _, _)
+    left_out: str = ""  # one line on fused experts that are not adapted; "" for none
 
 
-def choose_targets(causal: PreTrainedModel, words: Sequence[str], value: str) -> Targets:
-    """words: `all-linear`, names of modules or parameters, or ends of such names that begin at a dot.
+def choose_targets(causal: PreTrainedModel, names: Sequence[str], value: str) -> Targets:
+    """Resolve names to targets.
 
-    Raises ConfigError for a word that names nothing that can be adapted.
+    Args:
+        names: `all-linear`, names of modules or parameters, or ends of such names that begin at a dot.
+        value: lora.target-modules, for messages.
+
+    Raises:
+        ConfigError: a name matches nothing that can be adapted.
     """
     parts = Parts.of(causal, value)
     linear: set[str] = set()
     experts: set[str] = set()
-    for word in words:
-        if word == ALL:
+    for name in names:
+        if name == ALL:
             linear |= parts.usual.keys()
-        elif layers := parts.layers_named(word.removesuffix(".weight")):
+        elif layers := parts.layers_named(name.removesuffix(".weight")):
             linear |= set(layers)
-        elif stacks := matching(parts.experts, word):
+        elif stacks := matching(parts.experts, name):
             experts |= set(stacks)
         else:
-            raise ConfigError(parts.refusal(word))
+            raise ConfigError(parts.refusal(name))
     if not linear and not experts:
         raise ConfigError(f"{parts.key}: {type(causal).__name__} has no linear layer to adapt")
     return Targets(
         tuple(name for name in parts.modules if name in linear),
         tuple(name for name in parts.experts if name in experts),
-        parts.rest_of_experts(experts),
+        parts.note_on_experts(experts),
     )
 
 
 def linear_layers(causal: PreTrainedModel) -> set[str]:
-    """All but the vocabulary head: what peft makes of all-linear where it rewrites nothing."""
+    """All linear layers except the vocabulary head: peft's all-linear for models whose names it does not rewrite."""
     head = causal.get_output_embeddings()
     return {n for n, m in causal.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
 
 
-def matching(names: Iterable[str], word: str) -> list[str]:
-    """peft's rule: the name itself, or one that ends with a dot and it."""
-    return [name for name in names if name == word or name.endswith(f".{word}")]
+def matching(names: Iterable[str], target: str) -> list[str]:
+    """The names that a target matches by peft's rule: they equal it or end with a dot and it."""
+    return [name for name in names if name == target or name.endswith(f".{target}")]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A model's modules by what LoRA may do with them."""
+    """The modules of a model, classified by whether LoRA can adapt them."""
 
-    key: str  # lora.target-modules and its value, for messages
+    key: str  # "lora.target-modules = VALUE", for messages
     causal: PreTrainedModel
     modules: Mapping[str, nn.Module]
     text: frozenset[str]  # modules of the language model
-    experts: Mapping[str, nn.Parameter]  # fused weights in it
+    experts: Mapping[str, nn.Parameter]  # fused weights of experts in the language model
     routers: frozenset[str]
 
     @staticmethod
@@ -98,7 +103,7 @@ class Parts:
 
     @property
     def usual(self) -> dict[str, nn.Module]:
-        """The linear layers that are adapted unless others are named."""
+        """The linear layers that all-linear stands for."""
         head = self.causal.get_output_embeddings()
         return {
             n: m
@@ -113,67 +118,69 @@ class Parts:
     def _is_fused(self, name: str) -> bool:
         return self.causal.config.model_type in MAMBA and name.rsplit(".", 1)[-1] == FUSED_OUTPUT
 
-    def layers_named(self, word: str) -> list[str]:
-        """The linear layers of the language model that a word names; ConfigError where one cannot be adapted."""
-        names = [n for n in matching(self.modules, word) if n in self.text]
+    def layers_named(self, target: str) -> list[str]:
+        """The linear layers of the language model that a target matches; ConfigError if one cannot be adapted."""
+        names = [n for n in matching(self.modules, target) if n in self.text]
         layers = [n for n in names if _is_linear(self.modules[n])]
-        if layers and (others := [n for n in names if n not in layers]):
+        if layers and (not_linear := [n for n in names if n not in layers]):
             raise ConfigError(
-                f"{self.key}: {word!r} names linear layers and {others[0]!r}, which is a "
-                f"{type(self.modules[others[0]]).__name__}; use longer names, of linear layers only"
+                f"{self.key}: {target!r} matches linear layers and {not_linear[0]!r}, which is a "
+                f"{type(self.modules[not_linear[0]]).__name__}; use longer names that match linear layers only"
             )
         for name in layers:
-            self._check(word, name)
+            self._check(target, name)
         return layers
 
-    def _check(self, word: str, name: str) -> None:
+    def _check(self, target: str, name: str) -> None:
         module, head = self.modules[name], self.causal.get_output_embeddings()
         if module is head and module.weight is self.causal.get_input_embeddings().weight:
             raise ConfigError(
-                f"{self.key}: {word!r} is the vocabulary head, whose weights are also the input embedding's "
-                "(tie_word_embeddings): an adapter of one alone could never be merged; leave it out"
+                f"{self.key}: {target!r} is the vocabulary head, which shares its weights with the input embedding "
+                "(tie_word_embeddings), so that an adapter of the head alone could not be merged; leave it out"
             )
         if self._is_fused(name):
             raise ConfigError(
-                f"{self.key}: {word!r} of a {self.causal.config.model_type} model is read by a fused kernel, past any "
-                "adapter; leave it out"
+                f"{self.key}: {target!r} of a {self.causal.config.model_type} model is read by a fused kernel, which "
+                "would ignore the adapter; leave it out"
             )
         if name in self.routers and type(module).forward is not nn.Linear.forward:
             raise ConfigError(
-                f"{self.key}: {word!r} is a router ({type(module).__name__}), which gives more than a linear layer "
-                "does; leave it out"
+                f"{self.key}: {target!r} is a router ({type(module).__name__}), which computes more than a linear "
+                "layer; leave it out"
             )
 
-    def refusal(self, word: str) -> str:
-        """Why a word names nothing to adapt, and what there is."""
-        names = matching(self.modules, word)
+    def refusal(self, target: str) -> str:
+        """The error message for a target that matches nothing that can be adapted, with the available names."""
+        names = matching(self.modules, target)
         inside = [n for n in names if n in self.text]
-        near = difflib.get_close_matches(word, self._short_names(), 3)
-        close = f"did you mean {' or '.join(near)}? " if near else ""
-        there = f"{close}There are: {', '.join(self._short_names())}"
+        similar = difflib.get_close_matches(target, self._short_names(), 3)
+        suggestion = f"did you mean {' or '.join(similar)}? " if similar else ""
+        available = f"{suggestion}Available: {', '.join(self._short_names())}"
         if inside:
             kind = type(self.modules[inside[0]]).__name__
-            return f"{self.key}: {word!r} ({kind}) is not a linear layer; name linear layers only. {there}"
+            return (
+                f"{self.key}: {target!r} ({kind}) is not a linear layer; name linear layers only. {available}"
+            )
         if names:
-            where = f"only outside the language model ({names[0]}), where no text reaches"
-            return f"{self.key}: {word!r} is {where}. {there}"
-        return f"{self.key}: {type(self.causal).__name__} has no module {word!r}. {there}"
+            place = f"only outside the language model ({names[0]}), which text does not reach"
+            return f"{self.key}: {target!r} is {place}. {available}"
+        return f"{self.key}: {type(self.causal).__name__} has no module {target!r}. {available}"
 
     def _short_names(self) -> list[str]:
-        """The last parts of what can be named."""
+        """The last components of the names that can be adapted."""
         short = dict.fromkeys(name.rsplit(".", 1)[-1] for name in self.usual)
         return [*short, *dict.fromkeys(_short(name) for name in self.experts)]
 
-    def rest_of_experts(self, chosen: set[str]) -> str:
-        """A line on fused experts that are not adapted; "" for none."""
-        rest = [name for name in self.experts if name not in chosen]
-        if not rest:
+    def note_on_experts(self, chosen: set[str]) -> str:
+        """One line on fused experts that are not adapted; "" for none."""
+        omitted = [name for name in self.experts if name not in chosen]
+        if not omitted:
             return ""
-        size = sum(prod(self.experts[name].shape) for name in rest)
-        names = ",".join(dict.fromkeys(_short(name) for name in rest))
+        size = sum(prod(self.experts[name].shape) for name in omitted)
+        names = ",".join(dict.fromkeys(_short(name) for name in omitted))
         return (
             f"{size:,} weights of fused experts are not adapted; {KEY} = '{ALL},{names}' would adapt them "
-            "(larger updates, and a changed copy of each layer's experts in memory while it trains)"
+            "(with larger updates, and a modified copy of each layer's experts in memory during training)"
         )
 
 
@@ -182,12 +189,12 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _short(name: str) -> str:
-    """experts.down_proj of model.layers.0.mlp.experts.down_proj."""
+    """The last two components: experts.down_proj of model.layers.0.mlp.experts.down_proj."""
     return ".".join(name.split(".")[-2:])
 
 
 def _routes(modules: Mapping[str, nn.Module], name: str, block: str) -> bool:
-    """Whether a module decides which of a block's experts a token goes to, or how much they count."""
+    """Whether a module selects or weighs the experts of a block for each token."""
     if not name.startswith(f"{block}."):
         return False
     first = name.removeprefix(f"{block}.").split(".")[0]
@@ -200,7 +207,7 @@ def _routes(modules: Mapping[str, nn.Module], name: str, block: str) -> bool:
 
 
 def _text_modules(causal: PreTrainedModel, modules: Mapping[str, nn.Module]) -> Iterator[str]:
-    """The modules of the language model: all, or without what is for other media or for an encoder's output."""
+    """Names of the language model's modules, without those for other media and for the output of an encoder."""
     config = causal.config
     media = config.get_text_config() is not config or any(
         w in n for n in config.sub_configs for w in OTHER_MEDIA
@@ -221,9 +228,9 @@ def _text_modules(causal: PreTrainedModel, modules: Mapping[str, nn.Module]) -> 
 
 
 def _foreign(causal: PreTrainedModel, modules: Mapping[str, nn.Module], prefix: str) -> Iterator[str]:
-    """Children of the decoder that hold a pretrained model of their own, as an image encoder is."""
-    words = causal.get_input_embeddings()
+    """Children of the decoder that contain another pretrained model, such as an image encoder."""
+    embeddings = causal.get_input_embeddings()
     for name, child in modules[prefix].named_children():
         inner = list(child.modules())
-        if any(isinstance(m, PreTrainedModel) for m in inner) and not any(m is words for m in inner):
+        if any(isinstance(m, PreTrainedModel) for m in inner) and not any(m is embeddings for m in inner):
             yield f"{prefix}.{name}" if prefix else name

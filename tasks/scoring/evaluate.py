@@ -1,4 +1,4 @@
-"""Scores of held-out examples under the current adapter, with TRL's metric names; what has no data is absent."""
+"""Evaluate held-out examples under the current adapter, with TRL's metric names; metrics without data are absent."""
 
 import math
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from tasks.forward.modes import reference
 from tasks.forward.reference import fork_of, forks_of, reference_logps, tokens_of
 from tasks.model.adapter import is_untouched
 from tasks.model.base import Base
-from tasks.scoring.combine import Combination, crossed
+from tasks.scoring.combine import Combination, cross_fitted_scores
 from tasks.tokens.cache import Cache
 from tasks.tokens.choice import calibration_error, log_odds, margins, share_right
 from tasks.tokens.encode import Encoder, key_of
 
-TOKENS = 4096  # scored at once
-KL_ROWS = 32  # rows whose exact KL is computed: each costs two passes and two full vocabularies a token
+TOKENS = 4096  # scored in one pass
+KL_ROWS = 32  # rows whose exact KL is computed; each takes two passes, and two full vocabularies per token
 
 
 def evaluate(
     base: Base, task: Task, examples: Sequence[Example], *, cache: Cache | None = None, kl_rows: int = KL_ROWS
 ) -> Metrics:
-    """Metrics of pairs, of labelled single completions, or of unlabelled ones, by what the examples are; of choices
-    where the task reads them, its own loss among them.
+    """Metrics of pairs, of labelled or unlabelled single completions or, for a task that reads them, of choices.
 
-    Every example must be of one kind. kl is over the first kl_rows examples.
+    All examples must be of one kind, which selects the metrics; those of choices include the task's loss. kl is
+    computed over the first kl_rows examples.
     """
     if not examples:
         return {}
@@ -50,8 +50,10 @@ def evaluate(
 
 
 def choice_batch(base: Base, examples: Sequence[Example]) -> Batch:
-    """Examples of choices with their logits under the current adapter, without gradient, as one batch: `margins`
-    and `preference` of tasks.tokens.choice say what the model thinks of each pair, in the order given."""
+    """Examples of choices with their logits under the current adapter, as one batch without gradient.
+
+    `margins` and `preference` of tasks.tokens.choice compute the model's preference for each pair from it.
+    """
     with torch.no_grad():
         groups = by_budget(examples, tokens_of, TOKENS)
         parts = [choice_logits(base, [fork for e in group for fork in forks_of(e)]) for group in groups]
@@ -61,7 +63,7 @@ def choice_batch(base: Base, examples: Sequence[Example]) -> Batch:
 
 
 def heldout_examples(rows: Sequence[Row], encode: Encoder, task: Task) -> list[Example]:
-    """Canonical rows of any view as what evaluate() scores: pairs, thumbs or plain completions; or choices."""
+    """Encode canonical rows as examples for evaluate(): pairs, thumbs, plain completions or choices."""
     if task.reads == "choices":
         return task.examples(rows, encode)
     out = []
@@ -76,20 +78,22 @@ def heldout_examples(rows: Sequence[Row], encode: Encoder, task: Task) -> list[E
 
 @dataclass(frozen=True)
 class Scores:
-    """(N, completions) each, float64: summed log-probabilities, completion lengths in tokens, and the rewards of the
-    client's own head, if it has one that has learned."""
+    """Scores of N examples; every tensor is (N, completions), float64."""
 
-    logps: Tensor
-    ref_logps: Tensor
-    tokens: Tensor
-    explicit: Tensor | None = None
+    logps: Tensor  # summed log-probabilities under the policy
+    ref_logps: Tensor  # the same under the reference
+    tokens: Tensor  # lengths of the completions
+    explicit: Tensor | None = None  # rewards of the client's reward head; None without a trained one
 
 
 def pair_metrics(scores: Scores, reward_scale: float) -> Metrics:
-    """Of (chosen, rejected) pairs. rewards/accuracies counts rewards that are strictly larger (TRL) and is absent
-    where policy and reference agree on every row; logps/accuracies is the model alone, without reference.
-    explicit/accuracies is of the client's own reward head, combined/accuracies of both rewards together, each pair by
-    weights that the other half of the pairs gave (tasks/scoring/combine.py); a tie is half."""
+    """Metrics of (chosen, rejected) pairs.
+
+    rewards/accuracies counts strictly larger rewards, as TRL does, and is absent if policy and reference agree on every
+    row; logps/accuracies compares log-probabilities of the policy alone. explicit/accuracies is that of the client's
+    reward head, combined/accuracies that of both rewards, with weights fitted to the other half of the pairs
+    (tasks/scoring/combine.py); in these two a tie counts as half.
+    """
     rewards = reward_scale * (scores.logps - scores.ref_logps)
     chosen, rejected = rewards.mean(0).tolist()
     logp_chosen, logp_rejected = scores.logps.mean(0).tolist()
@@ -101,7 +105,9 @@ def pair_metrics(scores: Scores, reward_scale: float) -> Metrics:
         "logps/chosen": logp_chosen,
         "logps/rejected": logp_rejected,
         "logps/accuracies": _share(scores.logps[:, 0] > scores.logps[:, 1]),
-        "length/accuracies": share_right(longer),  # the longer answer wins; a tie is half
+        "length/accuracies": share_right(
+            longer
+        ),  # accuracy of preferring the longer answer; a tie counts as half
     }
     if rewards.any():
         metrics["rewards/accuracies"] = _share(rewards[:, 0] > rewards[:, 1])
@@ -111,40 +117,43 @@ def pair_metrics(scores: Scores, reward_scale: float) -> Metrics:
 def _explicit(rewards: Tensor, explicit: Tensor | None) -> Metrics:
     if explicit is None:
         return {}
-    implicit, own = rewards[:, 0] - rewards[:, 1], explicit[:, 0] - explicit[:, 1]
+    implicit_margins, explicit_margins = rewards[:, 0] - rewards[:, 1], explicit[:, 0] - explicit[:, 1]
     return {
-        "explicit/margins": float(own.mean()),
-        "explicit/accuracies": share_right(own),
-        "combined/accuracies": share_right(crossed(implicit, own)),
-        **_weights(Combination.fit(implicit, own)),
+        "explicit/margins": float(explicit_margins.mean()),
+        "explicit/accuracies": share_right(explicit_margins),
+        "combined/accuracies": share_right(cross_fitted_scores(implicit_margins, explicit_margins)),
+        **_weights(Combination.fit(implicit_margins, explicit_margins)),
     }
 
 
-def _weights(found: Combination) -> Metrics:
-    weights = {"combined/weight": found.weight, "combined/lambda": found.factor}
+def _weights(combination: Combination) -> Metrics:
+    weights = {"combined/weight": combination.weight, "combined/lambda": combination.factor}
     return {name: value for name, value in weights.items() if 0 <= value < math.inf}
 
 
 def unpaired_metrics(scores: Scores, labels: Sequence[bool], reward_scale: float) -> Metrics:
-    """Of single completions with thumbs. rewards/accuracies is the share of (desirable, undesirable) pairs in
-    which the first has the larger reward (Mann-Whitney; a tie is half)."""
+    """Metrics of labelled single completions.
+
+    rewards/accuracies is the share of (desirable, undesirable) pairs of rows in which the desirable one has the larger
+    reward (the Mann-Whitney statistic; a tie counts as half).
+    """
     rewards = reward_scale * (scores.logps - scores.ref_logps)[:, 0]
-    good = torch.tensor(labels)
+    desirable = torch.tensor(labels)
     metrics: Metrics = {}
-    for name, rows in (("chosen", good), ("rejected", ~good)):
+    for name, rows in (("chosen", desirable), ("rejected", ~desirable)):
         if rows.any():
             metrics[f"rewards/{name}"] = float(rewards[rows].mean())
             metrics[f"logps/{name}"] = float(scores.logps[:, 0][rows].mean())
-    if good.any() and not good.all():
+    if desirable.any() and not desirable.all():
         metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
         if rewards.any():
-            gaps = rewards[good][:, None] - rewards[~good][None, :]
+            gaps = rewards[desirable][:, None] - rewards[~desirable][None, :]
             metrics["rewards/accuracies"] = float((gaps.sign() + 1).mean() / 2)
     return metrics
 
 
 def exact_kl(base: Base, examples: Sequence[Example]) -> float:
-    """KL(pi || pi_ref) of the next token, in nats: mean over the completion positions of the first completions."""
+    """KL(pi || pi_ref) of the next token, in nats: the mean over the tokens of each example's first completion."""
     if is_untouched(base):
         return 0.0
     total, count = 0.0, 0
@@ -166,7 +175,7 @@ def _choices(base: Base, task: Task, examples: Sequence[Example]) -> Metrics:
     batch = choice_batch(base, examples)
     loss, metrics = task.loss(batch)
     z = margins(batch)
-    longer = torch.tensor([one - two for one, two in (e.lengths for e in examples)])
+    longer = torch.tensor([first - second for first, second in (e.lengths for e in examples)])
     return {
         "loss": float(loss),
         **metrics,
@@ -176,21 +185,21 @@ def _choices(base: Base, task: Task, examples: Sequence[Example]) -> Metrics:
 
 
 def _scores(base: Base, examples: Sequence[Example], cache: Cache) -> Scores:
-    known = reference_logps(base, examples, cache)
-    frozen = [known[key_of(e)] for e in examples]
-    rewarded = base.personal.gives_rewards()
+    references = reference_logps(base, examples, cache)
+    frozen = [references[key_of(e)] for e in examples]
+    rewarded = base.private_parts.gives_rewards()
     logps, explicit = frozen, []
     if rewarded or not is_untouched(base):
-        logps, explicit = _own(base, examples)
-    if is_untouched(base):  # equal to the last bit, not to rounding
+        logps, explicit = _policy_scores(base, examples)
+    if is_untouched(base):  # equal bits, not equal up to rounding
         logps = frozen
     tokens = [[len(c) for c in e.completions] for e in examples]
     policy, refs, lengths = (torch.tensor(rows, dtype=torch.float64) for rows in (logps, frozen, tokens))
     return Scores(policy, refs, lengths, torch.tensor(explicit, dtype=torch.float64) if rewarded else None)
 
 
-def _own(base: Base, examples: Sequence[Example]) -> tuple[list[list[float]], list[list[float]]]:
-    """Log-probabilities under the current adapter, and rewards where the client has a head for them."""
+def _policy_scores(base: Base, examples: Sequence[Example]) -> tuple[list[list[float]], list[list[float]]]:
+    """Log-probabilities under the current adapter, and rewards if the client has a reward head."""
     logps: list[list[float]] = []
     explicit: list[list[float]] = []
     for group in by_budget(examples, tokens_of, TOKENS):
@@ -201,15 +210,15 @@ def _own(base: Base, examples: Sequence[Example]) -> tuple[list[list[float]], li
 
 
 def _language(base: Base, examples: Sequence[Example]) -> Metrics:
-    loss, right, count = 0.0, 0.0, 0
+    loss, hits, count = 0.0, 0.0, 0
     for group in by_budget(examples, tokens_of, TOKENS):
         features, targets, _ = predictions(base, [fork_of(e) for e in group])
         for rows, logp in base.head.log_softmax(features):
             target = targets[rows].to(logp.device)
             loss -= float(logp.gather(1, target[:, None]).sum(dtype=torch.float64))
-            right += float((logp.argmax(1) == target).sum())
+            hits += float((logp.argmax(1) == target).sum())
         count += len(targets)
-    return {"loss": loss / count, "mean_token_accuracy": right / count}
+    return {"loss": loss / count, "mean_token_accuracy": hits / count}
 
 
 def _share(hits: Tensor) -> float:

@@ -1,6 +1,6 @@
-"""A jury: the selectors of a run, or its reward models, asked for every two answers to a prompt, in both orders.
+"""Jury: the selectors or reward models of a run, which compare the answers to a prompt pairwise, in both orders.
 
-The one place that says which answer is better, for labels, for the best of n and for the training signal of a policy.
+Its scores decide which answer is better: for labels, for the best of n and for the training signal of a policy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,59 +21,67 @@ from tasks.tokens.encode import Encoder
 
 @dataclass(frozen=True)
 class Scores:
-    """What each of U selectors says of n answers."""
+    """Scores of n answers to a prompt by U selectors."""
 
-    odds: Tensor  # (U, n, n) log-odds that answer i is better than j, antisymmetric; nan where it has no room
-    consistent: tuple[int, int]  # comparisons in which both orders name the same answer, of how many
+    odds: Tensor  # (U, n, n) log-odds that answer i is better than j, antisymmetric; nan where the prompt is too long
+    consistent: tuple[
+        int, int
+    ]  # number of comparisons in which both orders prefer the same answer, and in all
 
     def of(self, places: Sequence[int]) -> Tensor:
-        """Of some selectors alone."""
+        """The odds of some of the selectors."""
         return self.odds[list(places)]
 
 
 @dataclass(frozen=True)
 class Jury:
+    """Selectors with one base model, and the weights of their votes."""
+
     base: Base
-    task: Task  # one that reads choices
+    task: Task  # a task that reads choices
     encode: Encoder
     selectors: Mapping[str, Tree]
-    merged: Mapping[str, Tree]  # what lies beside each adapter
-    weights: tuple[float, ...]  # of their votes: the sizes of their groups
+    merged: Mapping[str, Tree]  # merged factors of each selector
+    weights: tuple[float, ...]  # of the votes: the sizes of the groups
 
-    def scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
-        """Of each prompt with its answers. A prompt is scored by itself: its numbers depend on no other."""
-        distinct = [list(dict.fromkeys(answers)) for _, answers in asked]
-        shown = [self._comparisons(prompt, texts) for (prompt, _), texts in zip(asked, distinct, strict=True)]
-        found: list[list[Tensor]] = [[] for _ in asked]
-        kept = [[0, 0] for _ in asked]
+    def scores(self, prompts: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
+        """Score the answers to each prompt. Prompts are scored separately, so that no result depends on another."""
+        distinct = [list(dict.fromkeys(answers)) for _, answers in prompts]
+        comparisons = [
+            self._comparisons(prompt, texts) for (prompt, _), texts in zip(prompts, distinct, strict=True)
+        ]
+        matrices: list[list[Tensor]] = [[] for _ in prompts]
+        agreements = [[0, 0] for _ in prompts]  # comparisons in which both orders agree, of all comparisons
         for name, tree in self.selectors.items():
             set_adapter(self.base, tree, self.merged[name])
             self.base.model.eval()
-            for at, (places, examples) in enumerate(shown):
+            for n, (places, examples) in enumerate(comparisons):
                 z = margins(choice_batch(self.base, examples)) if examples else torch.zeros(0, 2)
-                found[at].append(self._matrix(z.float().cpu(), places, len(distinct[at])))
-                if not self._alone:
-                    kept[at][0] += int((z[:, 0].sign() == -z[:, 1].sign()).sum())
-                    kept[at][1] += len(z)
+                matrices[n].append(self._matrix(z.float().cpu(), places, len(distinct[n])))
+                if not self._rates_answers:
+                    agreements[n][0] += int((z[:, 0].sign() == -z[:, 1].sign()).sum())
+                    agreements[n][1] += len(z)
         out = []
-        for (_, answers), texts, matrices, (same, of) in zip(asked, distinct, found, kept, strict=True):
+        for (_, answers), texts, by_selector, (same, total) in zip(
+            prompts, distinct, matrices, agreements, strict=True
+        ):
             place = [texts.index(answer) for answer in answers]
-            out.append(Scores(torch.stack(matrices)[:, place][:, :, place], (same, of)))
+            out.append(Scores(torch.stack(by_selector)[:, place][:, :, place], (same, total)))
         return out
 
     @property
-    def _alone(self) -> bool:
-        """Whether an answer has a score of its own, so that n answers cost n and not n (n - 1) prompts."""
+    def _rates_answers(self) -> bool:
+        """Whether each answer is rated by itself, so that n answers take n prompts instead of n (n - 1)."""
         return isinstance(self.task, Reward)
 
     def _comparisons(self, prompt: str, texts: Sequence[str]) -> tuple[list[tuple[int, int]], list[Example]]:
-        """The pairs that have room, by place, and how they are shown."""
+        """The pairs of answers that fit into train.max-length, by place, and their examples."""
         n = len(texts)
-        wanted = [(i, j) for i in range(n) for j in range(i + 1, n)]
-        if self._alone:  # an odd one goes with the first
-            wanted = [(i, i + 1 if i + 1 < n else 0) for i in range(0, n, 2)] if n > 1 else []
+        pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+        if self._rates_answers:  # disjoint pairs; with odd n, the last answer is paired with the first
+            pairs = [(i, i + 1 if i + 1 < n else 0) for i in range(0, n, 2)] if n > 1 else []
         places, examples = [], []
-        for i, j in wanted:
+        for i, j in pairs:
             row = {"prompt": prompt, "chosen": texts[i], "rejected": texts[j]}
             for example in self.task.examples([row], self.encode):
                 places.append((i, j))
@@ -81,11 +89,11 @@ class Jury:
         return places, examples
 
     def _matrix(self, z: Tensor, places: Sequence[tuple[int, int]], n: int) -> Tensor:
-        """(n, n) log-odds from z of both orders of each comparison, (P, 2)."""
-        if self._alone:
+        """(n, n) log-odds from the margins z of P comparisons in both orders, (P, 2)."""
+        if self._rates_answers:
             rewards = torch.full((n,), torch.nan)
-            for (i, j), (one, two) in zip(places, z, strict=True):
-                rewards[i], rewards[j] = one, two
+            for (i, j), pair_rewards in zip(places, z, strict=True):
+                rewards[i], rewards[j] = pair_rewards
             odds = self.task.reward_scale * (rewards[:, None] - rewards[None, :])
         else:
             odds = torch.full((n, n), torch.nan)

@@ -1,61 +1,74 @@
-"""Which adapter has the least loss on a client's rows, without scoring every adapter on every row."""
+"""Find the adapter with the lowest loss on a client's rows without scoring every adapter on every row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-FIRST, GROWTH = 16, 1.5  # rows before the first look; all rows seen at a look over those at the one before
+FIRST, GROWTH = 16, 1.5  # rows before the first comparison; growth of the number of rows from one to the next
 Score = Callable[[str, int, int], Sequence[float]]  # (adapter, start, stop) -> the losses of these rows
 
 
 @dataclass(frozen=True)
 class Result:
-    losses: dict[str, float]  # comparable: what was dropped is placed by its paired difference to the best
-    scored: float  # share of the rows x adapters that were
+    """The estimated losses by adapter."""
+
+    losses: dict[
+        str, float
+    ]  # comparable: a dropped adapter has the best loss plus their mean paired difference
+    scored: float  # scored share of all rows x adapters
 
 
 def race(names: Sequence[str], weights: Sequence[float], score: Score, *, z: float = 0.0) -> Result:
-    """The weighted mean loss of each adapter over len(weights) > 0 rows, which are in no particular order.
+    """Estimate the weighted mean loss of each adapter over len(weights) > 0 rows, whose order must be arbitrary.
 
-    Rows come in growing pieces; after each, an adapter whose mean paired difference to the best so far is more than
-    z of its standard errors above 0 is dropped, and the race ends with its last row or with one adapter left.
-    A dropped adapter's loss is the best's mean and their mean difference on the rows both have: only differences
-    place a client, and they are an estimate from fewer rows. z = 0: everything is scored.
-    A loss that is not finite loses to any that is. The same arguments give the same result.
+    Rows are scored in growing pieces. After each piece, an adapter is dropped if the mean of its paired differences to
+    the best adapter so far is more than z standard errors above 0. The race ends after the last row or when one adapter
+    remains. The loss of a dropped adapter is the mean loss of the best plus their mean difference on the rows that both
+    have, since clients are grouped by differences of losses. z = 0 scores every adapter on every row. A loss that is
+    not finite is worse than any finite one. The same arguments give the same result.
+
+    Args:
+        names: names of the adapters.
+        weights: weight of each row.
+        score: computes the losses of an adapter on a range of rows.
+        z: number of standard errors at which an adapter is dropped.
     """
     rows, w = len(weights), np.asarray(weights, np.float64)
     losses: dict[str, np.ndarray] = {name: np.empty(0) for name in names}
-    left, done = list(names), 0
-    while done < rows and (not done or len(left) > 1):
-        stop = min(rows, max(FIRST, int(done * GROWTH))) if z else rows
-        for name in left:
-            losses[name] = np.append(losses[name], score(name, done, stop))
-        done = stop
-        best = _best(losses, left, w)
+    remaining, scored_rows = list(names), 0
+    while scored_rows < rows and (not scored_rows or len(remaining) > 1):
+        stop = min(rows, max(FIRST, int(scored_rows * GROWTH))) if z else rows
+        for name in remaining:
+            losses[name] = np.append(losses[name], score(name, scored_rows, stop))
+        scored_rows = stop
+        best = _best(losses, remaining, w)
         if z:
-            gaps = {name: losses[name] - losses[best] for name in left if name != best}
-            left = [name for name in left if name == best or not _behind(gaps[name], w[:done], z)]
-    best = _best(losses, left, w)
-    level = _mean(losses[best], w)
-    placed = {name: level + _mean(x - losses[best][: len(x)], w) for name, x in losses.items()}
-    return Result(placed, sum(map(len, losses.values())) / (rows * len(names)))
+            gaps = {name: losses[name] - losses[best] for name in remaining if name != best}
+            remaining = [
+                name for name in remaining if name == best or not _is_worse(gaps[name], w[:scored_rows], z)
+            ]
+    best = _best(losses, remaining, w)
+    best_mean = _mean(losses[best], w)
+    comparable = {name: best_mean + _mean(x - losses[best][: len(x)], w) for name, x in losses.items()}
+    return Result(comparable, sum(map(len, losses.values())) / (rows * len(names)))
 
 
-def _best(losses: dict[str, np.ndarray], left: Sequence[str], w: np.ndarray) -> str:
-    """The first of the lowest; where nothing is finite, the first."""
-    means = {name: _mean(losses[name], w) for name in left}
-    return min(left, key=lambda name: means[name] if np.isfinite(means[name]) else np.inf)
+def _best(losses: dict[str, np.ndarray], remaining: Sequence[str], w: np.ndarray) -> str:
+    """The adapter with the lowest mean loss, the first of equal ones; the first if no mean is finite."""
+    means = {name: _mean(losses[name], w) for name in remaining}
+    return min(remaining, key=lambda name: means[name] if np.isfinite(means[name]) else np.inf)
 
 
-def _behind(gaps: np.ndarray, w: np.ndarray, z: float) -> bool:
+def _is_worse(gaps: np.ndarray, w: np.ndarray, z: float) -> bool:
+    """Whether the weighted mean of paired differences is more than z standard errors above 0."""
     if not np.isfinite(gaps).all():
         return True
     mean, count = _mean(gaps, w), len(gaps)
-    spread = np.sqrt(count / max(1, count - 1) * ((w * (gaps - mean)) ** 2).sum()) / w.sum()
-    return bool(mean > z * spread)
+    standard_error = np.sqrt(count / max(1, count - 1) * ((w * (gaps - mean)) ** 2).sum()) / w.sum()
+    return bool(mean > z * standard_error)
 
 
 def _mean(values: np.ndarray, w: np.ndarray) -> float:
-    some = w[: len(values)]
-    return float((some * values).sum() / some.sum())
+    weights = w[: len(values)]
+    return float((weights * values).sum() / weights.sum())

@@ -1,4 +1,4 @@
-"""The embedded bases: tiny Llamas that have learned the toy language, each kept in one text file."""
+"""The embedded base models: tiny Llamas trained on the toy language, each stored in one text file."""
 
 import base64
 import hashlib
@@ -9,15 +9,15 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# By model.name; the judge reads answers, and the prompts of tasks/tokens/choice.py, too.
+# By model.name; the judge is also trained on the prompts of tasks/tokens/choice.py.
 FILES = {"toy": HERE / "base.json", "toy-judge": HERE / "judge.json"}
 
 
 def folder(name: str = "toy") -> Path:
-    """A base as a Hugging Face folder that loads offline; unpacked on the first call of a machine.
+    """An embedded base model as a Hugging Face folder; unpacked on the first call on a machine.
 
-    It lies under $ACCORD_HOME (else ~/.accord) in `models/`, named by the content of its file, and
-    appears whole or not at all, also when several processes unpack at once. The same bytes everywhere.
+    The folder is $ACCORD_HOME/models/NAME-DIGEST (~/.accord by default), with the digest of its file. It is created
+    atomically, also when several processes unpack at once, with the same bytes on every machine.
     """
     text = FILES[name].read_bytes()
     home = Path(os.environ.get("ACCORD_HOME") or Path.home() / ".accord")

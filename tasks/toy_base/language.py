@@ -1,8 +1,7 @@
-"""The small language of the toy world: questions about animals, and answers made of slots.
+"""The language of the toy world: questions about animals, and answers composed of slots.
 
-Its words are all that the embedded base knows; which answers are better is decided in `tasks/data/toy.py`.
-Every slot has as many ways to be filled on one side as on the other, equally long, so that a base that
-knows the language prefers neither side.
+The embedded base is trained on this language only; `tasks/data/toy.py` defines which answers are better. Each trait
+has equally many phrases of equal length with and without it, so that a base trained on the language has no preference.
 """
 
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ DETAILS = (
     "It does so every single day.",
     "People see this in every season.",
 )
-TRAITS = {  # of an answer: what it is called without and with it
+TRAITS = {  # trait of an answer: the words for its absence and its presence
     "polite": ("blunt", "polite"),
     "detailed": ("brief", "detailed"),
     "cautious": ("confident", "cautious"),
@@ -42,10 +41,10 @@ TRAITS = {  # of an answer: what it is called without and with it
 
 @dataclass(frozen=True)
 class Topic:
-    """Something one can ask: an animal and a relation, with its two candidate facts."""
+    """The topic of a question: an animal and a relation, with two candidate facts."""
 
     animal: str
-    relation: int  # of RELATIONS
+    relation: int  # index in RELATIONS
     facts: tuple[str, str]
 
     def question(self, form: int) -> str:
@@ -55,25 +54,25 @@ class Topic:
 
 @dataclass(frozen=True)
 class Answer:
-    """The slots of one answer. `way` says in which of its equal ways each slot is filled."""
+    """The slots of one answer. `way` selects among the equivalent phrases of each slot."""
 
-    fact: int  # of Topic.facts
+    fact: int  # index in Topic.facts
     polite: bool
     detailed: bool
     cautious: bool
-    way: tuple[int, int, int] = (0, 0, 0)  # opening, hedge, detail
+    way: tuple[int, int, int] = (0, 0, 0)  # phrase of opener, hedge and detail
 
     def text(self, topic: Topic) -> str:
-        opening = (POLITE if self.polite else BLUNT)[self.way[0]]
+        opener = (POLITE if self.polite else BLUNT)[self.way[0]]
         hedge = (CAUTIOUS if self.cautious else CONFIDENT)[self.way[1]]
         verb = RELATIONS[topic.relation][1]
-        words = [opening, f"{hedge} it {verb}s {topic.facts[self.fact]}."]
-        return " ".join([*words, DETAILS[self.way[2]]] if self.detailed else words)
+        sentences = [opener, f"{hedge} it {verb}s {topic.facts[self.fact]}."]
+        return " ".join([*sentences, DETAILS[self.way[2]]] if self.detailed else sentences)
 
 
 @cache
 def topics() -> tuple[Topic, ...]:
-    """Every topic, in a fixed order; a topic's two candidate facts depend on its place only."""
+    """All topics, in a fixed order; the two candidate facts of a topic depend on its place only."""
     out = []
     for place, animal in enumerate(ANIMALS):
         relation, turn = place % len(RELATIONS), place // len(RELATIONS)
@@ -84,19 +83,19 @@ def topics() -> tuple[Topic, ...]:
 
 
 def ways(detailed: bool) -> list[tuple[int, int, int]]:
-    """Every way to fill the slots of an answer whose features are fixed."""
+    """All combinations of phrases for an answer with fixed traits."""
     details = range(len(DETAILS)) if detailed else (0,)
     return list(product(range(len(POLITE)), range(len(CAUTIOUS)), details))
 
 
-def words() -> list[str]:
-    """Every word and punctuation mark, sorted; a word carries the space before it as U+2581."""
+def vocabulary() -> list[str]:
+    """All words and punctuation marks, sorted; a word begins with U+2581 for the space before it."""
     texts = [topic.question(form) for topic in topics() for form in range(len(QUESTIONS))]
     for topic in topics():
         for fact, (polite, detailed, cautious) in product((0, 1), product((False, True), repeat=3)):
             texts += [Answer(fact, polite, detailed, cautious, way).text(topic) for way in ways(detailed)]
-    found = set()
+    pieces = set()
     for word in {word for text in texts for word in text.split()}:
         bare = word.rstrip(".?")
-        found |= {f"\N{LOWER ONE EIGHTH BLOCK}{bare}", *word[len(bare) :]}
-    return sorted(found)
+        pieces |= {f"\N{LOWER ONE EIGHTH BLOCK}{bare}", *word[len(bare) :]}
+    return sorted(pieces)

@@ -1,4 +1,4 @@
-"""The two training engines behind one call, and a client's rows as tokens, made once."""
+"""One entry point for both training engines, and the encoding of a client's rows, cached on its disk."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,98 +19,111 @@ from tasks.tokens.choice import check_certain
 from tasks.tokens.encode import REMARKS, Encoder
 from tasks.training import loop
 from tasks.training.loop import TrainReport
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 
 
 @dataclass(frozen=True)
-class Examples:
-    kept: list[Example]
-    skipped: Mapping[str, int]  # by reason
-    remarks: Mapping[str, int]  # of rows that are used, by REMARKS of tasks.tokens.encode
+class EncodedRows:
+    """A client's rows as token ids, with counts of the rows that were skipped."""
+
+    usable: list[Example]
+    skipped: Mapping[str, int]  # number of rows by reason
+    remarks: Mapping[str, int]  # number of usable rows by remark (REMARKS of tasks.tokens.encode)
 
 
-def examples(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> Examples:
-    """A client's training rows as the task reads them. Raises DataError when none can be used, ConfigError for labels
-    of which train.engine cannot take the confidence."""
-    found = usable(base, task, rows, config, cache)
+def encode_training_rows(
+    base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache
+) -> EncodedRows:
+    """Encode a client's training rows for the task; at least one row is usable.
+
+    Raises:
+        DataError: no row is usable.
+        ConfigError: a label has a confidence below 1 and train.engine does not support that.
+    """
+    encoded = encode_rows(base, task, rows, config, cache)
     if config.train.engine == "trl":
-        check_certain(found.kept)
-    if not found.kept:
+        check_certain(encoded.usable)
+    if not encoded.usable:
         raise DataError(
-            f"none of {len(rows)} training rows can be used: {dict(found.skipped) or 'there are none'}"
+            f"none of {len(rows)} training rows can be used: {dict(encoded.skipped) or 'there are none'}"
         )
-    return found
+    return encoded
 
 
-def usable(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> Examples:
-    """Rows as the task reads them, from the cache on the client's disk where they are known; there may be none."""
+def encode_rows(base: Base, task: Task, rows: Sequence[Row], config: Config, cache: Cache) -> EncodedRows:
+    """Encode rows for the task, or read them from the client's cache on disk; the result may be empty."""
     key = rows_key(rows, type(task).__name__, base.fingerprint, *_lengths(config), config.data.on_bad_row)
 
     def make() -> tuple[list[Example], Counter[str]]:
         encoder = _encoder(base, rows, config)
         return task.examples(rows, encoder), encoder.skipped + encoder.remarks
 
-    return _examples(*cache.examples(key, make))
+    return _encoded_rows(*cache.examples(key, make))
 
 
 def train(
     base: Base,
     task: Task,
-    kept: Sequence[Example],
+    examples: Sequence[Example],
     cfg: TrainConfig,
     *,
     seed: int,
     data_seed: int,
     knobs: Mapping[str, Scalar],
     cache: Cache,
-    bend: Bend,
+    hooks: LocalHooks,
 ) -> TrainReport:
-    """One local training of the base's current adapter, by the engine that train.engine names."""
+    """Train the base's current adapter locally, with the engine that train.engine names."""
     if cfg.engine == "trl":
         if processes.size() > 1:
             raise ConfigError(
-                "train.engine = 'trl' trains in one process; this site has several: use 'accord'"
+                f"train.engine = 'trl' trains in one process, and this site has {processes.size()}; use 'accord'"
             )
         from tasks.training import trl_engine  # importing trl takes seconds
 
         return trl_engine.train(
-            base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, bend=bend
+            base, task, examples, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, hooks=hooks
         )
     return loop.train(
-        base, task, kept, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, bend=bend
+        base, task, examples, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, hooks=hooks
     )
 
 
 def evaluate(base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache) -> Metrics:
-    """The scores of held-out rows under the base's current adapter."""
+    """Score held-out rows under the base's current adapter."""
     return score(base, task, heldout_of(base, task, heldout, config, cache), cache=cache)
 
 
 def heldout_of(base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache) -> list[Example]:
-    """Held-out rows as they are scored, from the cache on the client's disk where they are known."""
-    return usable_heldout(base, task, heldout, config, cache).kept
+    """The encoded held-out rows without their counts; see `encode_heldout_rows`."""
+    return encode_heldout_rows(base, task, heldout, config, cache).usable
 
 
-def usable_heldout(base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache) -> Examples:
-    """Held-out rows as they are scored, and a count of those that cannot be; there may be none."""
-    kind = "heldout" if task.reads == "logps" else type(task).__name__  # choices have prompts of their own
+def encode_heldout_rows(
+    base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache
+) -> EncodedRows:
+    """Encode held-out rows for scoring, or read them from the client's cache on disk; the result may be empty."""
+    kind = (
+        "heldout" if task.reads == "logps" else type(task).__name__
+    )  # tasks that read choices use other prompts
     key = rows_key(heldout, kind, base.fingerprint, *_lengths(config), config.data.on_bad_row)
 
     def make() -> tuple[list[Example], Counter[str]]:
         encoder = _encoder(base, heldout, config)
         return heldout_examples(heldout, encoder, task), encoder.skipped + encoder.remarks
 
-    return _examples(*cache.examples(key, make))
+    return _encoded_rows(*cache.examples(key, make))
 
 
-def _examples(usable: list[Example], counts: Mapping[str, int]) -> Examples:
-    """Examples with the counts of an encoder, which the cache holds in one."""
-    skipped = {why: count for why, count in counts.items() if why not in REMARKS}
-    return Examples(usable, skipped, {why: counts[why] for why in REMARKS if why in counts})
+def _encoded_rows(usable: list[Example], counts: Mapping[str, int]) -> EncodedRows:
+    """Separate the counts of an encoder, which the cache stores together, into skipped rows and remarks."""
+    skipped = {reason: count for reason, count in counts.items() if reason not in REMARKS}
+    remarks = {remark: counts[remark] for remark in REMARKS if remark in counts}
+    return EncodedRows(usable, skipped, remarks)
 
 
 def _encoder(base: Base, rows: Sequence[Row], config: Config) -> Encoder:
-    """An encoder of these rows, which names them by where they were read."""
+    """An encoder whose messages name each row by the file and line that it was read from."""
     places = [place_of(row, number) for number, row in enumerate(rows)]
     return Encoder(
         base.tokenizer,

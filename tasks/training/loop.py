@@ -1,4 +1,4 @@
-"""The one training loop: draw, pack, forward, loss, backward, correct, clip, step."""
+"""Accord's training loop: draw a batch, pack it, forward, loss, backward, correct the gradients, clip, step."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from core.types import Metrics, Scalar
 from tasks.base import Batch, Example, Stage, Task
 from tasks.forward import processes
 from tasks.forward.batches import by_budget, draw, subset
-from tasks.forward.logprobs import choice_logits, completion_scores, with_strangers
+from tasks.forward.logprobs import choice_logits, completion_scores, with_mismatched
 from tasks.forward.modes import training
 from tasks.forward.reference import forks_of, reference_logps, tokens_of
 from tasks.model.adapter import is_untouched
@@ -25,7 +25,7 @@ from tasks.model.base import Base
 from tasks.scoring.evaluate import TOKENS, evaluate
 from tasks.tokens.cache import Cache
 from tasks.tokens.encode import key_of
-from tasks.training.stepper import PLAIN, Bend, Stepper
+from tasks.training.stepper import PLAIN, LocalHooks, Stepper
 
 __all__ = ["TrainReport", "evaluate", "local_batches", "train"]
 
@@ -33,11 +33,15 @@ __all__ = ["TrainReport", "evaluate", "local_batches", "train"]
 @dataclass(frozen=True)
 class TrainReport:
     steps: int  # optimiser steps
-    rows: int  # rows seen, with repetition
+    rows: int  # rows trained on, counted with repetition
     metrics: Metrics  # means over batches, under TRL's names; a metric without data is absent
     sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.brief
-    gradients: Tree | None = field(default=None, compare=False)  # mean over the steps, if Bend wants it
-    moments: dict[str, Tree] = field(default_factory=dict, compare=False)  # Adam's, if they are kept
+    gradients: Tree | None = field(
+        default=None, compare=False
+    )  # mean over the steps, if hooks.wants_gradients
+    moments: dict[str, Tree] = field(
+        default_factory=dict, compare=False
+    )  # Adam's, under train.optimizer-state = keep
     seconds: float = 0.0
 
 
@@ -51,21 +55,27 @@ def train(
     data_seed: int = 0,
     knobs: Mapping[str, Scalar] | None = None,
     cache: Cache | None = None,
-    bend: Bend = PLAIN,
+    hooks: LocalHooks = PLAIN,
     steps: int | None = None,
 ) -> TrainReport:
-    """Train the base's current adapter in place at a constant rate.
+    """Train the base's current adapter in place, at a constant learning rate.
 
-    seed: of the batches and of dropout (run, round, client). data_seed: of what stays fixed for a client over
-    all rounds (KTO's mismatched pairs). knobs: what Task.brief said. bend: what the algorithm and the client's
-    memory change. steps: instead of cfg.local_steps, without the opening ones.
     The same arguments give the same bytes on the same machine.
-    Raises DataError without examples.
+
+    Args:
+        seed: seeds the batches and dropout; differs by run, round and client.
+        data_seed: seeds what is fixed for a client in all rounds (KTO's mismatched pairs).
+        knobs: settings of the order, such as those of Task.brief.
+        hooks: changes by the algorithm and by the client's private memory.
+        steps: replaces cfg.local_steps; hooks.private_steps come on top.
+
+    Raises:
+        DataError: `examples` is empty.
     """
     started = time.perf_counter()
     if not examples:
         raise DataError("a client without usable rows cannot train")
-    stages = (Stage(bend.opening, is_private), *task.stages(steps or cfg.local_steps))
+    stages = (Stage(hooks.private_steps, is_private), *task.stages(steps or cfg.local_steps))
     stages = [stage for stage in stages if stage.steps]
     steps = sum(stage.steps for stage in stages)
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
@@ -74,24 +84,27 @@ def train(
     if task.needs_reference:
         drawn = sorted({row for micro in batches for batch in micro for row in batch})
         refs = reference_logps(base, [examples[row] for row in drawn], cache or Cache(None))
-    look = _Look(base, task, refs, dict(knobs or {}))
+    scorer = _BatchScorer(base, task, refs, dict(knobs or {}))
     history: list[Metrics] = []
     gradients: Tree = {}
     moments: dict[str, Tree] = {}
     queue = iter(batches)
     for stage in stages:
-        now = replace(bend, trains=_both(bend.trains, stage.trains), moments={**bend.moments, **moments})
-        masks = seed_for(seed, "dropout", *([processes.rank()] if processes.rank() else []))
-        dropout = {"dropout": not task.needs_reference, "seed": masks}
-        stepper = Stepper(base.flat, cfg, now, task.rate)
-        with training(base, **dropout, trains=now.trains):
+        stage_hooks = replace(
+            hooks, trains=_both(hooks.trains, stage.trains), moments={**hooks.moments, **moments}
+        )
+        # Rank 0 seeds dropout as a single process does; every other rank draws masks of its own.
+        mask_seed = seed_for(seed, "dropout", *([processes.rank()] if processes.rank() else []))
+        dropout = {"dropout": not task.needs_reference, "seed": mask_seed}
+        stepper = Stepper(base.flat, cfg, stage_hooks, task.rate)
+        with training(base, **dropout, trains=stage_hooks.trains):
             for micro in islice(queue, stage.steps):
-                history += look.step([[examples[row] for row in batch] for batch in micro], stepper)
+                history += scorer.step([[examples[row] for row in batch] for batch in micro], stepper)
         gradients |= stepper.mean_gradient() or {}
         moments |= stepper.moments()
     rows = sum(len(batch) for micro in batches for batch in micro)
-    history = [metrics for each in processes.gather(history) for metrics in each]
-    sums = _sums(processes.gather(look.sums))
+    history = [metrics for batches_of_rank in processes.gather(history) for metrics in batches_of_rank]
+    sums = _sums(processes.gather(scorer.sums))
     return TrainReport(
         steps, rows, _means(history), sums, gradients or None, moments, time.perf_counter() - started
     )
@@ -105,28 +118,30 @@ def row_losses(
     refs: Mapping[str, tuple[float, ...]],
     knobs: Mapping[str, Scalar],
 ) -> list[float]:
-    """The task's loss of each of the prepared examples under the base's current adapter.
+    """The task's loss of each prepared example under the base's current adapter.
 
-    What is over several rows (KTO's reference point) is over the rows that are scored at once. By `weight` their
-    mean is the loss of all.
+    A quantity over several rows (KTO's reference point) is computed over the rows that are scored at once. The mean
+    of the losses, weighted by `weight`, is the loss of all examples.
     """
-    look = _Look(base, task, refs, knobs)
+    scorer = _BatchScorer(base, task, refs, knobs)
     losses: list[float] = []
     base.model.eval()
     with torch.no_grad():
         for group in by_budget(examples, tokens_of, TOKENS):
-            batch = look.batch(group)
-            for one in _one_by_one(batch):
-                loss, metrics = task.loss(one)
-                losses.append(metrics.get("loss", float(loss)))  # what the task itself reports goes first
-            task.loss(batch)  # moves what the task carries on to the next
+            batch = scorer.batch(group)
+            for row in _single_row_batches(batch):
+                loss, metrics = task.loss(row)
+                losses.append(
+                    metrics.get("loss", float(loss))
+                )  # a loss that the task reports takes precedence
+            task.loss(batch)  # updates batch.running, which the task carries to the next batch
     return losses
 
 
 def local_batches(
     rows: int, cfg: TrainConfig, *, steps: int, seed: int, rnd: int = 1
 ) -> list[list[list[int]]]:
-    """Row numbers of every micro-batch of every step; `rnd` chooses them under train.row-sampling = openfedllm."""
+    """Row numbers of every micro-batch of every step; under train.row-sampling = openfedllm `rnd` selects the rows."""
     size, accumulate = cfg.per_device_batch_size, cfg.gradient_accumulation_steps
     most = size * accumulate * steps
     pool = subset(rows, most, rnd) if cfg.row_sampling == "openfedllm" else range(rows)
@@ -135,8 +150,8 @@ def local_batches(
     return [flat[i : i + accumulate] for i in range(0, len(flat), accumulate)]
 
 
-class _Look:
-    """What a batch looks like to the task's loss, at the model's current weights."""
+class _BatchScorer:
+    """Computes batches and their losses at the model's current weights, and collects the task's sums."""
 
     def __init__(
         self, base: Base, task: Task, refs: Mapping[str, tuple[float, ...]], knobs: Mapping[str, Scalar]
@@ -147,15 +162,15 @@ class _Look:
         self.untouched = is_untouched(base)
 
     def step(self, batches: Sequence[Sequence[Example]], stepper: Stepper) -> list[Metrics]:
-        """One optimiser step on the micro-batches; the metrics of each, and of the step."""
+        """Take one optimiser step over the micro-batches. Returns the metrics of each batch, then those of the step."""
         self.base.flat.zero_grad()
         out: list[Metrics] = []
-        whole = sum(weight(self.task, batch) for batch in batches)
+        total_weight = sum(weight(self.task, batch) for batch in batches)
         for batch in shared(self.task, batches):
             loss, metrics = self.loss(batch)
-            (loss * (weight(self.task, batch) / whole)).backward()
+            (loss * (weight(self.task, batch) / total_weight)).backward()
             out.append({"loss": float(loss.detach()), **metrics})
-        processes.add(self.base.flat.gradients)
+        processes.all_reduce(self.base.flat.gradients)
         out.append({"grad_norm": stepper.step()})
         self.untouched = False
         return out
@@ -165,12 +180,12 @@ class _Look:
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         forks = [fork for example in examples for fork in forks_of(example)]
-        strangers = [example.mismatched for example in examples]
+        mismatched = [example.mismatched for example in examples]
         kl_logps = hits = explicit = None
         if self.task.reads == "choices":
             logps = choice_logits(self.base, forks).flatten()
-        elif any(strangers):
-            logps, kl_logps = with_strangers(self.base, forks, strangers)
+        elif any(mismatched):
+            logps, kl_logps = with_mismatched(self.base, forks, mismatched)
         else:
             logps, hits, explicit = completion_scores(self.base, forks)
         ref_logps, kl_ref_logps = self._references(examples, logps, kl_logps)
@@ -196,29 +211,29 @@ class _Look:
     ) -> tuple[Tensor | None, Tensor | None]:
         if not self.task.needs_reference:
             return None, None
-        if self.untouched:  # policy and reference are one function: equal to the last bit, not to rounding
+        if self.untouched:  # policy and reference are the same function; equal bits, not equal up to rounding
             return logps.detach(), kl_logps
-        own: list[float] = []
-        theirs: list[float] = []
+        ref_logps: list[float] = []
+        kl_ref_logps: list[float] = []
         for example in examples:
             values = self.refs[key_of(example)]
-            own += values[: len(example.completions)]
-            theirs += values[len(example.completions) :]
-        return torch.tensor(own, device=logps.device), torch.tensor(theirs, device=logps.device)
+            ref_logps += values[: len(example.completions)]
+            kl_ref_logps += values[len(example.completions) :]
+        return torch.tensor(ref_logps, device=logps.device), torch.tensor(kl_ref_logps, device=logps.device)
 
 
-def _one_by_one(batch: Batch) -> Iterator[Batch]:
-    """Each row as a batch; what is over several rows stays that of the whole."""
+def _single_row_batches(batch: Batch) -> Iterator[Batch]:
+    """Each row as a batch of its own; quantities over several rows remain those of the whole batch."""
     for example, places in zip(batch.examples, batch.index, strict=True):
-        some = slice(places[0], places[-1] + 1)
+        span = slice(places[0], places[-1] + 1)
         per_row = (batch.ref_logps, batch.hits, batch.explicit)
-        ref_logps, hits, explicit = (None if t is None else t[some] for t in per_row)
+        ref_logps, hits, explicit = (None if t is None else t[span] for t in per_row)
         yield replace(
             batch,
             examples=(example,),
-            logps=batch.logps[some],
+            logps=batch.logps[span],
             ref_logps=ref_logps,
-            tokens=batch.tokens[some],
+            tokens=batch.tokens[span],
             index=(tuple(range(len(places))),),
             running=dict(batch.running),
             sums={},
@@ -227,26 +242,26 @@ def _one_by_one(batch: Batch) -> Iterator[Batch]:
         )
 
 
-def _both(one: Callable[[str], bool], other: Callable[[str], bool]) -> Callable[[str], bool]:
-    return lambda name: one(name) and other(name)
+def _both(first: Callable[[str], bool], second: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda name: first(name) and second(name)
 
 
 def shared(task: Task, batches: Sequence[Sequence[Example]]) -> list[Sequence[Example]]:
-    """This process's part of a step: of each micro-batch; whole ones where the loss of a row depends on the others."""
+    """This process's part of a step: a part of each micro-batch, or whole micro-batches for a task that joins rows."""
     if task.joins_rows:
         return list(batches[processes.rank() :: processes.size()])
-    return [some for batch in batches if (some := processes.part(batch))]
+    return [part for batch in batches if (part := processes.part(batch))]
 
 
 def weight(task: Task, batch: Sequence[Example]) -> int:
-    """A micro-batch's share of its step: rows, or completion tokens where the loss is a mean over tokens."""
+    """A micro-batch's weight in its step: its rows, or its completion tokens if the loss is a mean over tokens."""
     if task.averages == "examples":
         return len(batch)
     return sum(len(c) for example in batch for c in example.completions)
 
 
-def _sums(each: Sequence[Mapping[str, float]]) -> Metrics:
-    return {name: sum(sums[name] for sums in each if name in sums) for sums in each for name in sums}
+def _sums(by_rank: Sequence[Mapping[str, float]]) -> Metrics:
+    return {name: sum(sums[name] for sums in by_rank if name in sums) for sums in by_rank for name in sums}
 
 
 def _means(history: Sequence[Metrics]) -> Metrics:

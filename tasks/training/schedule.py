@@ -1,4 +1,4 @@
-"""How fast and how long a client trains in one round."""
+"""The learning rate and the number of local steps of a client in one round."""
 
 import math
 from collections.abc import Mapping
@@ -10,34 +10,36 @@ from core.types import Scalar
 
 
 def of_round(train: TrainConfig, rows: int, knobs: Mapping[str, Scalar], rounds: int) -> TrainConfig:
-    """`train` with the learning rate and the local steps that a client with `rows` training rows takes this round.
+    """`train` with the learning rate and the local steps of this round for a client with `rows` training rows.
 
-    knobs: of its order: "rnd"; "clients" (N) and "cohort" (the round's orders, K), which count where epochs do; of
-    centralized, "rows" and "steps-factor": its one order stands for that many.
+    knobs: those of the client's order. "rnd" is the round; "clients" (N) and "cohort" (K, the orders of the round) are
+    read where epochs are configured; "rows" and "steps-factor" are set by strategy.name = centralized, whose only
+    order stands for that many clients.
     """
     rate = learning_rate(train, int(knobs["rnd"]), rounds)
     return replace(train, learning_rate=rate, local_steps=local_steps(train, rows, knobs, rounds))
 
 
 def learning_rate(train: TrainConfig, rnd: int, rounds: int) -> float:
-    """The rate of round `rnd` of 1..rounds, constant within the round.
+    """The learning rate of round `rnd` (1..rounds), constant within the round.
 
-    cosine (OpenFedLLM's): min + (rate - min) (1 + cos(pi r/T))/2 with r = rnd - 1, T = rounds; linear: the fall is
-    1 - r/T. Round 1 has the full rate; the last round stands one round before the minimum.
+    With r = rnd - 1 and T = rounds, cosine (as in OpenFedLLM) is min + (rate - min) (1 + cos(pi r/T))/2, and linear is
+    min + (rate - min) (1 - r/T). Round 1 has the full rate; the minimum would be reached one round after the last.
     """
-    high, low, done = train.learning_rate, train.min_learning_rate, (rnd - 1) / rounds
+    high, low, progress = train.learning_rate, train.min_learning_rate, (rnd - 1) / rounds
     if train.lr_schedule == "constant":
         return high
     return low + (high - low) * (
-        (1 + math.cos(math.pi * done)) / 2 if train.lr_schedule == "cosine" else 1 - done
+        (1 + math.cos(math.pi * progress)) / 2 if train.lr_schedule == "cosine" else 1 - progress
     )
 
 
 def local_steps(train: TrainConfig, rows: int, knobs: Mapping[str, Scalar], rounds: int) -> int:
-    """Optimiser steps of a client with n = `rows` in one round: train.local-steps, or what epochs over n take.
+    """Optimiser steps of a client with n = `rows` training rows in one round.
 
-    local-epochs e: ceil(e n / batch). total-epochs E (FedLLM-Bench's dynamic steps): ceil(n E / (T K/N) / batch), where
-    a client is in T K/N of the T rounds. Both are counted in exact fractions of the decimal that was given.
+    By default train.local-steps. With local-epochs e: ceil(e n / batch). With total-epochs E (the dynamic steps of
+    FedLLM-Bench): ceil(n E / (T K/N) / batch), since a client takes part in T K/N of the T rounds on average. Epochs
+    are exact fractions of the configured decimal, so that ceil does not round up on a binary rounding error.
     """
     factor = int(knobs.get("steps-factor", 1))
     if train.local_epochs:
@@ -47,7 +49,7 @@ def local_steps(train: TrainConfig, rows: int, knobs: Mapping[str, Scalar], roun
         epochs = Fraction(str(train.total_epochs)) / (rounds * share)
     else:
         return train.local_steps * factor
-    # who holds every row works for `factor` clients, each of them with its part
+    # An order over all rows stands for `factor` clients, each of which has 1/N of the rows.
     part = Fraction(rows, int(knobs["clients"]) if knobs.get("rows") == "all" else 1)
     return factor * math.ceil(
         epochs * part / (train.per_device_batch_size * train.gradient_accumulation_steps)

@@ -1,4 +1,4 @@
-"""One optimiser step, from the gradients that stand in the flat tensor to the next weights."""
+"""Stepper: one optimiser step, from the gradients in the flat tensor to the next weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,17 +12,20 @@ from tasks.base import everything
 from tasks.model.flat import Flat
 
 Correct = Callable[[str, Tensor, Tensor], Tensor]  # (name, parameter, gradient) -> gradient
-AfterStep = Callable[[str, Tensor], None]  # (name, parameter), which it changes in place
+AfterStep = Callable[[str, Tensor], None]  # (name, parameter); modifies the parameter in place
 
 
 @dataclass(frozen=True)
-class Bend:
-    """What an algorithm and the client's memory change in a plain local training; by default nothing.
+class LocalHooks:
+    """Hooks and saved state that modify local training; the defaults change nothing.
 
-    correct: each gradient before clipping. after_step: each tensor after each step. trains: tensors for which it is
-    false keep their value. wants_gradients: report the mean raw gradient. moments: Adam's state by its names (MOMENTS)
-    and tensors, to go on from under train.optimizer-state = keep. opening: steps on the private tensors alone, before
-    the task's own.
+    Attributes:
+        correct: replaces each gradient, before clipping.
+        after_step: modifies each trained tensor after each step.
+        trains: whether the tensor of this name is trained; the others keep their values.
+        wants_gradients: report the mean uncorrected gradient.
+        moments: Adam's state to continue from, by its name (MOMENTS) and tensor, under train.optimizer-state = keep.
+        private_steps: number of steps on the private tensors alone, before the task's steps.
     """
 
     correct: Correct | None = None
@@ -30,28 +33,32 @@ class Bend:
     trains: Callable[[str], bool] = everything
     wants_gradients: bool = False
     moments: Mapping[str, Tree] = field(default_factory=dict)
-    opening: int = 0
+    private_steps: int = 0
 
 
-PLAIN = Bend()
+PLAIN = LocalHooks()
 
 
 def no_change(part: str) -> float:
     return 1.0
 
 
-MOMENTS = {"adam.exp_avg": "exp_avg", "adam.exp_avg_sq": "exp_avg_sq", "adam.step": "step"}  # ours: torch's
+MOMENTS = {
+    "adam.exp_avg": "exp_avg",
+    "adam.exp_avg_sq": "exp_avg_sq",
+    "adam.step": "step",
+}  # name in the client's memory: name in torch
 
 
 class Stepper:
-    """Correct, clip, step, correct again, on the tensors that train."""
+    """Corrects and clips gradients, steps the optimiser and runs after_step, on the tensors that train."""
 
     def __init__(
-        self, flat: Flat, cfg: TrainConfig, bend: Bend, rate: Callable[[str], float] = no_change
+        self, flat: Flat, cfg: TrainConfig, hooks: LocalHooks, rate: Callable[[str], float] = no_change
     ) -> None:
-        """rate: of a private part, in multiples of the learning rate."""
-        self.flat, self.bend, self.most = flat, bend, cfg.max_grad_norm
-        self.trained = {name: p for name, p in flat.parameters.items() if bend.trains(name)}
+        """rate: the learning rate of a private part, as a multiple of cfg.learning_rate."""
+        self.flat, self.hooks, self.max_norm = flat, hooks, cfg.max_grad_norm
+        self.trained = {name: p for name, p in flat.parameters.items() if hooks.trains(name)}
         assert self.trained, "no tensor trains"
         self.keeps = cfg.optimizer_state == "keep"
         kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[cfg.optimizer]
@@ -61,56 +68,64 @@ class Stepper:
         ]
         self.optimizer = kind(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
         if self.keeps:
-            self._recall()
+            self._restore_moments()
         self.steps = 0
-        self.total = [torch.zeros_like(g) for g in flat.gradients] if bend.wants_gradients else []
+        self.total = [torch.zeros_like(g) for g in flat.gradients] if hooks.wants_gradients else []
 
     def _leaves(self) -> list[tuple[str, list[Tensor]]]:
-        """By part, what the optimiser moves: one kernel where every tensor is alike; a frozen one must not even
-        decay, a kept state is by name."""
+        """The optimiser's tensors by part: one flat tensor if the whole part trains, else its trained tensors.
+
+        A flat tensor needs one kernel. It is not used where some tensors are frozen, since weight decay would change
+        them, nor under train.optimizer-state = keep, since the state is saved by tensor name.
+        """
         blocks, out = self.flat.blocks, dict[str, list[Tensor]]()
         for block, weight in self.flat.weights.items():
-            inside = [p for name, p in self.trained.items() if blocks[name] == block]
-            alike = len(inside) == list(blocks.values()).count(block) and not self.keeps
-            if inside:
-                out.setdefault(block[0], []).extend([weight] if alike else inside)
+            trained = [p for name, p in self.trained.items() if blocks[name] == block]
+            is_whole = len(trained) == list(blocks.values()).count(block) and not self.keeps
+            if trained:
+                out.setdefault(block[0], []).extend([weight] if is_whole else trained)
         return list(out.items())
 
     @torch.no_grad()
     def step(self) -> float:
-        """One step; the norm of the gradient, corrected and not yet clipped."""
+        """Take one step. Returns the norm of the corrected gradient before clipping."""
         self.steps += 1
-        for total, gradient in zip(self.total, self.flat.gradients, strict=False):  # no totals: not wanted
+        for total, gradient in zip(
+            self.total, self.flat.gradients, strict=False
+        ):  # no totals unless hooks.wants_gradients
             total.add_(gradient)
-        if self.bend.correct:
+        if self.hooks.correct:
             for name, parameter in self.trained.items():
                 assert parameter.grad is not None, name
-                parameter.grad.copy_(self.bend.correct(name, parameter.detach(), parameter.grad))
-        norm = self.flat.clip(self.most)
+                parameter.grad.copy_(self.hooks.correct(name, parameter.detach(), parameter.grad))
+        norm = self.flat.clip(self.max_norm)
         self.optimizer.step()
-        if self.bend.after_step:
+        if self.hooks.after_step:
             for name, parameter in self.trained.items():
-                self.bend.after_step(name, parameter.detach())
+                self.hooks.after_step(name, parameter.detach())
         return norm
 
     def mean_gradient(self) -> Tree | None:
-        """The mean over the steps of the raw gradient, of the tensors that train; None if it was not wanted."""
-        if not self.bend.wants_gradients:
+        """The mean over the steps of the uncorrected gradient of each trained tensor; None without wants_gradients."""
+        if not self.hooks.wants_gradients:
             return None
         totals = self.flat.split(self.total)
         return {name: totals[name].cpu() / self.steps for name in self.trained}
 
     def moments(self) -> dict[str, Tree]:
-        """Adam's state, if it is kept: of the tensors that trained as it is now, of the others as it was."""
+        """Adam's state under optimizer-state = keep, else empty; a tensor that did not train keeps its earlier one."""
         if not self.keeps:
             return {}
         states = {name: self.optimizer.state[p] for name, p in self.trained.items()}
-        now = {o: {n: s[t].to("cpu", copy=True) for n, s in states.items()} for o, t in MOMENTS.items()}
-        return {ours: {**self.bend.moments.get(ours, {}), **tree} for ours, tree in now.items()}
+        trained = {
+            moment: {name: state[torch_name].to("cpu", copy=True) for name, state in states.items()}
+            for moment, torch_name in MOMENTS.items()
+        }
+        return {moment: {**self.hooks.moments.get(moment, {}), **tree} for moment, tree in trained.items()}
 
-    def _recall(self) -> None:
-        for ours, torchs in MOMENTS.items():
-            for name, value in self.bend.moments.get(ours, {}).items():
+    def _restore_moments(self) -> None:
+        for moment, torch_name in MOMENTS.items():
+            for name, value in self.hooks.moments.get(moment, {}).items():
                 if name in self.trained:
                     p = self.trained[name]
-                    self.optimizer.state[p][torchs] = value.to(p.device, copy=True)
+                    self.optimizer.state[p][torch_name] = value.to(p.device, copy=True)

@@ -1,10 +1,10 @@
-"""TRL's own trainers behind the call of tasks.training.loop: the engine of `train.engine = "trl"`.
+"""Training by TRL's trainers, with the interface of tasks.training.loop: the engine of `train.engine = "trl"`.
 
-Slower than ours, it runs whatever transformers runs, and it is the oracle of the parity tests. What differs from
-TRL 1.16 as it comes: rows arrive as token ids, in the batches that tasks.training.loop draws; the reference is the
-frozen base (given a PeftModel, TRL takes a copy of its adapter, the round-start model); no telemetry, no files,
-no autocast; and model, configuration and global generators are left as they were found, but for the trained
-adapter. In sft the base's own dropout acts, where it has any. Importing this module costs seconds: import it late.
+It is slower than Accord's loop, runs every model that transformers runs, and is the oracle of the parity tests.
+Differences from plain TRL 1.16: rows are token ids, in the batches that tasks.training.loop draws; the reference is
+the frozen base (given a PeftModel, TRL would copy its adapter, the model at the start of the round); no telemetry, no
+files, no autocast; model, configuration and global generators are restored, except for the trained adapter. In sft the
+base model's own dropout is active, if it has any. Importing this module takes seconds, so import it where it is used.
 """
 
 import copy
@@ -43,12 +43,12 @@ from tasks.tokens.cache import Cache
 from tasks.tokens.choice import check_certain
 from tasks.tokens.encode import key_of
 from tasks.training.loop import TrainReport, local_batches
-from tasks.training.stepper import PLAIN, Bend, Correct
+from tasks.training.stepper import PLAIN, Correct, LocalHooks
 
-IGNORED = -100  # torch's label of a token that is not learned
+IGNORED = -100  # label that torch's cross-entropy ignores
 NOT_METRICS = ("train_", "total_flos", "epoch", "step", "num_tokens")
 References = Mapping[str, tuple[float, ...]]  # by example key
-Columns = dict[str, list[Any]]  # Any: token ids, flags, numbers; one entry a row
+Columns = dict[str, list[Any]]  # Any: token ids, flags or numbers; one entry per row
 
 
 def train(
@@ -61,14 +61,17 @@ def train(
     data_seed: int = 0,
     knobs: Mapping[str, Scalar] | None = None,
     cache: Cache | None = None,
-    bend: Bend = PLAIN,
+    hooks: LocalHooks = PLAIN,
     steps: int | None = None,
 ) -> TrainReport:
-    """As tasks.training.loop.train, by SFTTrainer, DPOTrainer or KTOTrainer; `sums` stays empty.
+    """Like tasks.training.loop.train, by SFTTrainer, DPOTrainer or KTOTrainer; TrainReport.sums stays empty.
 
-    With a cache the reference's log-probabilities come from there, else TRL computes them in every step.
-    Of `bend`, TRL's trainers can do `correct`; client_app.site refuses the rest.
-    Raises ConfigError for what TRL cannot do, DataError without examples.
+    With a cache, the log-probabilities of the reference come from it; otherwise TRL computes them in every step.
+    Of `hooks`, only `correct` has an effect here; client_app.site refuses the others.
+
+    Raises:
+        ConfigError: TRL does not support the task, its settings or an adapted layer.
+        DataError: `examples` is empty.
     """
     started = time.perf_counter()
     if not examples:
@@ -78,8 +81,8 @@ def train(
     _refuse(task, size)
     if layers := unnamed_layers(base.model):
         raise ConfigError(
-            f"train.engine = 'trl': its second adapter would leave out {layers[0]!r}, whose name peft takes for an "
-            "expert's; use train.engine = 'accord', or lora.target-modules without it"
+            f"train.engine = 'trl': TRL's second adapter would omit {layers[0]!r}, whose name peft takes for that of "
+            "an expert; use train.engine = 'accord', or leave it out of lora.target-modules"
         )
     check_certain(examples)
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
@@ -87,10 +90,10 @@ def train(
     rows = [examples[row] for micro in batches for batch in micro for row in batch]
     refs = reference_logps(base, rows, cache) if cache and task.needs_reference else None
     with _undisturbed(base), tempfile.TemporaryDirectory() as folder:
-        shared = {**_arguments(base, cfg), "output_dir": folder, "max_steps": steps, "seed": seed % 2**32}
-        shared["per_device_train_batch_size"] = size
-        trainer = _trainer(base, task, rows, shared, refs, knobs or {})
-        trainer.base, trainer.correct = base, bend.correct
+        arguments = {**_arguments(base, cfg), "output_dir": folder, "max_steps": steps, "seed": seed % 2**32}
+        arguments["per_device_train_batch_size"] = size
+        trainer = _trainer(base, task, rows, arguments, refs, knobs or {})
+        trainer.base, trainer.correct = base, hooks.correct
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         metrics = _metrics(trainer.state.log_history[-1])
@@ -98,21 +101,23 @@ def train(
 
 
 class _OnTokens(Trainer):
-    """What the three trainers change in TRL's."""
+    """Overrides that the three trainers share."""
 
     base: Base
     correct: Correct | None = None
 
     def _prepare_dataset(self, *args: Any, **_: Any) -> Any:  # Any: other arguments in each trainer
-        """The dataset as it is: TRL would tokenise text here."""
+        """Return the dataset unchanged; TRL would tokenise text here."""
         return args[0]
 
     def _send_telemetry(self) -> None:
-        """Nothing: TRL would tell its makers the kind of model, GPU and data."""
+        """Do nothing; TRL would report the kind of model, GPU and data to its developers."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:  # Any: Trainer's own arguments
         loss = super().training_step(*args, **kwargs)
-        if self.correct and self.accelerator.sync_gradients:  # a step's last micro-batch; clipping follows
+        if (
+            self.correct and self.accelerator.sync_gradients
+        ):  # the last micro-batch of a step, before clipping
             for name, parameter in self.base.flat.parameters.items():
                 assert parameter.grad is not None, name
                 parameter.grad = self.correct(name, parameter.detach(), parameter.grad)
@@ -132,23 +137,25 @@ class _KTOOnTokens(_OnTokens, KTOTrainer):
 
 
 def _refuse(task: Task, size: int) -> None:
-    """Raise ConfigError for what TRL 1.16 does not compute."""
-    instead = "; use train.engine = 'accord'"
+    """Raise ConfigError for tasks and settings that TRL 1.16 does not support."""
+    remedy = "; use train.engine = 'accord'"
     if type(task) not in (SFT, DPO, KTO):
-        raise ConfigError(f"train.engine = 'trl' runs sft, dpo and kto, not {type(task).__name__}{instead}")
+        raise ConfigError(f"train.engine = 'trl' runs sft, dpo and kto, not {type(task).__name__}{remedy}")
     if isinstance(task, DPO) and task.label_smoothing:
-        raise ConfigError(f"TRL's sigmoid loss knows no label smoothing, got {task.label_smoothing}{instead}")
+        raise ConfigError(
+            f"task.label-smoothing = {task.label_smoothing} is not supported by TRL's sigmoid loss{remedy}"
+        )
     if isinstance(task, KTO) and task.reference_point != "batch":
-        raise ConfigError(f"TRL knows no task.reference-point = {task.reference_point!r}{instead}")
+        raise ConfigError(f"task.reference-point = {task.reference_point!r} is not supported by TRL{remedy}")
     if isinstance(task, KTO) and size < 2:
         raise ConfigError(
-            "TRL's kto needs two rows in a batch: train.per-device-batch-size is 1, or a client has one row"
-            f"{instead} with task.reference-point = 'pooled'"
+            "TRL's kto needs at least two rows in a batch: train.per-device-batch-size is 1, or a client has one row"
+            f"{remedy} with task.reference-point = 'pooled'"
         )
 
 
 def _arguments(base: Base, cfg: TrainConfig) -> dict[str, Any]:  # Any: fields of TrainingArguments
-    """What the three configurations share; adapters, optimiser and clipping as in tasks.training.loop."""
+    """Arguments common to the three trainers; optimiser and clipping equal those of tasks.training.loop."""
     on_cpu = base.device.type == "cpu"
     return {
         "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
@@ -157,10 +164,10 @@ def _arguments(base: Base, cfg: TrainConfig) -> dict[str, Any]:  # Any: fields o
         "lr_scheduler_type": "constant",
         "weight_decay": cfg.weight_decay,
         "max_grad_norm": cfg.max_grad_norm,
-        "train_sampling_strategy": "sequential",  # the rows are in order already
-        "max_length": None,  # and cut already
-        "bf16": False,  # TRL's default is autocast to bfloat16, on CPU as well
-        "gradient_checkpointing": False,  # a base that is configured for it does it anyway, this way:
+        "train_sampling_strategy": "sequential",  # the rows are already in the order of the batches
+        "max_length": None,  # the rows are already truncated
+        "bf16": False,  # TRL's default is autocast to bfloat16, on the CPU as well
+        "gradient_checkpointing": False,  # a base loaded with it does it anyway, with these arguments:
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
@@ -176,31 +183,33 @@ def _trainer(
     base: Base,
     task: Task,
     rows: Sequence[Example],
-    shared: dict[str, Any],  # Any: fields of TrainingArguments
+    arguments: dict[str, Any],  # Any: fields of TrainingArguments
     refs: References | None,
     knobs: Mapping[str, Scalar],
 ) -> _OnTokens:
-    """A trainer whose reference is the frozen base."""
+    """The trainer of the task, with the frozen base as its reference."""
     weights_before = [(parameter, parameter.data) for parameter in base.flat.parameters.values()]
     common = {"model": base.model, "processing_class": base.tokenizer}
     if isinstance(task, SFT):
-        return _SFTOnTokens(**common, args=SFTConfig(**shared), train_dataset=Dataset.from_dict(_sft(rows)))
+        return _SFTOnTokens(
+            **common, args=SFTConfig(**arguments), train_dataset=Dataset.from_dict(_sft(rows))
+        )
     if isinstance(task, DPO):
-        config = DPOConfig(**shared, beta=task.beta, loss_type=[task.loss_type])
+        config = DPOConfig(**arguments, beta=task.beta, loss_type=[task.loss_type])
         trainer = _DPOOnTokens(**common, args=config, train_dataset=Dataset.from_dict(_dpo(rows, refs)))
     else:
         assert isinstance(task, KTO), task
         config = KTOConfig(
-            **shared,
+            **arguments,
             beta=task.beta,
             desirable_weight=_weight(task.desirable_weight, knobs, "desirable-weight"),
             undesirable_weight=_weight(task.undesirable_weight, knobs, "undesirable-weight"),
         )
         trainer = _KTOOnTokens(**common, args=config, train_dataset=Dataset.from_dict(_kto(rows, refs)))
-    base.model.delete_adapter("ref")  # left alone, it is the reference: the adapter as it came
+    base.model.delete_adapter("ref")  # TRL's reference would be this copy of the initial adapter
     for parameter, data in weights_before:
-        parameter.data = data  # over a quantised base TRL has turned them into bfloat16
-    trainer.precompute_ref_logps = refs is not None  # its own argument would hash every weight of the base
+        parameter.data = data  # over a quantised base TRL converts them to bfloat16
+    trainer.precompute_ref_logps = refs is not None  # TRL's own argument would hash every weight of the base
     return trainer
 
 
@@ -233,8 +242,8 @@ def _kto(rows: Sequence[Example], refs: References | None) -> Columns:
 def _references(rows: Sequence[Example], refs: References | None, first: str, second: str) -> Columns:
     if refs is None:
         return {}
-    known = [refs[key_of(e)] for e in rows]
-    return {first: [values[0] for values in known], second: [values[1] for values in known]}
+    logps = [refs[key_of(e)] for e in rows]
+    return {first: [values[0] for values in logps], second: [values[1] for values in logps]}
 
 
 def _weight(text: str, knobs: Mapping[str, Scalar], key: str) -> float:
@@ -243,13 +252,13 @@ def _weight(text: str, knobs: Mapping[str, Scalar], key: str) -> float:
 
 @contextmanager
 def _undisturbed(base: Base) -> Iterator[None]:
-    """Inside, a trainer may do to the base what trainers do; after, all of it but the weights is undone."""
+    """Restore on exit whatever a trainer changes in the base and in global state, except the adapter's weights."""
     causal = base.causal
-    kept = {name: causal.__dict__.get(name) for name in ("config", "generation_config", "forward")}
+    attributes = {name: causal.__dict__.get(name) for name in ("config", "generation_config", "forward")}
     dropouts = [(module, module.p) for module in base.model.modules() if isinstance(module, nn.Dropout)]
     generators = random.getstate(), np.random.get_state()
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it tells every round that pad and eos come from the tokenizer
+    transformers_logging.set_verbosity_error()  # it would warn in every round that pad and eos come from the tokenizer
     causal.config, causal.generation_config = (
         copy.deepcopy(causal.config),
         copy.deepcopy(causal.generation_config),
@@ -262,11 +271,11 @@ def _undisturbed(base: Base) -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         random.setstate(generators[0])
         np.random.set_state(generators[1])
-        if "ref" in base.model.peft_config:  # a constructor that failed
+        if "ref" in base.model.peft_config:  # left by a constructor that failed
             base.model.delete_adapter("ref")
         for module, p in dropouts:
             module.p = p
-        for name, value in kept.items():
+        for name, value in attributes.items():
             if value is None:
                 causal.__dict__.pop(name, None)
             else:
@@ -275,6 +284,6 @@ def _undisturbed(base: Base) -> Iterator[None]:
 
 
 def _metrics(last: Mapping[str, float]) -> Metrics:
-    """TRL's means over all batches, under TRL's names, and the loss."""
+    """The means over all batches under TRL's names, and the loss."""
     metrics = {name: float(value) for name, value in last.items() if not name.startswith(NOT_METRICS)}
     return {"loss": float(last["train_loss"]), **metrics}

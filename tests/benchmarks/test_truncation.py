@@ -1,4 +1,4 @@
-"""The rules that the benchmark counts by are those of Accord's encoder and of TRL's collator."""
+"""The benchmark's rules of truncation equal those of Accord's encoder and of TRL's collator."""
 
 import pytest
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -13,8 +13,8 @@ LENGTH = 20
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_the_rules(sizes: tuple[int, int, int]) -> None:
-    """What is predicted and what that is predicted from, of each answer."""
+def test_the_rules_equal_encoder_and_collator(sizes: tuple[int, int, int]) -> None:
+    """The numbers of prompt and answer tokens of each answer."""
     prompt, chosen, rejected = ("x" * size for size in sizes)
     whole, cut = (
         Encoder(tiny.tokenizer(), "none", n).example(prompt, (chosen, rejected)) for n in (999, LENGTH)
@@ -32,12 +32,12 @@ def test_the_rules(sizes: tuple[int, int, int]) -> None:
 def collated(example: Example, mode: str) -> list[tuple[int, int]]:
     ids = {"chosen_ids": list(example.completions[0]), "rejected_ids": list(example.completions[1])}
     collate = DataCollatorForPreference(pad_token_id=0, max_length=LENGTH, truncation_mode=mode)
-    seen = collate([{"prompt_ids": list(example.prompt), **ids}])
-    whole, answers = seen["attention_mask"].sum(1), seen["completion_mask"].sum(1)
+    batch = collate([{"prompt_ids": list(example.prompt), **ids}])
+    whole, answers = batch["attention_mask"].sum(1), batch["completion_mask"].sum(1)
     return [(int(w - a), int(a)) for w, a in zip(whole, answers, strict=True)]
 
 
-def test_the_table_counts_what_is_left() -> None:
+def test_the_table_counts_the_remaining_tokens() -> None:
     """Prompts 5 and 25, answers 5 and 5 twice, at 20: Accord keeps 5 + 15 of 30 prompt tokens and every answer; TRL
     loses the second pair."""
     examples = [Example((1,) * n, ((2,) * 5, (3,) * 5)) for n in (5, 25)]

@@ -307,7 +307,9 @@ def test_a_node_must_say_who_it_is(node, message):
 def test_an_update_counts_rows_and_completion_tokens(site):
     here = site(1)
     update = here.train(order(here))
-    rows = engine.examples(here.base(), here.task, here.rows().train, here.config, here.cache).kept
+    rows = engine.encode_training_rows(
+        here.base(), here.task, here.rows().train, here.config, here.cache
+    ).usable
     assert update.examples == len(rows) == 12
     assert update.tokens == sum(len(tokens) for row in rows for tokens in row.completions) > 12
 

@@ -25,7 +25,7 @@ from tasks.model.base import Base
 from tasks.sft import SFT
 from tasks.tokens.encode import Encoder
 from tasks.training.loop import train
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 from tests import tiny
 
 WORDS = ("tea", "a long walk", "rain", "the old bridge at noon", "no", "maybe 42!")
@@ -99,7 +99,7 @@ def ours(base: Base, adapter: Tree, task, rows, *, join=None, knobs=None) -> tup
         return gradient
 
     cfg = TrainConfig(per_device_batch_size=len(rows), local_steps=1, max_length=LENGTH)
-    report = train(base, task, examples, cfg, seed=0, bend=Bend(correct=keep), knobs=knobs)
+    report = train(base, task, examples, cfg, seed=0, hooks=LocalHooks(correct=keep), knobs=knobs)
     return report.metrics["loss"], seen
 
 

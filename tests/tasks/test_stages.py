@@ -17,7 +17,7 @@ from tasks.model.base import Base
 from tasks.pdpo import PDPO
 from tasks.tokens.cache import Cache, reference_key
 from tasks.training.loop import train
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 from tests import tiny
 
 CFG = TrainConfig(learning_rate=1e-2, local_steps=4, per_device_batch_size=4)
@@ -26,7 +26,7 @@ PAIRS = [
     for i in range(6)
 ]
 ALL = PDPO(beta=0.1).adds
-SHARED = Bend(trains=lambda name: not is_private(name))
+SHARED = LocalHooks(trains=lambda name: not is_private(name))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def loaded(folder: str, parts: Parts = ALL) -> Base:
 
 
 def trained(base: Base, task, cfg: TrainConfig = CFG, start: Tree | None = None, **options):
-    set_adapter(base, {**(start or initial_adapter(base, 0)), **base.personal.start(0, 0)})
+    set_adapter(base, {**(start or initial_adapter(base, 0)), **base.private_parts.start(0, 0)})
     before = {**get_adapter(base), **get_private(base)}
     report = train(base, task, PAIRS, cfg, seed=1, **options)
     after = {**get_adapter(base), **get_private(base)}
@@ -56,7 +56,7 @@ def test_while_its_parts_rest_it_is_dpo_to_the_bit(folder: str, far: bool, optim
     want, _, known = trained(plain, DPO(beta=0.1), cfg, start)
     for parts in ("bottleneck,head", "bottleneck,head,reward"):
         task = PDPO(beta=0.1, parts=parts, mix="gate")
-        got, _, report = trained(loaded(folder, task.adds), task, cfg, start, bend=SHARED)
+        got, _, report = trained(loaded(folder, task.adds), task, cfg, start, hooks=SHARED)
         assert all(torch.equal(got[n], t) for n, t in want.items()), parts
         assert report.metrics == known.metrics
 
@@ -89,7 +89,7 @@ def test_in_turn_the_clients_parts_come_first(folder: str) -> None:
             seen.append({part_of(name)})
         return gradient
 
-    after, changed, report = trained(base, task, bend=Bend(correct=watch))
+    after, changed, report = trained(base, task, hooks=LocalHooks(correct=watch))
     assert seen == [{"reward"}, {"reward"}, {""}, {""}]
     assert changed == set(after)
     assert (report.steps, report.rows) == (4, 16)
@@ -98,10 +98,10 @@ def test_in_turn_the_clients_parts_come_first(folder: str) -> None:
 def test_a_newcomer_opens_with_its_own_parts(folder: str) -> None:
     """Three steps more, in which the adapter rests; with nothing else to follow it ends where it was."""
     base = loaded(folder)
-    _, _, report = trained(base, PDPO(beta=0.1), bend=Bend(opening=3))
+    _, _, report = trained(base, PDPO(beta=0.1), hooks=LocalHooks(private_steps=3))
     assert report.steps == 7
-    still = Bend(opening=3, trains=is_private)
-    _, changed, _ = trained(base, PDPO(beta=0.1), replace(CFG, local_steps=1), bend=still)
+    still = LocalHooks(private_steps=3, trains=is_private)
+    _, changed, _ = trained(base, PDPO(beta=0.1), replace(CFG, local_steps=1), hooks=still)
     assert changed
     assert all(map(is_private, changed))
 
@@ -110,7 +110,7 @@ def test_each_part_has_its_own_rate(folder: str) -> None:
     """One AdamW step moves an entry with a gradient by the rate."""
     task = PDPO(bottleneck_rate=2.0, head_rate=3.0, reward_rate=5.0)
     base = loaded(folder, task.adds)
-    set_adapter(base, {**initial_adapter(base, 0), **base.personal.start(0, 0)})
+    set_adapter(base, {**initial_adapter(base, 0), **base.private_parts.start(0, 0)})
     before = {**get_adapter(base), **get_private(base)}
     after, _, _ = trained(base, task, replace(CFG, local_steps=1))
     for name in ("private.bottleneck.up", "private.head.left", "private.reward.weight"):
@@ -126,6 +126,6 @@ def test_moments_of_all_stages_are_kept(folder: str) -> None:
     assert report.moments["adam.step"].keys() == base.flat.parameters.keys()
     assert {t.item() for t in report.moments["adam.step"].values()} == {2.0}
     memory = {**report.moments, "own": get_private(base)}
-    _, _, more = trained(base, PDPO(order="alternating"), keep, bend=Bend(moments=memory))
+    _, _, more = trained(base, PDPO(order="alternating"), keep, hooks=LocalHooks(moments=memory))
     assert {t.item() for t in more.moments["adam.step"].values()} == {4.0}
     assert "own" not in more.moments

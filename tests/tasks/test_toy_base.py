@@ -11,7 +11,7 @@ from scripts.make_toy_judge import description, prompt_words
 from tasks import toy_base
 from tasks.data.base import PAIR, read
 from tasks.data.toy import Toy
-from tasks.toy_base.language import QUESTIONS, topics, words
+from tasks.toy_base.language import QUESTIONS, topics, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_tokenizer_in_the_file_is_the_one_the_script_makes(name, more):
 
 def test_every_word_of_the_language_is_one_token(tok):
     space = "\N{LOWER ONE EIGHTH BLOCK}"
-    for word in words():
+    for word in vocabulary():
         if word.startswith(space):
             assert tok.tokenize(word.removeprefix(space)) == [word]
     assert tok.tokenize("What does the fox eat?")[-1] == "?"

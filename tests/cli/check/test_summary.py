@@ -91,7 +91,7 @@ def test_the_tokens_are_those_that_the_clients_will_look_for(home):
     config = parse(request(FEW).keys)
     site = Site(config, Node(1, 2))
     before = {file: file.stat().st_mtime_ns for file in home.rglob("tokens-*")}
-    engine.examples(site.base(), site.task, site.parts()[0], config, site.cache)
+    engine.encode_training_rows(site.base(), site.task, site.parts()[0], config, site.cache)
     assert before
     assert {file: file.stat().st_mtime_ns for file in home.rglob("tokens-*")} == before
 

@@ -13,7 +13,7 @@ from core.types import Order
 from strategies.clients.control_variates import scaffold_rule
 from strategies.clients.rule import ClientRule, Memory, Outcome
 from tasks.model.flat import Flat
-from tasks.training.stepper import Bend, Stepper
+from tasks.training.stepper import LocalHooks, Stepper
 from tests.vectors import OPENFEDLLM
 
 SGD = TrainConfig(optimizer="sgd", learning_rate=0.1, max_grad_norm=0.0)
@@ -49,7 +49,7 @@ def locally(
     stepper = Stepper(
         flat,
         cfg,
-        Bend(
+        LocalHooks(
             rule.correct(order, memory),
             rule.after_step(order, memory, cfg.learning_rate),
             lambda name: rule.trains(name, 1),

@@ -1,4 +1,4 @@
-"""The architectures of transformers that the tests build at tiny size, and how each runs; docs/models.md is made here:
+"""The architectures of transformers that the tests build at tiny size, and how each runs. It writes docs/models.md:
 
 python -m tests.tasks.forward.architectures > docs/models.md
 """
@@ -38,11 +38,11 @@ DIMENSIONS: Mapping[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-OWN = "its attention is its own, not one that transformers exchanges"
+FIXED = "transformers cannot replace its attention"
 STATE = "it has layers that carry a state from token to token"
 LOGITS = "it changes its logits after the head"
-HEAD = "its head reads something else than the last hidden states"
-ENCODER = "is an encoder and a decoder"
+HEAD = "its head does not read the last hidden states"
+ENCODER = "is an encoder-decoder"
 BOTH = "attends in both directions"
 IMAGES = "no causal language model"
 
@@ -51,8 +51,8 @@ IMAGES = "no causal language model"
 class Architecture:
     """One row of the table.
 
-    reason: part of why it is padded or refused. targets: lora.target-modules. oracle: the dtype in which transformers
-    gives the gradients to compare with. generates: whether transformers' own generation works.
+    reason: part of the reason why it is padded or refused. targets: lora.target-modules. oracle: the dtype of the
+    gradients of transformers to compare with. generates: whether transformers' own generation works.
     """
 
     name: str
@@ -194,24 +194,24 @@ DENSE = [
     _packed("cwm", "sliding and full layers", head_dim=8, **WINDOWS),
     _padded("nanochat", LOGITS, "soft cap"),
     _padded("diffllama", "4 calls of 2 modules", "differential attention"),
-    _padded("doge", "a mask of its own", "dynamic mask"),
-    _padded("falcon", OWN),
-    _of(_padded("falcon alibi", OWN, "ALiBi", alibi=True, new_decoder_architecture=False), model_type="falcon"),
+    _padded("doge", "a custom mask", "dynamic mask"),
+    _padded("falcon", FIXED),
+    _of(_padded("falcon alibi", FIXED, "ALiBi", alibi=True, new_decoder_architecture=False), model_type="falcon"),
     _packed("gpt2", "learned positions"),
     _packed("gpt_bigcode", "learned positions, one key head"),
-    _padded("gptj", OWN, rotary_dim=4),
-    _padded("gpt_neo", OWN, "local and global layers", num_hidden_layers=..., num_attention_heads=..., num_layers=2,
+    _padded("gptj", FIXED, rotary_dim=4),
+    _padded("gpt_neo", FIXED, "local and global layers", num_hidden_layers=..., num_attention_heads=..., num_layers=2,
             num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8),
     _packed("gpt_neox"),
-    _padded("gpt_neox_japanese", OWN),
-    _padded("codegen", OWN, rotary_dim=4),
-    _padded("openai-gpt", OWN, "learned positions"),
+    _padded("gpt_neox_japanese", FIXED),
+    _padded("codegen", FIXED, rotary_dim=4),
+    _padded("openai-gpt", FIXED, "learned positions"),
     _packed("ctrl", "sinusoidal positions"),
-    _padded("bloom", OWN, "ALiBi"),
-    _padded("mpt", OWN, "ALiBi"),
+    _padded("bloom", FIXED, "ALiBi"),
+    _padded("mpt", FIXED, "ALiBi"),
     _packed("opt", "learned positions, layer dropout", ffn_dim=64, word_embed_proj_dim=32),
     _packed("biogpt", "learned positions, layer dropout"),
-    _of(_padded("xglm", OWN, "layer dropout", ffn_dim=64), oracle=torch.float32),
+    _of(_padded("xglm", FIXED, "layer dropout", ffn_dim=64), oracle=torch.float32),
     _padded("modernbert-decoder", HEAD, "local and global layers", local_attention=8),
 ]  # fmt: skip
 MIXTURES = [
@@ -250,7 +250,7 @@ HYBRIDS = [
     _padded("lfm2", "conv", layer_types=["conv", "full_attention"]),
     _padded("recurrent_gemma", STATE, block_types=["recurrent", "attention"], lru_width=32, attention_window_size=8,
             head_dim=8, num_key_value_heads=1),
-    _padded("rwkv", OWN, attention_hidden_size=32, context_length=512),
+    _padded("rwkv", FIXED, attention_hidden_size=32, context_length=512),
     _padded("mamba", STATE, state_size=8, num_attention_heads=...),
     _padded("mamba2", STATE, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8),
     _padded("falcon_mamba", STATE, state_size=8),
@@ -293,27 +293,28 @@ INTRODUCTION = """# Models
 
 <!-- made by python -m tests.tasks.forward.architectures; tests/tasks/forward/test_architectures.py runs every row -->
 
-The architectures of transformers that are tested, at tiny size and with random weights, in float32 and in bfloat16:
-the path that a model takes, log-probabilities of completions against plain transformers reading each sequence by
-itself, LoRA gradients against float64, the adapter in a fresh model through `PeftModel.from_pretrained`, and greedy and
-sampled answers against transformers' own.
+The architectures of transformers that are tested, at tiny size with random weights, in float32 and in bfloat16. The
+tests compare log-probabilities of completions with plain transformers on single sequences, LoRA gradients with float64,
+the adapter as `PeftModel.from_pretrained` loads it into a fresh model, and greedy and sampled answers with those of
+transformers.
 
-**Packed**: the rows of a batch stand one after another, every prompt once, without padding, and logits are made only
-where a token is predicted. **Padded**: batches and logits as transformers makes them, slower, with the same numbers.
-**Refused**: one line before anything starts. A model not in this table is decided in the same way when it is loaded,
-and the reason of a padded path is logged:
+**Packed**: the rows of a batch are one row without padding, with each prompt once, and logits are computed only where a
+token is predicted. **Padded**: batches and logits as in transformers; slower, with the same results. **Refused**: an
+error of one line before anything starts. For a model that is not in this table the same choice is made when it is
+loaded, and the reason for padded batches is logged:
 
-- by its parts: every layer must attend once through the attention that transformers exchanges, with the window of
-  its configuration and nothing beyond; no layer may carry a state or mix tokens otherwise; the head must be linear, but
-  for a factor (`tasks/forward/logits.py` puts made-up logits in its place and looks at what becomes of them);
-- by a trial on a few tokens, in the dtype and the quantisation that will run: other tokens in one branch must not move
-  the rows beside it, and packed rows must be those of single sequences. Both are held against how far the same rows
-  move when they are batched in another way; a dense model does not move at all in the first test, in any dtype.
+- from its modules: every layer must call the attention that transformers can replace once, with the window of its
+  configuration and no other feature; no layer may carry a state or mix tokens in another way; the head must be linear,
+  up to a factor (`tasks/forward/logits.py` replaces its output by artificial logits and checks the result);
+- by a trial on a few tokens, in the dtype and quantisation of the run: other tokens in one branch must not change the
+  results of other rows, and packed rows must give the results of single sequences. The thresholds are multiples of the
+  noise, which is how far the same rows differ when they are batched in another way; in the first test, dense models do
+  not differ at all, in any dtype.
 
-Every model must also read from left to right, and give in training, before anything is learned, what it gives as
-reference. With dynamic NTK scaling and LongRoPE the numbers of a long row depend on the longest row beside it; rows
-above the model's first length are therefore run one by one. Llava, Qwen-VL and others that transformers has no causal
-class for are refused when they are loaded.
+Every model must also be causal and, before it is trained, give the same results in training as the reference. With
+dynamic NTK scaling and LongRoPE the results of a long row depend on the longest row of its batch; rows above the
+model's original length are therefore run one by one. Models without a causal class in transformers, such as Llava and
+Qwen-VL, are refused when they are loaded.
 """
 
 

@@ -1,4 +1,4 @@
-"""Every architecture of the table runs on the path that it names and computes what plain transformers computes."""
+"""Every architecture of the table is packed or padded as listed and gives the results of plain transformers."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def plain(path: Path, adapter: Path, dtype: torch.dtype) -> PeftModel:
 
 
 def plain_logps(model: PeftModel, forks: Sequence[Fork]) -> Tensor:
-    """Every sequence by itself, with all logits. From short to long: dynamic frequencies remember the longest."""
+    """Every sequence by itself, with all logits; from short to long because of dynamic frequencies."""
     sequences = [(prompt, completion) for prompt, completions in forks for completion in completions]
     out: dict[int, Tensor] = {}
     for i, (prompt, completion) in sorted(
@@ -76,15 +76,15 @@ def plain_gradients(model: PeftModel) -> tuple[Tensor, dict[str, Tensor]]:
     return logps.detach(), {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
 
 
-def distance(some: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """Relative, over all tensors."""
-    assert some.keys() == other.keys()
-    squares = sum(float((some[n].double() - other[n].double()).square().sum()) for n in other)
+def distance(tree: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Relative L2 distance over all tensors."""
+    assert tree.keys() == other.keys()
+    squares = sum(float((tree[n].double() - other[n].double()).square().sum()) for n in other)
     return (squares / sum(float(t.double().square().sum()) for t in other.values())) ** 0.5
 
 
 @pytest.mark.parametrize("row", RUNS, ids=lambda row: row.name)
-def test_it_takes_its_path_and_computes_what_transformers_computes(row, tmp_path):
+def test_its_path_is_as_listed_and_its_results_equal_those_of_transformers(row, tmp_path):
     """float32: to rounding. bfloat16: within twice the distance of plain transformers' bfloat16 from the oracle.
     The oracle is plain transformers in float64 (float32 where the table says so), with the adapter as peft loads it."""
     path, adapter = folder(tmp_path / "model", row), tmp_path / "adapter"
@@ -99,15 +99,15 @@ def test_it_takes_its_path_and_computes_what_transformers_computes(row, tmp_path
         check_generation(base, plain(path, adapter, torch.float32))
 
     logps, gradients = measured(loaded(row, path, "bfloat16"), row, tree)
-    own, rough = plain_gradients(plain(path, adapter, torch.bfloat16))
-    noise = float((own.double() - want).square().mean().sqrt())
+    rounded, rough = plain_gradients(plain(path, adapter, torch.bfloat16))
+    noise = float((rounded.double() - want).square().mean().sqrt())
     limit = 4 if row in MIXTURES else 2  # rounding can send a token to another expert
-    assert float((logps.double() - own).square().mean().sqrt()) < limit * noise
+    assert float((logps.double() - rounded).square().mean().sqrt()) < limit * noise
     assert distance(gradients, exact) < 2 * distance(rough, exact) + 0.01
 
 
 def measured(base: Base, row: Architecture, tree: Tree) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log-probabilities and gradients under an adapter, as in a local step; on the path of the table."""
+    """Log-probabilities and gradients under an adapter, as in a local step; the path must be that of the table."""
     assert base.packed == (row.path == "packed"), base.path_reason
     assert row.reason in base.path_reason
     assert bool(row.reason) == bool(base.path_reason)
@@ -120,7 +120,7 @@ def measured(base: Base, row: Architecture, tree: Tree) -> tuple[Tensor, dict[st
 
 
 def check_generation(base: Base, model: PeftModel) -> None:
-    """Greedy and sampled answers are those of transformers' own generation from a prompt for each answer."""
+    """Greedy and sampled answers equal those of transformers from one prompt for each answer."""
     prompt = torch.tensor([PROMPT])
     settings = {"pad_token_id": base.tokenizer.pad_token_id, "max_new_tokens": HOW.new_tokens}
     made = model.generate(
@@ -142,13 +142,13 @@ def check_generation(base: Base, model: PeftModel) -> None:
 @pytest.mark.parametrize(
     "row", [row for row in ROWS.values() if row.path == "refused"], ids=lambda row: row.name
 )
-def test_what_does_not_read_from_left_to_right_is_refused_in_one_line(row, tmp_path):
+def test_models_that_are_not_causal_are_refused_in_one_line(row, tmp_path):
     with pytest.raises(ConfigError, match=row.reason) as error:
         loaded(row, folder(tmp_path, row), "float32")
     assert "\n" not in str(error.value)
 
 
-def test_the_page_of_models_is_the_table():
+def test_the_page_of_models_matches_the_table():
     """Made by `python -m tests.tasks.forward.architectures > docs/models.md`."""
     assert (ROOT / "docs" / "models.md").read_text() == page()
     assert len(ROWS) >= 80

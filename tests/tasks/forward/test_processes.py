@@ -1,4 +1,4 @@
-"""Two processes train what one does: the same adapter but for rounding, the same bytes each time."""
+"""Training in two processes gives the adapter of one process up to rounding, and the same bytes in every run."""
 
 import json
 import os
@@ -26,17 +26,17 @@ from tasks.training import engine, loop
 
 torch.set_num_threads(1)
 processes.join()
-done = {}
+results = {}
 for task_name, rows in json.loads(sys.argv[2]).items():
     config = parse({**json.loads(sys.argv[1]), "task.name": task_name})
     task, cache = config.task_choice.build(), Cache(None)
     base = load_base(config.model, config.lora)
     set_adapter(base, initial_adapter(base, 1))
-    examples = engine.usable(base, task, rows, config, cache).kept
+    examples = engine.encode_rows(base, task, rows, config, cache).usable
     report = loop.train(base, task, examples, config.train, seed=3, cache=cache)
-    done[task_name] = {"tree": get_adapter(base), "metrics": report.metrics, "sums": report.sums}
-if processes.leads():
-    torch.save(done, sys.argv[3])
+    results[task_name] = {"tree": get_adapter(base), "metrics": report.metrics, "sums": report.sums}
+if processes.is_leader():
+    torch.save(results, sys.argv[3])
 """
 PAIRS = [
     {"prompt": f"say {n}", "chosen": "yes" * (1 + n % 4), "rejected": "no" * (1 + n % 3)} for n in range(12)
@@ -49,7 +49,7 @@ CASES = {"dpo": PAIRS, "kto": THUMBS, "sft": DEMOS}
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_give_the_adapter_of_one_process(tmp_path: Path) -> None:
     keys = {
         "model.name": str(tiny.folder(tmp_path / "model")),
         "lora.dropout": 0.0,
@@ -57,32 +57,36 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         "train.gradient-accumulation-steps": 2,
         "train.local-steps": 3,
     }
-    ones, twos, agains = (run(tmp_path / f"{n}.pt", keys, processes) for n, processes in enumerate((1, 2, 2)))
+    single_runs, double_runs, repeats = (
+        run(tmp_path / f"{n}.pt", keys, processes) for n, processes in enumerate((1, 2, 2))
+    )
     for task in CASES:
-        one, two, again = ones[task], twos[task], agains[task]
-        assert two["tree"].keys() == one["tree"].keys()
-        for name, tensor in one["tree"].items():
-            torch.testing.assert_close(two["tree"][name], tensor, atol=1e-5, rtol=1e-4, msg=f"{task} {name}")
-            assert torch.equal(two["tree"][name], again["tree"][name])
-        assert any(tensor.abs().max() > 1e-3 for name, tensor in two["tree"].items() if "lora_B" in name)
-        assert two["metrics"].keys() == one["metrics"].keys()
-        assert two["metrics"]["grad_norm"] == pytest.approx(one["metrics"]["grad_norm"], rel=1e-3)
-        assert two["sums"] == pytest.approx(one["sums"], rel=1e-3)
-    assert ones["kto"]["sums"]
+        single, double, repeat = single_runs[task], double_runs[task], repeats[task]
+        assert double["tree"].keys() == single["tree"].keys()
+        for name, tensor in single["tree"].items():
+            torch.testing.assert_close(
+                double["tree"][name], tensor, atol=1e-5, rtol=1e-4, msg=f"{task} {name}"
+            )
+            assert torch.equal(double["tree"][name], repeat["tree"][name])
+        assert any(tensor.abs().max() > 1e-3 for name, tensor in double["tree"].items() if "lora_B" in name)
+        assert double["metrics"].keys() == single["metrics"].keys()
+        assert double["metrics"]["grad_norm"] == pytest.approx(single["metrics"]["grad_norm"], rel=1e-3)
+        assert double["sums"] == pytest.approx(single["sums"], rel=1e-3)
+    assert single_runs["kto"]["sums"]
 
 
 def run(path: Path, keys: dict, processes: int) -> dict:
-    """What so many processes make of the cases."""
+    """Train every case in this many processes and read the leader's results."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     script = path.with_suffix(".py")
     script.write_text(TRAIN)
     command = [sys.executable, *launcher, str(script), json.dumps(keys), json.dumps(CASES), str(path)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, env=env)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, env=env)
+    assert result.returncode == 0, result.stderr
     return torch.load(path)
 
 
-def test_alone_a_process_takes_every_micro_batch_whole() -> None:
+def test_a_single_process_takes_every_micro_batch_whole() -> None:
     batches = [["a", "b"], ["c"]]
     assert shared(KTO(), batches) == batches  # type: ignore[arg-type]  # any rows

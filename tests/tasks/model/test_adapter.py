@@ -1,4 +1,4 @@
-"""Loading, fingerprints, adapters in and out, and what is refused."""
+"""Loading bases, fingerprints, loading and saving adapters, and errors."""
 
 import json
 import shutil
@@ -45,28 +45,28 @@ def test_the_fingerprint_ignores_sharding_and_dtype_of_loading(folder: Path, tmp
         assert load_base(ModelConfig(name=str(folder), dtype=dtype), LoraConfig()).fingerprint == whole  # type: ignore[arg-type]
 
 
-def test_the_fingerprint_sees_weights_configuration_and_tokenizer(folder: Path, tmp_path: Path) -> None:
-    found = {fingerprint(folder, load_tokenizer(folder))}
+def test_the_fingerprint_depends_on_weights_configuration_and_tokenizer(folder: Path, tmp_path: Path) -> None:
+    fingerprints = {fingerprint(folder, load_tokenizer(folder))}
     other = tiny.folder(tmp_path / "seed", seed=1)
-    found.add(fingerprint(other, load_tokenizer(other)))
-    found.add(fingerprint(folder, tiny.tokenizer(chat=True)))
+    fingerprints.add(fingerprint(other, load_tokenizer(other)))
+    fingerprints.add(fingerprint(folder, tiny.tokenizer(chat=True)))
     changed = Path(shutil.copytree(folder, tmp_path / "config"))
     config = json.loads((changed / "config.json").read_text())
     (changed / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
-    found.add(fingerprint(changed, load_tokenizer(changed)))
-    assert len(found) == 4
+    fingerprints.add(fingerprint(changed, load_tokenizer(changed)))
+    assert len(fingerprints) == 4
     (changed / "config.json").write_text(json.dumps({**config, "transformers_version": "9"}))
-    assert fingerprint(changed, load_tokenizer(changed)) in found
+    assert fingerprint(changed, load_tokenizer(changed)) in fingerprints
 
 
-def test_changed_weights_at_the_same_path_are_noticed(tmp_path: Path) -> None:
-    """The remembered digest is keyed by size and time of change too."""
+def test_the_fingerprint_of_changed_weights_at_the_same_path_changes(tmp_path: Path) -> None:
+    """The key of the cached digest includes size and modification time."""
     first = fingerprint(tiny.folder(tmp_path / "m"), tiny.tokenizer())
     assert fingerprint(tiny.folder(tmp_path / "m", seed=1), tiny.tokenizer()) != first
     assert fingerprint(tiny.folder(tmp_path / "m"), tiny.tokenizer()) == first
 
 
-def test_an_adapter_goes_in_and_comes_out(folder: Path) -> None:
+def test_a_loaded_adapter_is_read_back(folder: Path) -> None:
     base = load_base(ModelConfig(name=str(folder)), LoraConfig())
     tree = tiny.random_adapter(base)
     set_adapter(base, tree)
@@ -85,8 +85,8 @@ def test_another_layout_is_refused(folder: Path) -> None:
         set_adapter(base, {name: tensor[:1] for name, tensor in tree.items()})
 
 
-def test_the_start_is_lora_with_a_seed(folder: Path) -> None:
-    """A within 1/sqrt(inputs) and spread over it, B zero; a seed and a name decide every number."""
+def test_the_initial_adapter_is_that_of_lora_and_depends_on_seed_and_name(folder: Path) -> None:
+    """A is spread within 1/sqrt(inputs) and B is zero."""
     base = load_base(ModelConfig(name=str(folder)), LoraConfig(target_modules="all-linear"))
     tree = initial_adapter(base, 5)
     a = torch.cat([t.flatten() * t.shape[1] ** 0.5 for name, t in tree.items() if ".lora_A." in name])
@@ -114,7 +114,7 @@ def test_targets(targets: str, architecture: str, count: int, tmp_path: Path) ->
     assert len(base.flat.parameters) == 2 * 2 * count
 
 
-def test_a_saved_adapter_is_pefts(folder: Path, tmp_path: Path) -> None:
+def test_peft_loads_a_saved_adapter(folder: Path, tmp_path: Path) -> None:
     base = load_base(ModelConfig(name=str(folder)), LoraConfig(r=2, alpha=6))
     tree = tiny.random_adapter(base)
     save_adapter(base, tree, tmp_path / "adapter", base_name=str(folder))
@@ -144,7 +144,9 @@ def test_a_tokenizer_needs_an_end_but_no_padding(tmp_path: Path) -> None:
         ({"device": "tpu"}, "model.device must be"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_clear_line(settings: dict, words: str, folder: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_an_error_of_one_line(
+    settings: dict, words: str, folder: Path
+) -> None:
     with pytest.raises(ConfigError, match=words) as error:
         load_base(ModelConfig(**{"name": str(folder), **settings}), LoraConfig())
     assert "\n" not in str(error.value)
@@ -152,12 +154,12 @@ def test_what_cannot_be_loaded_is_one_clear_line(settings: dict, words: str, fol
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
 @pytest.mark.parametrize("settings", [{"device": "cuda"}, {"device": "balanced"}])
-def test_without_cuda_what_needs_it_is_refused(settings: dict, folder: Path) -> None:
+def test_settings_that_need_cuda_are_refused_without_it(settings: dict, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"torch sees no(ne| CUDA device) here"):
         load_base(ModelConfig(name=str(folder), **settings), LoraConfig())
 
 
-def test_targets_that_are_not_there_are_refused(folder: Path) -> None:
+def test_unknown_targets_are_refused(folder: Path) -> None:
     for targets in ("nothing_proj", "embed_tokens"):
         with pytest.raises(ConfigError, match=r"lora\.target-modules"):
             load_base(ModelConfig(name=str(folder)), LoraConfig(target_modules=targets))

@@ -1,4 +1,4 @@
-"""One flat tensor behaves as the many it stands for."""
+"""The flat tensor behaves like the separate tensors."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def layers() -> dict[str, nn.Parameter]:
     }
 
 
-def test_values_stay_and_backward_fills_the_flat_gradient() -> None:
+def test_values_are_preserved_and_backward_fills_the_flat_gradient() -> None:
     before = {name: p.detach().clone() for name, p in layers().items()}
     flat = Flat(layers())
     assert all(torch.equal(flat.parameters[name], value) for name, value in before.items())
@@ -26,8 +26,8 @@ def test_values_stay_and_backward_fills_the_flat_gradient() -> None:
     assert not flat.parameters["a"].grad.any()
 
 
-@pytest.mark.parametrize("most", [0.5, 100.0, 0.0])
-def test_clipping_and_stepping_are_torchs(most: float) -> None:
+@pytest.mark.parametrize("max_norm", [0.5, 100.0, 0.0])
+def test_clipping_and_steps_equal_torchs(max_norm: float) -> None:
     """clip_grad_norm_ and AdamW on the separate tensors are the reference; 0 means no clipping."""
     flat, apart = Flat(layers()), layers()
     optimizer = torch.optim.AdamW(list(flat.weights.values()), lr=0.1, weight_decay=0.01, fused=True)
@@ -37,8 +37,8 @@ def test_clipping_and_stepping_are_torchs(most: float) -> None:
         reference.zero_grad()
         for ps in (flat.parameters, apart):
             (((ps["a"] ** 2).sum() + (ps["b"] * step).sum()) * 3).backward()
-        want = torch.nn.utils.clip_grad_norm_(list(apart.values()), most or float("inf"))
-        assert flat.clip(most) == pytest.approx(float(want), rel=1e-6)
+        want = torch.nn.utils.clip_grad_norm_(list(apart.values()), max_norm or float("inf"))
+        assert flat.clip(max_norm) == pytest.approx(float(want), rel=1e-6)
         clipped = torch.cat([p.grad.flatten() for p in apart.values() if p.grad is not None])
         torch.testing.assert_close(
             flat.gradients[0], clipped, rtol=1e-6, atol=1e-6

@@ -1,4 +1,4 @@
-"""The head against torch's own log-softmax and autograd."""
+"""The head equals torch's log-softmax and autograd."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_values_and_gradient_are_autograds(bias: bool) -> None:
+def test_values_and_gradient_equal_autograds(bias: bool) -> None:
     """11 rows in chunks of 4; 1e-6 is float32 rounding of numbers near 1."""
     rng = torch.Generator().manual_seed(0)
     linear = nn.Linear(6, 9, bias=bias).requires_grad_(False)
@@ -64,8 +64,8 @@ def test_without_a_linear_layer_features_are_logits() -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_few_logits_are_those_of_all(bias: bool) -> None:
-    """Two tokens for each row, other ones in each; values and gradient as from the whole product."""
+def test_logits_of_some_tokens_equal_those_of_the_whole_product(bias: bool) -> None:
+    """Two tokens for each row, different in each; values and gradient."""
     rng = torch.Generator().manual_seed(0)
     linear = nn.Linear(6, 9, bias=bias).requires_grad_(False)
     features, weights = torch.randn(5, 6, generator=rng), torch.randn(5, 2, generator=rng)

@@ -1,4 +1,4 @@
-"""Products through oneDNN against torch's own, values and gradient."""
+"""Products by oneDNN equal torch's, in values and gradient."""
 
 import pytest
 import torch
@@ -27,11 +27,11 @@ def _every_product_goes_through_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", "AVX512", False),
     ],
 )
-def test_the_processor_decides(cpuinfo: str, capability: str, faster: bool) -> None:
+def test_the_choice_depends_on_the_processor(cpuinfo: str, capability: str, faster: bool) -> None:
     assert is_onednn_faster(cpuinfo, capability) is faster
 
 
-def test_layers_stay_torchs_where_its_own_products_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_unchanged_where_torch_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "ENABLED", False)
     layer = nn.Linear(2, 2).requires_grad_(False)
     use_onednn(layer)
@@ -40,7 +40,7 @@ def test_layers_stay_torchs_where_its_own_products_are_faster(monkeypatch: pytes
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)])
-def test_a_frozen_layer_is_torchs_layer(bias: bool, shape: tuple[int, ...]) -> None:
+def test_a_frozen_layer_equals_torchs_layer(bias: bool, shape: tuple[int, ...]) -> None:
     """1e-6 is float32 rounding of numbers near 1; an expanded gradient is not contiguous."""
     rng = torch.Generator().manual_seed(0)
     layer = nn.Linear(5, 3, bias=bias).requires_grad_(False)
@@ -62,12 +62,12 @@ def test_the_weight_may_be_transposed() -> None:
     torch.testing.assert_close(product(x, weight.T), x @ weight, rtol=1e-6, atol=1e-6)
 
 
-def test_other_types_keep_torchs_product() -> None:
+def test_other_dtypes_use_torchs_product() -> None:
     x, weight = torch.randn(7, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
     assert torch.equal(product(x, weight), torchs(x, weight))
 
 
-def test_layers_that_train_stay_as_they_are() -> None:
+def test_trained_layers_are_unchanged() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
     use_onednn(model)
     assert [type(layer) for layer in model] == [nn.Linear, FrozenLinear]

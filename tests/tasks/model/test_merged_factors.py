@@ -1,4 +1,4 @@
-"""The frozen part beside the adapter: in the policy, never in the reference, and gone when it is taken away."""
+"""Merged factors are part of the policy, not of the reference, and are removed without a trace."""
 
 import gc
 from pathlib import Path
@@ -60,19 +60,19 @@ def scores(base: Base) -> torch.Tensor:
 
 
 def with_weights_moved(base: Base, merged: Tree) -> torch.Tensor:
-    """The scores with the product written into the weights, as nobody does."""
-    kept = {}
+    """The log-probabilities with the product added to the weights."""
+    weights = {}
     for name, (left, right) in modules(merged).items():
-        weight = base.beside.layers[name].base_layer.weight  # type: ignore[union-attr]
-        kept[name] = weight.data.clone()
+        weight = base.merged.layers[name].base_layer.weight  # type: ignore[union-attr]
+        weights[name] = weight.data.clone()
         weight.data += left @ right
     out = scores(base)
-    for name, weight in kept.items():
-        base.beside.layers[name].base_layer.weight.data = weight  # type: ignore[union-attr]
+    for name, weight in weights.items():
+        base.merged.layers[name].base_layer.weight.data = weight  # type: ignore[union-attr]
     return out
 
 
-def test_the_policy_has_it_and_the_reference_has_not(base: Base, tmp_path: Path) -> None:
+def test_merged_factors_act_in_the_policy_only(base: Base, tmp_path: Path) -> None:
     set_adapter(base, initial_adapter(base, 0))
     pure, x, merged = scores(base), tiny.random_adapter(base), frozen(base, 5)
     known = reference_logps(base, EXAMPLES, Cache(tmp_path))
@@ -86,8 +86,8 @@ def test_the_policy_has_it_and_the_reference_has_not(base: Base, tmp_path: Path)
     assert reference_logps(base, EXAMPLES, Cache(None)) == known, "cached numbers of the base stay true"
 
 
-def test_it_goes_when_it_is_taken_away_and_leaves_nothing(base: Base) -> None:
-    """Ranks that change from round to round: no tensor, no hook and no module stays behind."""
+def test_removed_factors_leave_no_trace(base: Base) -> None:
+    """With ranks that change from round to round, no tensor, hook or module remains."""
     x = tiny.random_adapter(base)
     set_adapter(base, x)
     plain, model = scores(base), base.model
@@ -102,15 +102,15 @@ def test_it_goes_when_it_is_taken_away_and_leaves_nothing(base: Base) -> None:
     assert base.model is model
     set_adapter(base, x)
     assert scores(base).equal(plain)
-    assert not any(layer._forward_hooks for layer in base.beside.layers.values())
+    assert not any(layer._forward_hooks for layer in base.merged.layers.values())
     with pytest.raises(TreeMismatch, match=r"merged: no adapted layer has 'nowhere\.lora_A"):
         set_adapter(
             base, x, {"nowhere.lora_A.weight": torch.ones(1, 3), "nowhere.lora_B.weight": torch.ones(3, 1)}
         )
 
 
-def test_with_something_merged_the_policy_is_not_the_reference(base: Base) -> None:
-    """B = 0 alone does not say so any more: flora starts every round like that."""
+def test_with_merged_factors_the_policy_is_not_the_reference(base: Base) -> None:
+    """B = 0 does not imply it: flora starts every round with B = 0."""
     x = initial_adapter(base, 0)
     set_adapter(base, x)
     assert is_untouched(base)
@@ -119,14 +119,14 @@ def test_with_something_merged_the_policy_is_not_the_reference(base: Base) -> No
 
 
 @pytest.mark.parametrize("engine", [loop, trl_engine])
-def test_training_sees_it_and_leaves_it(folder: Path, engine) -> None:
-    """Both engines start from the loss of the whole policy against the frozen base, and move the adapter alone."""
+def test_training_uses_merged_factors_and_does_not_change_them(folder: Path, engine) -> None:
+    """Both engines start from the loss of the whole policy against the frozen base, and train the adapter only."""
     base = load_base(ModelConfig(name=str(folder)), LoraConfig(r=4))
     x, merged = initial_adapter(base, 0), frozen(base, 3)
     before = {n: t.clone() for n, t in merged.items()}
     losses = []
-    for beside in ({}, merged):
-        set_adapter(base, x, beside)
+    for factors in ({}, merged):
+        set_adapter(base, x, factors)
         with torch.no_grad():
             policy = completion_logps(base, [(e.prompt, e.completions) for e in EXAMPLES[:3]]).view(-1, 2)
         with reference(base):
@@ -159,7 +159,7 @@ def test_the_export_is_one_lora_that_peft_loads(base: Base, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("engine", [loop, trl_engine])
 def test_a_smaller_rank_in_a_larger_base_trains_as_that_rank(folder: Path, engine) -> None:
-    """As a base loaded at rank 2 does, scale alpha / 2 included; the places above stay zero."""
+    """It equals a base loaded at rank 2, including the scale alpha / 2; entries above rank 2 stay zero."""
     large = load_base(ModelConfig(name=str(folder)), LoraConfig(r=4, alpha=6))
     small = load_base(ModelConfig(name=str(folder)), LoraConfig(r=2, alpha=6))
     x, ends = tiny.random_adapter(small), []
@@ -177,4 +177,4 @@ def test_a_smaller_rank_in_a_larger_base_trains_as_that_rank(folder: Path, engin
     whole = initial_adapter(large, 0)
     set_adapter(large, whole)
     assert all(t.equal(whole[n]) for n, t in get_adapter(large).items())
-    assert next(iter(large.beside.layers.values())).scaling == {"default": 1.5}
+    assert next(iter(large.merged.layers.values())).scaling == {"default": 1.5}

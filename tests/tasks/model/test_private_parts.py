@@ -1,4 +1,4 @@
-"""A client's own parts: the vector by hand, nothing at the start, and a plain implementation as the reference."""
+"""Private parts: published vectors, no effect initially, and comparison with a plain implementation."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tasks.model import head as head_module
 from tasks.model.adapter import get_adapter, get_private, is_untouched, set_adapter
 from tasks.model.base import Base
 from tasks.model.head import Head
-from tasks.model.private_parts import DOWN, GATE, LEFT, REWARD, RIGHT, UP, Personal
+from tasks.model.private_parts import DOWN, GATE, LEFT, REWARD, RIGHT, UP, PrivateParts
 from tasks.scoring.evaluate import exact_kl
 from tasks.scoring.generate import greedy
 from tests import tiny
@@ -39,9 +39,9 @@ def loaded(folders: dict[str, str], name: str, parts: Parts) -> Base:
 
 
 def moved(base: Base, seed: int = 0) -> Tree:
-    """An adapter and private parts none of which is at its start."""
+    """A random adapter and random private parts."""
     rng = torch.Generator().manual_seed(seed + 1)
-    private = {n: torch.randn(t.shape, generator=rng) * 0.1 for n, t in base.personal.tensors.items()}
+    private = {n: torch.randn(t.shape, generator=rng) * 0.1 for n, t in base.private_parts.tensors.items()}
     return {**tiny.random_adapter(base, seed), **private}
 
 
@@ -68,26 +68,26 @@ def slowly(base: Base, forks: list[Fork], tree: Tree) -> tuple[Tensor, Tensor]:
     return torch.stack(logps), torch.stack(rewards)
 
 
-def test_the_bottlenecks_vector() -> None:
+def test_the_bottleneck_equals_its_vector() -> None:
     """A gate whose weights are zero is a half. Float32 against eleven printed digits."""
     vector = FEDBISCUIT["fedpdpo_reconstruction"]["bottleneck"]
     given = {DOWN: torch.tensor(vector["W_down"]), UP: torch.tensor(vector["W_up"])}
     for mix, name in (("residual", "residual_out"), ("gate", "gate_half_out")):
-        own = Personal(Parts(mix, 2), torch.zeros(5, 4))  # type: ignore[arg-type]
+        own = PrivateParts(Parts(mix, 2), torch.zeros(5, 4))  # type: ignore[arg-type]
         own.put(given | ({GATE: torch.zeros(4)} if mix == "gate" else {}))
         assert own.mix(torch.tensor(vector["h"])).tolist() == pytest.approx(vector[name], abs=1e-6)
 
 
 @pytest.mark.parametrize("parts", [ALL, FULL, Parts(head=True, rank=3)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_fused_heads_gradients_are_autograds(
+def test_the_fused_heads_gradients_equal_autograds(
     parts: Parts, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the states, of U and of V; 11 rows in chunks of 4."""
+    """Gradients of the states, of U and of V; 11 rows in chunks of 4."""
     monkeypatch.setattr(head_module, "CHUNK_ROWS", 4)
     rng = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(6, 9, bias=bias).requires_grad_(False)
-    own = Personal(parts, layer.weight)
+    own = PrivateParts(parts, layer.weight)
     own.put({n: torch.randn(t.shape, generator=rng) for n, t in own.tensors.items()})
     z, weights = torch.randn(11, 6, generator=rng), torch.randn(11, generator=rng)
     targets = torch.randint(0, 9, (11,), generator=rng)
@@ -114,9 +114,9 @@ def test_the_fused_heads_gradients_are_autograds(
     assert own.tensors[LEFT].grad is None
 
 
-def test_a_few_logits_and_all_probabilities_are_changed_too() -> None:
+def test_the_change_of_the_head_applies_to_single_logits_and_all_probabilities() -> None:
     layer = torch.nn.Linear(6, 9, bias=False).requires_grad_(False)
-    own = Personal(Parts(head=True, rank=2), layer.weight)
+    own = PrivateParts(Parts(head=True, rank=2), layer.weight)
     own.put({n: torch.randn(t.shape) for n, t in own.tensors.items()})
     z = torch.randn(5, 6)
     want = layer(z) + z @ own.tensors[RIGHT].T @ own.tensors[LEFT].T
@@ -131,7 +131,7 @@ def test_a_few_logits_and_all_probabilities_are_changed_too() -> None:
 
 @pytest.mark.parametrize("parts", [ALL, FULL])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_packed_forks_and_padded_batches_are_the_formulas(name: str, parts: Parts, folders) -> None:
+def test_packed_forks_and_padded_batches_equal_the_formulas(name: str, parts: Parts, folders) -> None:
     """Values and the gradient of every private tensor and of the adapter. gpt2's head is tied to its embeddings."""
     base = loaded(folders, name, parts)
     tree = moved(base)
@@ -149,7 +149,7 @@ def test_packed_forks_and_padded_batches_are_the_formulas(name: str, parts: Part
     want = slowly(base, FORKS, leaves)
     sum(((v * weights).sum() for v in want), torch.zeros(())).backward()
     of_adapter = gradients()
-    own = torch.cat([leaves[n].grad.flatten() for n in base.personal.tensors])  # type: ignore[union-attr]
+    own = torch.cat([leaves[n].grad.flatten() for n in base.private_parts.tensors])  # type: ignore[union-attr]
     head = base.head
     try:
         for packed in (True, False):
@@ -167,20 +167,20 @@ def test_packed_forks_and_padded_batches_are_the_formulas(name: str, parts: Part
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_at_its_start_it_is_the_model_without_parts_to_the_bit(name: str, folders) -> None:
+def test_initially_the_model_equals_the_one_without_parts_to_the_bit(name: str, folders) -> None:
     plain = loaded(folders, name, Parts())
     base = loaded(folders, name, Parts("gate", 8, True, 3))
     adapter = tiny.random_adapter(plain)
     set_adapter(plain, adapter)
-    set_adapter(base, {**adapter, **base.personal.start(0, 1)})
-    assert base.personal.tensors[DOWN].any()
+    set_adapter(base, {**adapter, **base.private_parts.start(0, 1)})
+    assert base.private_parts.tensors[DOWN].any()
     with torch.no_grad():
         assert torch.equal(completion_logps(base, FORKS), completion_logps(plain, FORKS))
         assert greedy(base, (1, 5, 6)) == greedy(plain, (1, 5, 6))
     assert base.fingerprint == plain.fingerprint
 
 
-def test_a_padded_model_has_its_parts_in_front_of_what_follows_the_head(folders) -> None:
+def test_a_padded_model_applies_its_parts_before_capping_logits(folders) -> None:
     """gemma2 caps its logits after the head; a change moves them, the reference stays, and rewards are read."""
     base = loaded(folders, "gemma2", ALL)
     assert not base.packed
@@ -195,7 +195,7 @@ def test_a_padded_model_has_its_parts_in_front_of_what_follows_the_head(folders)
     assert not torch.allclose(logps, before)
 
 
-def test_the_reference_is_the_frozen_base_whatever_is_private(folders) -> None:
+def test_the_reference_ignores_private_parts(folders) -> None:
     for name in ("llama", "gemma2"):
         base, plain = loaded(folders, name, ALL), loaded(folders, name, Parts())
         set_adapter(base, moved(base))
@@ -224,10 +224,10 @@ def test_kl_is_from_the_frozen_head_to_the_clients(folders) -> None:
     assert got > 1e-3
 
 
-def test_what_is_generated_is_the_clients_own(folders) -> None:
+def test_generation_uses_private_parts(folders) -> None:
     base = loaded(folders, "llama", Parts(head=True, rank=1))
-    start = base.personal.start(0, 0)
-    push = torch.zeros(base.personal.tensors[LEFT].shape)
+    start = base.private_parts.start(0, 0)
+    push = torch.zeros(base.private_parts.tensors[LEFT].shape)
     push[20] = 1e4  # either always or never this token, as V z is above or below zero
     said = []
     for sign in (1.0, -1.0):
@@ -237,8 +237,8 @@ def test_what_is_generated_is_the_clients_own(folders) -> None:
     assert base.tokenizer.decode([20]) in said
 
 
-def test_clients_take_turns_and_leave_nothing_behind(folders) -> None:
-    """Without private tensors in the tree none act; both trees come back apart."""
+def test_private_parts_of_one_client_do_not_affect_the_next(folders) -> None:
+    """A tree without private tensors has no effect; both trees are read back separately."""
     base = loaded(folders, "llama", ALL)
     tree = moved(base)
     set_adapter(base, tree)
@@ -250,24 +250,24 @@ def test_clients_take_turns_and_leave_nothing_behind(folders) -> None:
         set_adapter(base, {**get_adapter(base), LEFT: tree[LEFT]})
 
 
-def test_only_what_moves_the_policy_touches_it(folders) -> None:
+def test_only_parts_that_change_the_policy_count_as_a_change(folders) -> None:
     base = loaded(folders, "llama", ALL)
     lora = {n: torch.zeros_like(t) for n, t in get_adapter(base).items()}
-    start = base.personal.start(0, 0)
+    start = base.private_parts.start(0, 0)
     set_adapter(base, {**lora, **start, REWARD: torch.ones(32), GATE: torch.ones(32)})
     assert is_untouched(base)
     with torch.no_grad():
-        assert base.personal.gives_rewards()
+        assert base.private_parts.gives_rewards()
     for name in (UP, LEFT):
         set_adapter(base, {**lora, **start, name: start[name] + 1})
         assert not is_untouched(base)
-        assert base.personal.gives_rewards(), "it may learn"
+        assert base.private_parts.gives_rewards(), "it may learn"
         with torch.no_grad():
-            assert not base.personal.gives_rewards()
+            assert not base.private_parts.gives_rewards()
 
 
-def test_the_start_is_the_clients_and_the_seeds() -> None:
-    own = Personal(ALL, torch.zeros(9, 32))
+def test_initial_parts_depend_on_client_and_seed() -> None:
+    own = PrivateParts(ALL, torch.zeros(9, 32))
     one = own.start(1, 0)
     assert {n for n, t in one.items() if t.any()} == {DOWN, RIGHT}
     assert one[DOWN].abs().max() <= 32**-0.5
@@ -275,7 +275,7 @@ def test_the_start_is_the_clients_and_the_seeds() -> None:
     assert not torch.equal(own.start(2, 0)[DOWN], one[DOWN])
     assert not torch.equal(own.start(1, 1)[DOWN], one[DOWN])
     assert {
-        n: tuple(t.shape) for n, t in Personal(Parts("residual"), torch.zeros(9, 512)).tensors.items()
+        n: tuple(t.shape) for n, t in PrivateParts(Parts("residual"), torch.zeros(9, 512)).tensors.items()
     } == {
         DOWN: (32, 512),
         UP: (512, 32),

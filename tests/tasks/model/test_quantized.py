@@ -1,4 +1,4 @@
-"""A base in 8 and in 4 bits, here on CPU: near the whole one, right in its gradients, the same bytes twice."""
+"""8- and 4-bit bases on the CPU: close to the unquantised one, with correct gradients, and deterministic."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def scored(base: Base) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_it_is_small_near_the_whole_one_and_learns_the_same_way_twice(quantization):
+def test_it_is_small_close_to_the_unquantised_base_and_deterministic(quantization):
     whole, base = loaded("none"), loaded(quantization)
     assert base.numerics == f"float32-{quantization}"
     assert base.fingerprint == whole.fingerprint, "of the files, whatever they are loaded as"
@@ -38,8 +38,8 @@ def test_it_is_small_near_the_whole_one_and_learns_the_same_way_twice(quantizati
     assert {t.dtype for t in base.adapter.values()} == {torch.float32}
     for one in (whole, base):
         set_adapter(one, initial_adapter(one, 0))
-    want, found = scored(whole), scored(base)
-    assert 0 < (found - want).abs().mean() < 0.1 * want.abs().mean()
+    want, got = scored(whole), scored(base)
+    assert 0 < (got - want).abs().mean() < 0.1 * want.abs().mean()
 
     cfg = replace(CFG, local_steps=12)
     first, report = trained(base, DPO(beta=0.1), PAIRS, cfg)
@@ -50,7 +50,7 @@ def test_it_is_small_near_the_whole_one_and_learns_the_same_way_twice(quantizati
 
 
 @pytest.mark.parametrize(("quantization", "most"), [("8bit", 0.03), ("4bit", 1e-4)])
-def test_gradients_are_those_of_the_weights_it_computes_with(quantization, most):
+def test_gradients_equal_those_of_the_dequantised_weights(quantization, most):
     """Those are read off layer by layer and put into a whole model. 8 bits round what comes into a layer as well."""
     whole, base = loaded("none"), loaded(quantization)
     scored(base)  # a pass without gradients must not change what comes after

@@ -1,4 +1,4 @@
-"""Held-out scores: by hand, against full logits, and absent where there is nothing to say."""
+"""Metrics of held-out rows: computed by hand, against full logits, and absent without data."""
 
 import math
 
@@ -38,7 +38,7 @@ def scores(logps, refs, tokens) -> Scores:
     return Scores(*(torch.tensor(x, dtype=torch.float64) for x in (logps, refs, tokens)))
 
 
-def test_pairs_by_hand() -> None:
+def test_pair_metrics_computed_by_hand() -> None:
     """Ratios (2, -1), (0, 0), (1, 3); beta 0.1. Strictly larger rewards: the first pair only."""
     metrics = pair_metrics(
         scores([[-10, -15], [-4, -4], [-6, -5]], [[-12, -14], [-4, -4], [-7, -8]], [[3, 5], [4, 4], [6, 2]]),
@@ -76,7 +76,7 @@ def test_thumbs_are_compared_across_classes() -> None:
     assert alone.keys() == {"rewards/chosen", "logps/chosen"}
 
 
-def test_the_start_scores_as_the_base(base: Base) -> None:
+def test_the_initial_adapter_scores_as_the_base(base: Base) -> None:
     set_adapter(base, initial_adapter(base, 0))
     metrics = evaluate(base, DPO(), PAIRS)
     assert metrics["examples"] == 5
@@ -85,7 +85,7 @@ def test_the_start_scores_as_the_base(base: Base) -> None:
     assert 0 <= metrics["logps/accuracies"] <= 1
 
 
-def test_scores_and_kl_are_those_of_full_logits(base: Base) -> None:
+def test_scores_and_kl_equal_those_of_full_logits(base: Base) -> None:
     """From the model's own logits, sequence by sequence."""
     set_adapter(base, tiny.random_adapter(base))
     metrics = evaluate(base, DPO(beta=0.2), PAIRS)

@@ -1,4 +1,4 @@
-"""Sampling: what transformers draws, seeded by the caller alone, cut off by tokens."""
+"""Sampled answers equal those of transformers, depend on the seed only, and are the tokens after the prompt."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ HOW = Sampling(completions=3, temperature=0.9, top_p=0.95, new_tokens=12)
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "gpt2"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
-    """Mistral's window is shorter than prompt and answer."""
+    """The sliding window of mistral is shorter than prompt and answer."""
     folder = tiny.folder(tmp_path_factory.mktemp("generate") / "m", request.param)
     return load_base(ModelConfig(name=str(folder)), LoraConfig(r=4))
 
@@ -26,7 +26,7 @@ def ids(base: Base, text: str = "What is it that the fox eats?") -> tuple[int, .
     return Encoder(base.tokenizer, "none", 100).prompt(text)
 
 
-def test_answers_to_a_prompt_read_once_are_those_to_one_read_for_each(base: Base) -> None:
+def test_sharing_the_prompts_cache_does_not_change_the_answers(base: Base) -> None:
     prompt = torch.tensor([list(ids(base))] * 3)
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(5, "tokens"))
@@ -38,7 +38,7 @@ def test_answers_to_a_prompt_read_once_are_those_to_one_read_for_each(base: Base
     assert sampled(base, ids(base), HOW, seed=5) == [text.strip() for text in want]
 
 
-def test_the_seed_is_all_that_decides(base: Base) -> None:
+def test_samples_depend_on_the_seed_only(base: Base) -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = sampled(base, ids(base), HOW, seed=5)
@@ -49,13 +49,13 @@ def test_the_seed_is_all_that_decides(base: Base) -> None:
     assert len(set(first)) > 1
 
 
-def test_a_cold_sample_is_greedy(base: Base) -> None:
+def test_a_sample_at_low_temperature_is_greedy(base: Base) -> None:
     cold = Sampling(3, 1e-6, 1.0, 12)
     assert sampled(base, ids(base), cold, seed=0) == [greedy(base, ids(base), 12)] * 3
 
 
 def test_an_answer_is_the_tokens_after_the_prompt(base: Base) -> None:
-    """One at a time from full passes, with a prompt that the answer goes on repeating."""
+    """Token by token from full passes, with a prompt that the answer repeats."""
     prompt = Encoder(base.tokenizer, "none", 200).prompt("abab" + greedy(base, ids(base), 12) * 2)
     grown = list(prompt)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The jury against one comparison at a time, in both orders, for selectors and for reward models."""
+"""The jury equals single comparisons in both orders, for selectors and for reward models."""
 
 import pytest
 import torch
@@ -35,14 +35,14 @@ def jury(base: Base, task, *, length: int = 400) -> Jury:
 
 
 @TASKS
-def test_every_two_answers_are_compared_as_they_would_be_alone(base: Base, task) -> None:
-    """By each selector; a comparison is half the difference of its two orders, a reward's the difference."""
+def test_every_pair_of_answers_scores_as_a_single_comparison(base: Base, task) -> None:
+    """For each selector; a comparison is half the difference of its two orders, with rewards the difference."""
     panel = jury(base, task)
     (scores,) = panel.scores([("Is it?", ANSWERS)])
     assert scores.odds.shape == (2, 5, 5)
     assert scores.odds.equal(-scores.odds.transpose(1, 2))
-    assert scores.odds[:, 0].equal(scores.odds[:, 3]), "the same words twice"
-    same = 0  # of the answers to the comparisons, in both orders
+    assert scores.odds[:, 0].equal(scores.odds[:, 3]), "the same answer twice"
+    same = 0  # comparisons in which both orders agree
     for u, tree in enumerate(panel.selectors.values()):
         set_adapter(base, tree)
         for i in range(5):
@@ -67,27 +67,27 @@ def test_every_two_answers_are_compared_as_they_would_be_alone(base: Base, task)
 
 
 @TASKS
-def test_swapping_answers_turns_their_score_around(base: Base, task) -> None:
-    (one,) = jury(base, task).scores([("Is it?", ["Yes", "No"])])
-    (two,) = jury(base, task).scores([("Is it?", ["No", "Yes"])])
-    torch.testing.assert_close(one.odds[:, 0, 1], -two.odds[:, 0, 1], rtol=0, atol=1e-5)
+def test_swapping_answers_negates_their_score(base: Base, task) -> None:
+    (scores,) = jury(base, task).scores([("Is it?", ["Yes", "No"])])
+    (swapped,) = jury(base, task).scores([("Is it?", ["No", "Yes"])])
+    torch.testing.assert_close(scores.odds[:, 0, 1], -swapped.odds[:, 0, 1], rtol=0, atol=1e-5)
 
 
 @TASKS
-def test_a_prompt_has_the_same_bytes_whatever_else_is_asked(base: Base, task) -> None:
-    asked = [("Is it?", ANSWERS), ("What is it?", ["A", "B", "C"]), ("Who?", ["I", "You"])]
-    together = jury(base, task).scores(asked)
-    for one, scores in zip(asked, together, strict=True):
-        (alone,) = jury(base, task).scores([one])
+def test_the_scores_of_a_prompt_do_not_depend_on_other_prompts(base: Base, task) -> None:
+    prompts = [("Is it?", ANSWERS), ("What is it?", ["A", "B", "C"]), ("Who?", ["I", "You"])]
+    together = jury(base, task).scores(prompts)
+    for prompt, scores in zip(prompts, together, strict=True):
+        (alone,) = jury(base, task).scores([prompt])
         assert alone.odds.equal(scores.odds)
 
 
-def test_an_answer_without_room_moves_no_label(base: Base) -> None:
+def test_a_pair_that_is_too_long_does_not_shift_other_labels(base: Base) -> None:
     """Four pairs of which the second is too long: the others keep their labels, and it has none."""
     correct = FEDBISCUIT["bug_label_misalignment_on_truncation"]["correct"]
-    asked = [(f"Question {i}?", [f"One {i}", f"Two {i}"]) for i in range(len(correct))]
-    long = [asked[0], (asked[1][0], ["x" * 600, "y"]), *asked[2:]]
-    fair, cut = (jury(base, Selector(), length=420).scores(each) for each in (asked, long))
+    prompts = [(f"Question {i}?", [f"One {i}", f"Two {i}"]) for i in range(len(correct))]
+    long = [prompts[0], (prompts[1][0], ["x" * 600, "y"]), *prompts[2:]]
+    fair, cut = (jury(base, Selector(), length=420).scores(each) for each in (prompts, long))
     assert cut[1].odds[:, 0, 1].isnan().all()
     for i in (0, 2, 3):
         assert cut[i].odds.equal(fair[i].odds)

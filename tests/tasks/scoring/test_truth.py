@@ -1,4 +1,4 @@
-"""The truth of generated answers: by hand, and of the embedded base."""
+"""Grades of answers: computed by hand, and of the embedded base."""
 
 import pytest
 
@@ -7,16 +7,18 @@ from tasks.data.toy import Toy, World
 from tasks.forward.setup import load_base
 from tasks.model.adapter import initial_adapter, set_adapter
 from tasks.scoring.generate import Talker
-from tasks.scoring.truth import answered, graded
+from tasks.scoring.truth import grade_answers, grade_model
 from tasks.tokens.encode import Encoder
 from tasks.toy_base.language import Answer, topics
 
 SEED = 42
 
 
-def test_answers_by_hand():
-    """Of four: right and polite; the other fact; not of the world; a sentence about another topic. Client 0 wants it
-    brief: 3 + 1.5 + 2, then 2, then nothing."""
+def test_grades_computed_by_hand():
+    """Four answers: right and polite; the other fact; no sentence of the language; a sentence about another topic.
+
+    Client 0 prefers short answers: utilities 3 + 1.5 + 2, then 2, then 0.
+    """
     toy, right = Toy(), World.draw(SEED).right
     fox, owl = topics()[:2]
     texts = [
@@ -26,12 +28,12 @@ def test_answers_by_hand():
         Answer(right[1], polite=True, detailed=False, cautious=True).text(owl),
     ]
     probes = [fox.question(0), owl.question(0), fox.question(0), fox.question(0)]
-    metrics = graded(toy, probes, texts, seed=SEED, client=0)
+    metrics = grade_answers(toy, probes, texts, seed=SEED, client=0)
     assert metrics == {"truth/valid": 0.5, "truth/right": 0.25, "truth/utility": (6.5 + 2.0) / 4}
-    assert graded(toy, probes, texts, seed=SEED, client=None).keys() == {"truth/valid", "truth/right"}
+    assert grade_answers(toy, probes, texts, seed=SEED, client=None).keys() == {"truth/valid", "truth/right"}
 
 
-def test_a_text_is_an_answer_to_its_own_question_only():
+def test_a_text_answers_its_own_question_only():
     toy, fox = Toy(), topics()[0]
     text = Answer(0, polite=True, detailed=False, cautious=True).text(fox)
     assert toy.states_fact(SEED, fox.question(2), text) is (World.draw(SEED).right[0] == 0)
@@ -40,13 +42,13 @@ def test_a_text_is_an_answer_to_its_own_question_only():
     assert len(set(toy.probes())) == len(topics())
 
 
-def test_the_embedded_base_speaks_the_language_and_knows_no_fact(tmp_path, monkeypatch):
-    """14 of 24 facts happen to be right at this seed; types 0 and 1 together find its answers worth 3.50."""
+def test_the_embedded_base_gives_valid_answers_and_has_no_facts(tmp_path, monkeypatch):
+    """14 of 24 facts are right by chance at this seed; the mean utility for types 0 and 1 is 3.50."""
     monkeypatch.setenv("ACCORD_HOME", str(tmp_path))
     base, toy = load_base(ModelConfig(), LoraConfig()), Toy()
     set_adapter(base, initial_adapter(base, SEED))  # the process may have trained it in another test
     encoder = Encoder(base.tokenizer, "auto", 256)
-    both = [answered(base, encoder, toy, seed=SEED, client=client) for client in (0, 1)]
+    both = [grade_model(base, encoder, toy, seed=SEED, client=client) for client in (0, 1)]
     assert all(m["truth/valid"] == 1.0 for m in both)
     assert all(m["truth/right"] == pytest.approx(14 / 24) for m in both)
     assert sum(m["truth/utility"] for m in both) / 2 == pytest.approx(3.5)

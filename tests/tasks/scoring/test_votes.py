@@ -1,4 +1,4 @@
-"""Votes, rankings and pairs: the published vectors, tables by hand, and nothing lost or turned around."""
+"""Votes, rankings and pairs: published vectors, tables computed by hand, and invariance to the order of answers."""
 
 import math
 
@@ -20,8 +20,8 @@ def matrix(n: int, above: list[float]) -> Tensor:
     return out[None]
 
 
-def test_the_published_votes_but_for_ties() -> None:
-    """B - A is the log-odds of the second answer. Their majority gives every tie to the first; ours asks the scores."""
+def test_votes_equal_the_published_ones_except_ties() -> None:
+    """B - A is the log-odds of the second answer. Their majority gives ties to the first; ours to the soft vote."""
     cases = FEDBISCUIT["majority_vote"]["cases"][:4]
     ties = 0
     for case in cases:
@@ -40,7 +40,7 @@ def test_the_published_votes_but_for_ties() -> None:
     assert ties
 
 
-def test_votes_by_hand() -> None:
+def test_votes_computed_by_hand() -> None:
     """Scores 1, 1 and -4 with the weights of groups of 3, 2 and 1: mean 1/6; five sixths of the weight for the first.
 
     With a selector that is undecided, 0, in place of the second: 3 + 1 of 6 for the first.
@@ -57,18 +57,18 @@ def test_votes_by_hand() -> None:
     assert equal.prefers[0, 1] == -1, "0.1 + 0.2 is not 0.3, and still a tie, which the scores break"
 
 
-def test_a_full_round_robin_and_a_knockout_by_hand() -> None:
-    """0 > 1 > 2 > 0 is a circle that 3 loses to: the sums 2, -1, 4 and -5 decide. Two answers alone: 0 wins."""
+def test_round_robin_and_knockout_computed_by_hand() -> None:
+    """0 > 1 > 2 > 0 is a cycle, and 3 loses to all: the sums 2, -1, 4 and -5 decide. Of the first two, 0 wins."""
     verdict = vote(matrix(4, [3.0, -2.0, 1.0, 1.0, 1.0, 3.0]), [1.0])
     assert ranking(verdict) == [2, 0, 1, 3]
     assert ranking(verdict, 2) == [0, 1]
-    assert knockout(verdict) == 2, "0 beats 1 and falls to 2"
+    assert knockout(verdict) == 2, "0 wins against 1 and loses to 2"
     assert knockout(verdict, 2) == 0
     assert ranking(vote(matrix(3, [0.0] * 3), [1.0])) == [0, 1, 2]
     assert knockout(vote(matrix(3, [0.0] * 3), [1.0])) == 0
 
 
-def test_no_pair_is_dropped_because_its_second_answer_lost() -> None:
+def test_pairs_are_kept_whichever_answer_is_preferred() -> None:
     case = FEDBISCUIT["bug_comparison_dataset_drops_choice0"]
     made = []
     for choice in case["choices"]:
@@ -100,7 +100,7 @@ def test_labels_do_not_depend_on_the_order_of_the_answers(data) -> None:
         assert all(0.5 <= p.confidence <= 1 for p in made)
 
 
-def test_what_is_left_out_is_counted() -> None:
+def test_omitted_pairs_are_counted_by_reason() -> None:
     """0 and 1 are the same; 0 over 2 at 2.0, over 3 at 0.1; 2 and 3 were never compared."""
     scores = matrix(4, [0.0, 2.0, 0.1, 2.0, 0.1, math.nan])
     answers = ["same", "same", "other", "third"]

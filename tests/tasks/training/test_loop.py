@@ -1,4 +1,4 @@
-"""The training loop: deterministic, equal to a plain loop, and nothing left behind."""
+"""The training loop is deterministic, equals a plain loop, and leaks no tensors."""
 
 import gc
 from dataclasses import replace
@@ -23,8 +23,8 @@ from tasks.model.base import Base
 from tasks.selector import Selector
 from tasks.sft import SFT
 from tasks.tokens.cache import Cache, reference_key
-from tasks.training.loop import _Look, local_batches, row_losses, train, weight
-from tasks.training.stepper import Bend
+from tasks.training.loop import _BatchScorer, local_batches, row_losses, train, weight
+from tasks.training.stepper import LocalHooks
 from tests import tiny
 
 CFG = TrainConfig(learning_rate=1e-2, local_steps=3, per_device_batch_size=4)
@@ -63,7 +63,7 @@ def same(a: Tree, b: Tree) -> bool:
 
 @pytest.mark.parametrize(("task", "examples"), TASKS, ids=NAMES)
 def test_the_same_inputs_give_the_same_bytes(base: Base, task, examples, tmp_path: Path) -> None:
-    """Whatever was cached, and whatever ran before; another seed gives other bytes."""
+    """Independent of the cache and of earlier trainings; another seed gives other bytes."""
     first, report = trained(base, task, examples, cache=Cache(tmp_path))
     trained(base, DPO(beta=0.5), PAIRS)
     for cache in (Cache(tmp_path), None):
@@ -75,20 +75,22 @@ def test_the_same_inputs_give_the_same_bytes(base: Base, task, examples, tmp_pat
     assert not same(first, get_adapter(base))
 
 
-def test_the_loop_is_a_plain_adamw_loop(base: Base) -> None:
+def test_the_loop_equals_a_plain_adamw_loop(base: Base) -> None:
     """The same batches through separate parameters, torch's clipping and torch's AdamW; float32 rounding."""
     cfg = replace(CFG, max_grad_norm=0.1, weight_decay=0.01)
     start = tiny.random_adapter(base)
     got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start)
     set_adapter(base, start)
-    own = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in start.items()}
-    optimizer = torch.optim.AdamW(list(own.values()), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+    parameters = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in start.items()}
+    optimizer = torch.optim.AdamW(
+        list(parameters.values()), lr=cfg.learning_rate, weight_decay=cfg.weight_decay
+    )
     with reference(base):
         refs = [completion_logps(base, [(e.prompt, e.completions)]) for e in PAIRS]
     losses = []
     for (batch,) in local_batches(len(PAIRS), cfg, steps=3, seed=1):
         base.flat.zero_grad()
-        set_adapter(base, {name: p.detach() for name, p in own.items()})
+        set_adapter(base, {name: p.detach() for name, p in parameters.items()})
         logps = completion_logps(base, [(PAIRS[row].prompt, PAIRS[row].completions) for row in batch]).view(
             -1, 2
         )
@@ -96,33 +98,31 @@ def test_the_loop_is_a_plain_adamw_loop(base: Base) -> None:
         loss = dpo_loss(ratios[:, 0] - ratios[:, 1], beta=0.1).mean()
         loss.backward()
         losses.append(float(loss.detach()))
-        for name, p in own.items():
+        for name, p in parameters.items():
             gradient = base.flat.parameters[name].grad
             assert gradient is not None
             p.grad = gradient.clone()
-        torch.nn.utils.clip_grad_norm_(list(own.values()), cfg.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), cfg.max_grad_norm)
         optimizer.step()
-    for name, p in own.items():
+    for name, p in parameters.items():
         torch.testing.assert_close(got[name], p.detach(), rtol=1e-5, atol=1e-6)
     assert report.metrics["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
     assert (report.steps, report.rows) == (3, 12)
 
 
 @pytest.mark.parametrize(("task", "examples"), [TASKS[0], TASKS[3]], ids=["dpo", "sft"])
-def test_accumulated_micro_batches_are_one_batch(base: Base, task, examples) -> None:
+def test_accumulated_micro_batches_equal_one_batch(base: Base, task, examples) -> None:
     """SFT weighs them by tokens: its loss is a mean over the tokens of the step. Adam divides the gradient by its
-    own size, so entries near zero move by rounding alone: compared where the gradient is not tiny."""
-    seen: list[Tree] = []
+    parameters size, so entries near zero move by rounding alone: compared where the gradient is not tiny."""
 
-    def keep(cfg: TrainConfig) -> Tree:
+    def gradients_of(cfg: TrainConfig) -> Tree:
         tree: Tree = {}
-        options = {"bend": Bend(correct=lambda name, p, g: tree.setdefault(name, g.clone()))}
+        options = {"hooks": LocalHooks(correct=lambda name, p, g: tree.setdefault(name, g.clone()))}
         trained(base, task, examples, cfg, tiny.random_adapter(base), steps=1, **options)
-        seen.append(tree)
         return tree
 
-    whole = keep(replace(CFG, per_device_batch_size=6))
-    parts = keep(replace(CFG, per_device_batch_size=2, gradient_accumulation_steps=3))
+    whole = gradients_of(replace(CFG, per_device_batch_size=6))
+    parts = gradients_of(replace(CFG, per_device_batch_size=2, gradient_accumulation_steps=3))
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
 
@@ -135,7 +135,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_rows_by_weight(base: Base, task,
     rows = row_losses(base, task, examples, refs=refs, knobs={"z0": 0.5})
     weights = [weight(task, [example]) for example in examples]
     with torch.no_grad():
-        whole = float(_Look(base, task, refs, {"z0": 0.5}).loss(examples)[0])
+        whole = float(_BatchScorer(base, task, refs, {"z0": 0.5}).loss(examples)[0])
     assert len(set(rows)) == len(rows) == len(examples)
     assert sum(w * x for w, x in zip(weights, rows, strict=True)) / sum(weights) == pytest.approx(
         whole, rel=1e-5
@@ -145,25 +145,25 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_rows_by_weight(base: Base, task,
 def test_correct_sees_every_tensor_before_clipping(base: Base) -> None:
     """A correction that returns zero leaves the adapter where it was; names and shapes are the tree's."""
     start = tiny.random_adapter(base)
-    seen = {}
+    shapes = {}
 
-    def nothing(name, parameter, gradient):
-        seen[name] = parameter.shape
+    def zero(name, parameter, gradient):
+        shapes[name] = parameter.shape
         return torch.zeros_like(gradient)
 
-    got, report = trained(base, DPO(beta=0.1), PAIRS, start=start, bend=Bend(correct=nothing))
+    got, report = trained(base, DPO(beta=0.1), PAIRS, start=start, hooks=LocalHooks(correct=zero))
     assert same(got, start)
-    assert seen == {name: t.shape for name, t in start.items()}
+    assert shapes == {name: t.shape for name, t in start.items()}
     assert report.metrics["grad_norm"] == 0.0
 
 
-def test_tensors_that_do_not_train_are_left_alone_and_out_of_the_report(base: Base) -> None:
-    """The A's keep every bit; a B takes the step it takes when all train, since its gradient is the same."""
+def test_frozen_tensors_keep_their_values_and_are_not_reported(base: Base) -> None:
+    """A keeps every bit; B takes the same step as when all tensors train, since its gradient is the same."""
     start = tiny.random_adapter(base)
     cfg = replace(CFG, optimizer="sgd", max_grad_norm=0.0, weight_decay=0.1)
     learns = lambda name: ".lora_B." in name  # noqa: E731
-    bend = Bend(trains=learns, wants_gradients=True)
-    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, steps=1, bend=bend)
+    hooks = LocalHooks(trains=learns, wants_gradients=True)
+    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, steps=1, hooks=hooks)
     assert all(p.requires_grad for p in base.flat.parameters.values()), "as before"
     whole, _ = trained(base, DPO(beta=0.1), PAIRS, cfg, start, steps=1)
     for name, value in got.items():
@@ -173,11 +173,11 @@ def test_tensors_that_do_not_train_are_left_alone_and_out_of_the_report(base: Ba
     assert report.gradients.keys() == {name for name in start if learns(name)}
 
 
-def test_the_mean_gradient_is_what_sgd_went_along(base: Base) -> None:
+def test_the_mean_gradient_is_the_direction_of_sgd(base: Base) -> None:
     """x - y = eta K g, whatever the micro-batches."""
     start = tiny.random_adapter(base)
     cfg = replace(CFG, optimizer="sgd", max_grad_norm=0.0, gradient_accumulation_steps=2)
-    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, bend=Bend(wants_gradients=True))
+    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, hooks=LocalHooks(wants_gradients=True))
     assert report.gradients is not None
     for name, gradient in report.gradients.items():
         torch.testing.assert_close((start[name] - got[name]) / (3 * 1e-2), gradient, rtol=1e-3, atol=1e-5)
@@ -185,32 +185,32 @@ def test_the_mean_gradient_is_what_sgd_went_along(base: Base) -> None:
 
 
 def test_an_untouched_adapter_starts_at_exactly_the_reference(base: Base) -> None:
-    """ln 2 to the last bit and no accuracy out of rounding: the stored numbers, off by one here, are not asked."""
+    """The loss is ln 2 and no accuracy comes from rounding; the cached references, wrong by 1, are not read."""
     cache = Cache(None)
-    known = reference_logps(base, PAIRS, cache)
-    wrong = {key: (values[0] - 1.0, values[1]) for key, values in known.items()}
+    references = reference_logps(base, PAIRS, cache)
+    wrong = {key: (values[0] - 1.0, values[1]) for key, values in references.items()}
     cache.add_references(reference_key(base.fingerprint, base.numerics), wrong)
     _, report = trained(base, DPO(beta=0.1), PAIRS, steps=1, cache=cache)
     assert report.metrics["loss"] == pytest.approx(0.6931471805599453, abs=1e-7)
     assert report.metrics["rewards/margins"] == 0.0
     assert report.metrics["rewards/accuracies"] == 0.0
     _, report = trained(base, DPO(beta=0.1), PAIRS)
-    assert report.metrics["rewards/margins"] > 0.0  # the second step does ask them
+    assert report.metrics["rewards/margins"] > 0.0  # the second step reads them
 
 
-def test_a_reference_does_not_depend_on_what_else_is_scored(base: Base) -> None:
+def test_a_reference_does_not_depend_on_the_other_rows(base: Base) -> None:
     together = reference_logps(base, PAIRS, Cache(None))
     alone = [reference_logps(base, [example], Cache(None)) for example in reversed(PAIRS)]
-    assert together == {key: values for one in alone for key, values in one.items()}
+    assert together == {key: values for references in alone for key, values in references.items()}
 
 
-def test_references_are_made_once(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_references_are_computed_once(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(base, DPO(beta=0.1), PAIRS, replace(CFG, per_device_batch_size=6), cache=Cache(tmp_path))
     monkeypatch.setattr("tasks.forward.reference.completion_logps", None)  # calling it would fail
     trained(base, DPO(beta=0.1), PAIRS, replace(CFG, per_device_batch_size=6), cache=Cache(tmp_path))
 
 
-def test_dropout_is_for_sft_alone_and_leaves_the_global_generator(tmp_path: Path) -> None:
+def test_dropout_acts_in_sft_only_and_restores_the_global_generator(tmp_path: Path) -> None:
     name = str(tiny.folder(tmp_path))
     dropping = load_base(ModelConfig(name=name), LoraConfig(r=4, dropout=0.5))
     plain = load_base(ModelConfig(name=name), LoraConfig(r=4))
@@ -222,8 +222,8 @@ def test_dropout_is_for_sft_alone_and_leaves_the_global_generator(tmp_path: Path
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_rows_of_a_round_may_be_openfedllms(base: Base) -> None:
-    """Every batch is of the round's subset, each of its rows once, whatever the seed."""
+def test_row_sampling_of_openfedllm_takes_a_subset_per_round(base: Base) -> None:
+    """The batches hold each row of the round's subset once, for any seed."""
     cfg = replace(CFG, row_sampling="openfedllm", gradient_accumulation_steps=2)
     for seed in (1, 2):
         batches = local_batches(100, cfg, steps=3, seed=seed, rnd=5)
@@ -237,7 +237,7 @@ def test_rows_of_a_round_may_be_openfedllms(base: Base) -> None:
     assert not same(*ends)
 
 
-def test_no_rows_is_an_error(base: Base) -> None:
+def test_an_empty_list_of_examples_is_an_error(base: Base) -> None:
     with pytest.raises(DataError, match="without usable rows"):
         train(base, DPO(beta=0.1), [], CFG, seed=0)
 
@@ -247,7 +247,7 @@ def test_a_client_with_fewer_rows_than_a_batch_repeats_them(base: Base) -> None:
     assert (report.steps, report.rows) == (3, 3)
 
 
-def test_rounds_leave_no_tensors_behind(base: Base) -> None:
+def test_rounds_leak_no_tensors(base: Base) -> None:
     """The number of live tensors after each round is the same."""
     counts = []
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""The rate of a round and its number of steps."""
+"""The learning rate of a round and its number of local steps."""
 
 import math
 
@@ -12,11 +12,11 @@ FEDERATION = {"rnd": 1, "clients": 4, "cohort": 2}
 
 
 @pytest.mark.parametrize("name", ["cosine_lr_sft_T200", "cosine_lr_chatbotpa_T200"])
-def test_the_cosine_is_openfedllms(name):
+def test_the_cosine_schedule_equals_openfedllms(name):
     vector = OPENFEDLLM[name]
-    given, want = vector["inputs"], vector["outputs"]["lr"]
-    train = TrainConfig(learning_rate=given["lr0"], min_learning_rate=given["lr_min"], lr_schedule="cosine")
-    got = [learning_rate(train, rnd, given["T"]) for rnd in range(1, given["T"] + 1)]
+    inputs, want = vector["inputs"], vector["outputs"]["lr"]
+    train = TrainConfig(learning_rate=inputs["lr0"], min_learning_rate=inputs["lr_min"], lr_schedule="cosine")
+    got = [learning_rate(train, rnd, inputs["T"]) for rnd in range(1, inputs["T"] + 1)]
     assert got == pytest.approx(want, rel=1e-12, abs=0)
 
 
@@ -28,7 +28,7 @@ def test_the_cosine_is_openfedllms(name):
         ("cosine", [1.0, 0.8828, 0.6, 0.3172]),
     ],
 )
-def test_four_rounds_by_hand(schedule, rates):
+def test_rates_of_four_rounds_computed_by_hand(schedule, rates):
     """From 1 to 0.2: 0.2 + 0.8 (1 - r/4), and 0.2 + 0.4 (1 + cos(r pi/4)) = 0.6 + 0.4 cos(r pi/4)."""
     train = TrainConfig(learning_rate=1.0, min_learning_rate=0.2, lr_schedule=schedule)
     if schedule == "constant":
@@ -36,20 +36,20 @@ def test_four_rounds_by_hand(schedule, rates):
     assert [learning_rate(train, rnd, 4) for rnd in (1, 2, 3, 4)] == pytest.approx(rates, abs=1e-4)
 
 
-def test_dynamic_steps_are_fedllm_benchs():
+def test_dynamic_steps_equal_fedllm_benchs():
     vector = OPENFEDLLM["dynamic_local_step"]
-    given = vector["inputs"]
+    inputs = vector["inputs"]
     train = TrainConfig(
-        total_epochs=float(given["epochs"]),
-        per_device_batch_size=given["batch_size"],
-        gradient_accumulation_steps=given["grad_accum"],
+        total_epochs=float(inputs["epochs"]),
+        per_device_batch_size=inputs["batch_size"],
+        gradient_accumulation_steps=inputs["grad_accum"],
     )
-    knobs = {"clients": given["num_clients"], "cohort": given["sample_clients"]}
+    knobs = {"clients": inputs["num_clients"], "cohort": inputs["sample_clients"]}
     for rows, steps in vector["outputs"]["steps"].items():
-        assert local_steps(train, int(rows), knobs, given["num_rounds"]) == steps, rows
+        assert local_steps(train, int(rows), knobs, inputs["num_rounds"]) == steps, rows
 
 
-def test_epochs_by_hand():
+def test_steps_of_epochs_computed_by_hand():
     """30 rows in steps of 2 * 3: 5 a pass. 8 rounds of 2 of 4 clients ask each 4 times: 8 passes are 2 a time."""
     train = TrainConfig(per_device_batch_size=2, gradient_accumulation_steps=3)
     passes = lambda **epochs: local_steps(TrainConfig(**{**vars(train), **epochs}), 30, FEDERATION, 8)  # noqa: E731
@@ -61,22 +61,22 @@ def test_epochs_by_hand():
     assert passes(total_epochs=1.0) == 2
 
 
-def test_a_decimal_is_counted_as_it_is_written():
+def test_epochs_are_exact_decimals():
     """0.07 * 100 / 7 is 1.0000000000000002 in floating point."""
     assert math.ceil(0.07 * 100 / 7) == 2
     assert local_steps(TrainConfig(local_epochs=0.07, per_device_batch_size=7), 100, FEDERATION, 1) == 1
 
 
 @pytest.mark.parametrize("epochs", [{}, {"local_epochs": 1.0}, {"total_epochs": 4.0}])
-def test_one_client_with_all_rows_takes_the_cohorts_steps(epochs):
-    """Four clients of 24 rows; two of them are asked each round."""
+def test_the_order_over_all_rows_takes_the_steps_of_the_cohort(epochs):
+    """Four clients of 24 rows; two of them are sampled each round."""
     train = TrainConfig(**epochs, per_device_batch_size=4)
     alone = local_steps(train, 24, FEDERATION, 8)
     knobs = {**FEDERATION, "cohort": 1, "rows": "all", "steps-factor": 2}
     assert local_steps(train, 4 * 24, knobs, 8) == 2 * alone
 
 
-def test_a_round_is_a_config_with_its_rate_and_steps():
+def test_the_config_of_a_round_has_its_rate_and_steps():
     train = TrainConfig(lr_schedule="linear", learning_rate=1.0, local_epochs=1.0, per_device_batch_size=4)
-    now = of_round(train, 12, {**FEDERATION, "rnd": 3}, 4)
-    assert (now.learning_rate, now.local_steps) == (0.5, 3)
+    config = of_round(train, 12, {**FEDERATION, "rnd": 3}, 4)
+    assert (config.learning_rate, config.local_steps) == (0.5, 3)

@@ -1,4 +1,4 @@
-"""TRL as an engine: the same arithmetic as ours on the same tokens, and the base is left as it was found."""
+"""The TRL engine: the same arithmetic as Accord's loop on the same tokens, and no other change to the base."""
 
 import math
 import random
@@ -22,7 +22,7 @@ from tasks.model.base import Base
 from tasks.sft import SFT
 from tasks.tokens.cache import Cache, reference_key
 from tasks.training import loop, trl_engine
-from tasks.training.stepper import Bend
+from tasks.training.stepper import LocalHooks
 from tests import tiny
 
 TASKS = {
@@ -77,9 +77,9 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_loss_and_gradient_are_those_of_our_engine(base, name):
+def test_loss_and_gradient_equal_those_of_the_loop(base, name):
     """One step on the same batch, float32; what `correct` sees is the gradient before clipping."""
-    seen = []
+    results = []
     for engine in (trl_engine, loop):
         gradient: dict[str, torch.Tensor] = {}
 
@@ -87,15 +87,15 @@ def test_loss_and_gradient_are_those_of_our_engine(base, name):
             gradient[name] = grad.clone()
             return grad
 
-        report, _ = after(engine, base, TASKS[name], bend=Bend(correct=keep), steps=1)
-        seen.append((report.metrics["loss"], gradient))
-    (theirs, their_gradient), (ours, our_gradient) = seen
+        report, _ = after(engine, base, TASKS[name], hooks=LocalHooks(correct=keep), steps=1)
+        results.append((report.metrics["loss"], gradient))
+    (theirs, their_gradient), (ours, our_gradient) = results
     assert theirs == pytest.approx(ours, rel=1e-5)
     assert distance(their_gradient, our_gradient) < 1e-5
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_three_steps_end_at_the_adapter_of_our_engine(base, name):
+def test_three_steps_give_the_adapter_of_the_loop(base, name):
     """AdamW divides by the root of its second moment, which magnifies a difference of 1e-6 in small gradients."""
     (theirs, their_end), (ours, our_end) = (after(e, base, TASKS[name]) for e in (trl_engine, loop))
     assert distance(their_end, our_end) < 1e-3
@@ -150,14 +150,14 @@ def test_cached_references_are_read(base):
     """One nat more for every chosen completion under the reference: beta less of reward."""
     cache = Cache(None)
     before = after(trl_engine, base, DPO(beta=0.1), cache=cache, steps=1)[0].metrics
-    known = cache.references(reference_key(base.fingerprint, base.numerics))
-    known |= {key: (values[0] + 1, values[1]) for key, values in known.items()}
+    references = cache.references(reference_key(base.fingerprint, base.numerics))
+    references |= {key: (values[0] + 1, values[1]) for key, values in references.items()}
     moved = after(trl_engine, base, DPO(beta=0.1), cache=cache, steps=1)[0].metrics
     assert moved["rewards/chosen"] - before["rewards/chosen"] == pytest.approx(-0.1, abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gpt2"])
-def test_models_that_run_padded_agree_too(tmp_path, architecture):
+def test_models_on_padded_batches_agree_too(tmp_path, architecture):
     folder = tiny.folder(tmp_path, architecture)
     other = load_base(ModelConfig(name=str(folder), device="cpu"), LoraConfig(r=2, alpha=4))
     (theirs, their_end), (ours, our_end) = (after(e, other, DPO(beta=0.1)) for e in (trl_engine, loop))
@@ -169,27 +169,27 @@ def test_models_that_run_padded_agree_too(tmp_path, architecture):
 def test_a_base_that_checkpoints_gradients_trains_the_same(base, name):
     base.causal.gradient_checkpointing_enable({"use_reentrant": False})
     _, checkpointed = after(trl_engine, base, TASKS[name])
-    still = base.causal.is_gradient_checkpointing
+    was_checkpointing = base.causal.is_gradient_checkpointing
     base.causal.gradient_checkpointing_disable()
     _, plain = after(trl_engine, base, TASKS[name])
-    assert still
+    assert was_checkpointing
     assert distance(checkpointed, plain) < 1e-5
 
 
-def test_rows_that_bring_trls_own_pairing_keep_it(base):
+def test_rows_with_mismatched_completions_keep_them(base):
     """kto with the rotation of TRL 1.16 instead of a client's fixed pairs: the same kl in both engines."""
     rotation = rotated(rows(KTO(beta=0.1), 4), 4, max_length=64)
     assert rotation[0].mismatched == rotation[3].completions[0]
     start = get_adapter(base)
-    seen = []
+    results = []
     for engine in (trl_engine, loop):
-        seen.append(engine.train(base, KTO(beta=0.1), rotation, CFG, seed=1).metrics["kl"])
+        results.append(engine.train(base, KTO(beta=0.1), rotation, CFG, seed=1).metrics["kl"])
         set_adapter(base, start)
-    assert seen[0] == pytest.approx(seen[1], rel=1e-3)
-    assert seen[0] > 0
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+    assert results[0] > 0
 
 
-def test_knobs_weigh_the_classes(base):
+def test_class_weights_of_the_order_are_applied(base):
     knobs = {"desirable-weight": 2.0, "undesirable-weight": 3.0}
     plain, weighed = (
         after(trl_engine, base, task, steps=1, **options)[0].metrics["loss"]
@@ -201,8 +201,8 @@ def test_knobs_weigh_the_classes(base):
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto"])
-def test_nothing_but_the_weights_is_left_behind(name, tmp_path_factory, tmp_path, monkeypatch, capfd):
-    """No file, no line, no adapter; configuration, forward, flags and global generators as before."""
+def test_only_the_weights_change(name, tmp_path_factory, tmp_path, monkeypatch, capfd):
+    """No file, output or adapter is left; configuration, forward, flags and global generators are restored."""
     folder = tiny.folder(tmp_path_factory.mktemp("fresh"))
     fresh = load_base(ModelConfig(name=str(folder), device="cpu"), LoraConfig(r=2, alpha=4))
     causal = fresh.causal
@@ -228,8 +228,8 @@ def test_nothing_but_the_weights_is_left_behind(name, tmp_path_factory, tmp_path
     assert not any(module.training for module in fresh.model.modules())
 
 
-def test_our_engine_goes_on_after_trl(base):
-    """Ours before and after a round of TRL gives the same bytes."""
+def test_the_loop_is_unaffected_by_an_earlier_trl_round(base):
+    """Accord's loop gives the same bytes before and after a round of TRL."""
     first = after(loop, base, DPO(beta=0.1))[1]
     after(trl_engine, base, DPO(beta=0.1))
     again = after(loop, base, DPO(beta=0.1))[1]
@@ -250,32 +250,32 @@ def test_the_seed_decides_the_rows(base):
 def test_correct_changes_the_step(base):
     """A gradient replaced by zero leaves the adapter where it was."""
     start = get_adapter(base)
-    bend = Bend(correct=lambda name, parameter, grad: torch.zeros_like(grad))
-    _, end = after(trl_engine, base, DPO(beta=0.1), bend=bend)
+    hooks = LocalHooks(correct=lambda name, parameter, grad: torch.zeros_like(grad))
+    _, end = after(trl_engine, base, DPO(beta=0.1), hooks=hooks)
     assert all(torch.equal(start[name], end[name]) for name in start)
 
 
 @pytest.mark.parametrize(
-    ("task", "cfg", "what"),
+    ("task", "cfg", "key"),
     [
-        (DPO(beta=0.1, label_smoothing=0.1), CFG, "label smoothing"),
+        (DPO(beta=0.1, label_smoothing=0.1), CFG, "label-smoothing = 0.1"),
         (KTO(beta=0.1, reference_point="pooled"), CFG, "reference-point"),
         (KTO(beta=0.1), replace(CFG, per_device_batch_size=1), "two rows"),
     ],
     ids=["smoothing", "pooled", "one row"],
 )
-def test_what_trl_cannot_do_is_refused(base, task, cfg, what):
-    with pytest.raises(ConfigError, match=what) as error:
+def test_tasks_and_settings_that_trl_does_not_support_are_refused(base, task, cfg, key):
+    with pytest.raises(ConfigError, match=key) as error:
         trl_engine.train(base, task, rows(task), cfg, seed=1)
     assert "train.engine = 'accord'" in str(error.value)
 
 
-def test_labels_that_are_not_certain_are_refused(base):
+def test_labels_with_a_confidence_below_1_are_refused(base):
     unsure = [replace(e, confidence=0.9) for e in rows(DPO())]
     with pytest.raises(ConfigError, match=r"label_confidence below 1; use train\.engine"):
         trl_engine.train(base, DPO(), unsure, CFG, seed=1)
 
 
-def test_no_examples_is_an_error(base):
+def test_an_empty_list_of_examples_is_an_error(base):
     with pytest.raises(DataError, match="without usable rows"):
         trl_engine.train(base, DPO(beta=0.1), [], CFG, seed=1)
