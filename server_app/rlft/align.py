@@ -23,7 +23,7 @@ from server_app.rlft.judging import Judge, best_epoch, best_of_n, exhausted, sig
 from server_app.rlft.labelling import ALL, Labels, Target
 from server_app.rlft.prompts import public_prompts
 from tasks.base import Example, Row
-from tasks.data.base import EXTRA, Source
+from tasks.data.base import CONFIDENCE, Source
 from tasks.data.clients import partition
 from tasks.dpo import DPO
 from tasks.forward.setup import load_base
@@ -159,7 +159,7 @@ class Rlft:
         """Pairs as DPO reads them. Each carries its own confidence: no row that drops out can move another's."""
         task, encoder, soft = DPO(), self._encoder(self.policy), self.config.rlft.labels == "soft"
         return [
-            replace(example, confidence=row[EXTRA] if soft else 1.0)
+            replace(example, confidence=row[CONFIDENCE] if soft else 1.0)
             for row in rows
             for example in task.examples([row], encoder)
         ]

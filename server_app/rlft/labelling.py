@@ -14,7 +14,7 @@ from server_app.rlft.judging import Candidates
 from server_app.rlft.prompts import Asked
 from server_app.rlft.stages import greedy, sampled, scored
 from tasks.base import Row
-from tasks.data.base import EXTRA
+from tasks.data.base import CONFIDENCE
 from tasks.scoring.generate import Sampling, Talker
 from tasks.scoring.jury import Jury
 from tasks.scoring.votes import Verdict, pairs, vote
@@ -99,7 +99,7 @@ class Labels:
             left_out += out
             for pair in made:
                 texts = {"chosen": answers[pair.chosen], "rejected": answers[pair.rejected]}
-                sure = {EXTRA: pair.confidence, "agreement": pair.agreement}
+                sure = {CONFIDENCE: pair.confidence, "agreement": pair.agreement}
                 rows.append({"prompt": prompt, **texts, **sure, "turn": turn})
         if not rows:
             raise DataError(
@@ -107,7 +107,7 @@ class Labels:
             )
         same, of = (sum(s.consistent[i] for s in scores) for i in (0, 1))
         about = {"turn": turn, "pairs": len(rows), "left_out": dict(left_out)}
-        about |= {key: fmean(row[key] for row in rows) for key in (EXTRA, "agreement")}
+        about |= {key: fmean(row[key] for row in rows) for key in (CONFIDENCE, "agreement")}
         return rows, about | ({"order_consistency": same / of, "comparisons": of} if of else {})
 
     def candidates(self, target: Target) -> list[Candidates]:

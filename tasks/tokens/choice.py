@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from core.errors import ConfigError
 from core.types import Metrics
 from tasks.base import Batch, Example, Row
-from tasks.data.base import EXTRA
+from tasks.data.base import CONFIDENCE
 from tasks.tokens.encode import Encoder, Text
 from tasks.tokens.formats import Message, text_of
 
@@ -95,7 +95,7 @@ class Asker:
                 r["prompt"],
                 r["chosen"],
                 r["rejected"],
-                confidence=float(r.get(EXTRA, 1.0)),
+                confidence=float(r.get(CONFIDENCE, 1.0)),
                 row=i,
             )
             for i, r in enumerate(rows)
@@ -152,14 +152,14 @@ def check_smoothing(label_smoothing: float) -> None:
 
 def with_confidence(example: Example, row: Row) -> Example:
     """The example with the row's own probability that its label is right, where it brings one."""
-    return replace(example, confidence=float(row[EXTRA])) if EXTRA in row else example
+    return replace(example, confidence=float(row[CONFIDENCE])) if CONFIDENCE in row else example
 
 
 def check_certain(examples: Sequence[Example]) -> None:
     """Raise ConfigError for labels that are not certain, for a trainer that takes every label as right."""
     if not all_certain(examples):
         raise ConfigError(
-            f"train.engine = 'trl' takes every label as right, but rows bring {EXTRA} below 1; use "
+            f"train.engine = 'trl' takes every label as right, but rows bring {CONFIDENCE} below 1; use "
             "train.engine = 'accord', or remove the column"
         )
 

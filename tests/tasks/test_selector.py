@@ -10,7 +10,7 @@ from torch import Tensor
 from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Batch, Example
-from tasks.data.base import Found, canonical
+from tasks.data.base import SourceRow, canonical
 from tasks.forward.setup import load_base
 from tasks.model.adapter import get_adapter, initial_adapter, set_adapter
 from tasks.model.base import Base
@@ -194,7 +194,7 @@ def test_shp_labels_point_the_right_way(base: Base) -> None:
     """SHP: labels == 1 means that A is preferred; in the order of the row the answer to the comparison is A."""
     vector = FEDBISCUIT["bug_shp_label_inverted"]
     row = vector["row"]
-    pair = canonical(Found("row 0", {"history": "History", **row}))
+    pair = canonical(SourceRow("row 0", {"history": "History", **row}))
     (example,) = examples(base, rows=[pair])
     shown = "".join(base.tokenizer.convert_ids_to_tokens(list(example.prompt)))
     assert f"RESPONSE A: {row['human_ref_A']}" in shown

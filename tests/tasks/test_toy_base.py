@@ -123,7 +123,7 @@ def test_the_base_speaks_the_language_and_takes_no_side(base, tok):
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)
         assert made[0, -1] == tok.eos_token_id
         assert any(fact in tok.decode(made[0, ids.shape[1] :]) for fact in topic.facts)
-    pairs = [e.row for e in read(Toy().find(3, 8), "error").entries if e.heldout]
+    pairs = [e.row for e in read(Toy().rows(3, 8), "error").entries if e.heldout]
     chosen, rejected = (_logps(model, tok, [(p["prompt"], p[side]) for p in pairs]) for side in PAIR[1:])
     assert 0.40 < (chosen > rejected).float().mean() < 0.60
 

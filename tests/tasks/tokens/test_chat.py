@@ -18,7 +18,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from core.errors import ConfigError, DataError
 from tasks.base import Example, Row
-from tasks.data.base import BadRow, Found, canonical
+from tasks.data.base import BadRow, SourceRow, canonical
 from tasks.kto import rotated
 from tasks.tokens.chat import TODAY, ChatTemplate
 from tasks.tokens.encode import DIFFERS, NO_CALLS, Encoder
@@ -142,7 +142,7 @@ def trls_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ours(row: Row, tokenizer: PreTrainedTokenizerFast, prompt_format: str, *sides: str) -> Ids:
-    row = canonical(Found("here", row))
+    row = canonical(SourceRow("here", row))
     example = Encoder(tokenizer, prompt_format, LONG).example(row["prompt"], [row[side] for side in sides])
     assert example is not None
     return ids_of(example)
@@ -377,7 +377,7 @@ def test_a_cut_chat_prompt_keeps_what_the_tokenizer_starts_with() -> None:
 )
 def test_messages_that_say_nothing_are_refused(message: Row, reason: str) -> None:
     with pytest.raises(BadRow, match=reason) as error:
-        canonical(Found("here", pair([message])))
+        canonical(SourceRow("here", pair([message])))
     assert "secret" not in str(error.value)
 
 

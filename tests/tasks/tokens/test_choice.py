@@ -1,6 +1,5 @@
 """Comparisons as tokens: the published bytes, both orders, the letters of a tokenizer, and what long pairs lose."""
 
-
 import pytest
 import torch
 
