@@ -48,7 +48,7 @@ def description(tok: Tokenizer, rng: random.Random) -> tuple[list[int], list[int
     topic, asked = rng.choice(topics()), rng.randrange(len(QUESTIONS))
     one, two = any_answer(rng), any_answer(rng)
     rated = rng.random() < RATED
-    shown = {"asked": topic.question(asked), "one": one.text(topic), "two": two.text(topic)}
+    shown = {"query": topic.question(asked), "first": one.text(topic), "second": two.text(topic)}
     text = (RATE if rated else COMPARE).query.format(**shown)
     said = [
         sides[getattr(one, n)] for n, sides in TRAITS.items() if rated or getattr(one, n) != getattr(two, n)

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
-from tasks.tokens.choice import RATE, Asker, certainty, check_smoothing, cross_entropy, margins, share_right
+from tasks.tokens.choice import (
+    RATE,
+    ChoiceEncoder,
+    certainty,
+    check_smoothing,
+    cross_entropy,
+    margins,
+    share_right,
+)
 from tasks.tokens.encode import Encoder
 
 
@@ -37,7 +45,7 @@ class Reward(Task):
         return 1.0
 
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
-        return Asker(encode, RATE).examples(rows)
+        return ChoiceEncoder(encode, RATE).examples(rows)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         rewards = margins(batch)

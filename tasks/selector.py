@@ -17,7 +17,7 @@ from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
 from tasks.tokens.choice import (
     COMPARE,
-    Asker,
+    ChoiceEncoder,
     certainty,
     check_smoothing,
     cross_entropy,
@@ -59,7 +59,7 @@ class Selector(Task):
         return 0.5
 
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
-        return Asker(encode, COMPARE).examples(rows)
+        return ChoiceEncoder(encode, COMPARE).examples(rows)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         z = margins(batch)
