@@ -122,7 +122,7 @@ class Run:
             fault=c.fault,
             eval_every=c.eval.every,
             spool=self.folder.path,
-            brief=self.task.brief,
+            brief=self.task.pooled_settings,
             on_hello=self._on_hello,
             on_round=self._on_round,
             say=console.say,

@@ -44,9 +44,11 @@ class Batch:
     index: tuple[tuple[int, ...], ...]
     kl_logps: Tensor | None = None  # (M,) policy on mismatched completions, no grad (kto); M may be 0
     kl_ref_logps: Tensor | None = None  # (M,)
-    knobs: Mapping[str, Scalar] = field(default_factory=dict)  # what Task.brief said for this round
+    knobs: Mapping[str, Scalar] = field(default_factory=dict)  # what Task.pooled_settings said for this round
     running: dict[str, float] = field(default_factory=dict)  # the task's own, from step to step
-    sums: dict[str, float] = field(default_factory=dict)  # additive: reported to the server, for Task.brief
+    sums: dict[str, float] = field(
+        default_factory=dict
+    )  # additive: reported to the server, for Task.pooled_settings
     hits: Tensor | None = None  # (C,) int64, tokens that are the policy's first choice; None for kto
     explicit: Tensor | None = None  # (C,) the client's own reward head, with grad; None without one
 
@@ -95,7 +97,7 @@ class Task(Protocol):
         ...
 
     @property
-    def adds(self) -> Parts:
+    def private_parts(self) -> Parts:
         """What every client holds for itself beside the adapter."""
         return NO_PARTS
 
@@ -119,10 +121,10 @@ class Task(Protocol):
         """A scalar to minimise and TRL's metrics of this batch (`rewards/chosen`, ...)."""
         ...
 
-    def census(self, examples: Sequence[Example]) -> Metrics:
+    def row_counts(self, examples: Sequence[Example]) -> Metrics:
         """Additive counts a client may report about its training rows, e.g. n_desirable; may be empty."""
         return {}
 
-    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+    def pooled_settings(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
         """On the server: knobs for every client from the federation's pooled sums; may be empty. Pure."""
         return {}

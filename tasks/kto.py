@@ -140,12 +140,12 @@ class KTO(Task):
         batch.running["total"] = batch.running["total"] * fade + total
         return max(0.0, batch.running["total"] / batch.running["weight"])
 
-    def census(self, examples: Sequence[Example]) -> Metrics:
+    def row_counts(self, examples: Sequence[Example]) -> Metrics:
         """Expected counts, where labels are uncertain."""
         desirable = sum(e.confidence if e.label else 1 - e.confidence for e in examples)
         return {"n_desirable": float(desirable), "n_undesirable": float(len(examples) - desirable)}
 
-    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+    def pooled_settings(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
         """Class weights from the federation's counts; z0 once clients have reported their mismatched pairs."""
         desirable, undesirable = pooled.get("n_desirable", 0.0), pooled.get("n_undesirable", 0.0)
         fixed = [None if t == "auto" else float(t) for t in (self.desirable_weight, self.undesirable_weight)]

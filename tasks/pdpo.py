@@ -113,7 +113,7 @@ class PDPO(Task):
         return self.beta
 
     @property
-    def adds(self) -> Parts:
+    def private_parts(self) -> Parts:
         mix: Literal["residual", "gate"] = "gate" if self.mix == "gate" else "residual"
         return Parts(
             bottleneck=mix if "bottleneck" in self.named else "",

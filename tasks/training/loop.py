@@ -35,7 +35,7 @@ class TrainReport:
     steps: int  # optimiser steps
     rows: int  # rows seen, with repetition
     metrics: Metrics  # means over batches, under TRL's names; a metric without data is absent
-    sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.brief
+    sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.pooled_settings
     gradients: Tree | None = field(default=None, compare=False)  # mean over the steps, if Bend wants it
     moments: dict[str, Tree] = field(default_factory=dict, compare=False)  # Adam's, if they are kept
     seconds: float = 0.0
@@ -57,7 +57,7 @@ def train(
     """Train the base's current adapter in place at a constant rate.
 
     seed: of the batches and of dropout (run, round, client). data_seed: of what stays fixed for a client over
-    all rounds (KTO's mismatched pairs). knobs: what Task.brief said. bend: what the algorithm and the client's
+    all rounds (KTO's mismatched pairs). knobs: what Task.pooled_settings said. bend: what the algorithm and the client's
     memory change. steps: instead of cfg.local_steps, without the opening ones.
     The same arguments give the same bytes on the same machine.
     Raises DataError without examples.

@@ -142,4 +142,4 @@ def test_rows_become_pairs() -> None:
     (example,) = DPO().examples(rows, encode)
     assert [len(c) for c in example.completions] == [2, 3]
     assert encode.skipped == {"too long": 1}
-    assert DPO().census([example]) == DPO().brief({}) == {}
+    assert DPO().row_counts([example]) == DPO().pooled_settings({}) == {}

@@ -141,7 +141,7 @@ def test_prepare_keeps_pairs_that_were_made_before() -> None:
     ],
 )
 def test_auto_weights_end_in_the_papers_band(n_d: int, n_u: int, want: tuple[float, float]) -> None:
-    knobs = KTO().brief({"n_desirable": n_d, "n_undesirable": n_u})
+    knobs = KTO().pooled_settings({"n_desirable": n_d, "n_undesirable": n_u})
     assert (knobs["desirable-weight"], knobs["undesirable-weight"]) == pytest.approx(want)
     assert "z0" not in knobs
 
@@ -162,7 +162,7 @@ def test_only_free_weights_move_and_they_reach_the_band(n_d: int, n_u: int, w_d,
 
 def test_weights_reach_the_loss() -> None:
     """r = z = 0: each loss is w / 2."""
-    knobs = KTO().brief({"n_desirable": 10, "n_undesirable": 30})
+    knobs = KTO().pooled_settings({"n_desirable": 10, "n_undesirable": 30})
     loss, _ = KTO().loss(batch([0.0, 0.0], [True, False], knobs=knobs))
     assert loss.item() == pytest.approx((3.0 + 1.0) / 4)
     loss, _ = KTO(desirable_weight="2", undesirable_weight="4").loss(
@@ -182,7 +182,7 @@ def test_an_uncertain_pair_becomes_two_uncertain_thumbs() -> None:
     liked, disliked = 0.8 * 2 * 0.25 + 0.2 * 1 * 0.75, 0.8 * 1 * 0.25 + 0.2 * 2 * 0.75
     assert loss.item() == pytest.approx((liked + disliked) / 2)
     assert metrics["rewards/chosen"] == pytest.approx(ratio)
-    assert task.census([good, bad, replace(good, confidence=1.0)]) == pytest.approx(
+    assert task.row_counts([good, bad, replace(good, confidence=1.0)]) == pytest.approx(
         {"n_desirable": 0.8 + 0.2 + 1, "n_undesirable": 0.2 + 0.8}
     )
 
@@ -218,7 +218,7 @@ def test_the_pooled_point_runs_from_the_servers_value() -> None:
     _, second = task.loss(batch([0.0], [True], [-1.0], **options))
     assert second["kl"] == pytest.approx((34 * 31 / 32 - 1) / 32)
     assert sums == {"kl_sum": 2.0, "kl_count": 2.0}
-    assert task.brief({"n_desirable": 1, "n_undesirable": 1, **sums})["z0"] == 1.0
+    assert task.pooled_settings({"n_desirable": 1, "n_undesirable": 1, **sums})["z0"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_the_pooled_point_is_nearly_unbiased_at_batch_size_1(base: Base) -> None
         errors["batch"].append(train(base, KTO(), rows, cfg, seed=0).metrics["kl"] - mean)
         first = train(base, pooled, rows, cfg, seed=1)
         assert first.sums["kl_sum"] / first.sums["kl_count"] == pytest.approx(mean, abs=1e-4)
-        knobs = pooled.brief({**pooled.census(rows), **first.sums})
+        knobs = pooled.pooled_settings({**pooled.row_counts(rows), **first.sums})
         errors["pooled"].append(train(base, pooled, rows, cfg, seed=2, knobs=knobs).metrics["kl"] - mean)
     bias = {name: sum(found) / len(found) for name, found in errors.items()}
     assert bias["batch"] > 0.8
@@ -283,7 +283,7 @@ def test_clients_of_one_class_or_one_row_train(base: Base, labels: list[bool], r
     task = KTO(reference_point=reference_point)
     set_adapter(base, tiny.random_adapter(base))
     cfg = TrainConfig(learning_rate=1e-3, local_steps=2, per_device_batch_size=2, max_length=32)
-    report = train(base, task, rows, cfg, seed=0, knobs=task.brief(task.census(rows)))
+    report = train(base, task, rows, cfg, seed=0, knobs=task.pooled_settings(task.row_counts(rows)))
     assert report.metrics["loss"] == report.metrics["loss"] > 0  # a number, not NaN
     assert ("kl" in report.metrics) == (len(rows) > 1)
     assert ("kl_count" in report.sums) == (len(rows) > 1)

@@ -151,10 +151,10 @@ def test_half_of_the_steps_are_the_clients_own() -> None:
 
 
 def test_what_it_adds_and_how_fast_that_learns() -> None:
-    assert PDPO().adds == Parts("residual", 0, True, 16, True)
-    assert PDPO(parts="head", head_rank=0).adds == Parts(head=True)
-    assert PDPO(parts="bottleneck", mix="gate", bottleneck_width=8).adds == Parts("gate", 8, rank=16)
-    assert DPO().adds == Parts()
+    assert PDPO().private_parts == Parts("residual", 0, True, 16, True)
+    assert PDPO(parts="head", head_rank=0).private_parts == Parts(head=True)
+    assert PDPO(parts="bottleneck", mix="gate", bottleneck_width=8).private_parts == Parts("gate", 8, rank=16)
+    assert DPO().private_parts == Parts()
     assert [PDPO().rate(part) for part in ("bottleneck", "head", "reward")] == [0.3, 0.3, 3.0]
 
 

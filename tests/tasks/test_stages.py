@@ -25,7 +25,7 @@ PAIRS = [
     Example((1, *range(5, 8 + i)), (tuple(range(20, 25 + i)), tuple(range(60 - i, 63 + i % 3))))
     for i in range(6)
 ]
-ALL = PDPO(beta=0.1).adds
+ALL = PDPO(beta=0.1).private_parts
 SHARED = Bend(trains=lambda name: not is_private(name))
 
 
@@ -56,7 +56,7 @@ def test_while_its_parts_rest_it_is_dpo_to_the_bit(folder: str, far: bool, optim
     want, _, known = trained(plain, DPO(beta=0.1), cfg, start)
     for parts in ("bottleneck,head", "bottleneck,head,reward"):
         task = PDPO(beta=0.1, parts=parts, mix="gate")
-        got, _, report = trained(loaded(folder, task.adds), task, cfg, start, bend=SHARED)
+        got, _, report = trained(loaded(folder, task.private_parts), task, cfg, start, bend=SHARED)
         assert all(torch.equal(got[n], t) for n, t in want.items()), parts
         assert report.metrics == known.metrics
 
@@ -109,7 +109,7 @@ def test_a_newcomer_opens_with_its_own_parts(folder: str) -> None:
 def test_each_part_has_its_own_rate(folder: str) -> None:
     """One AdamW step moves an entry with a gradient by the rate."""
     task = PDPO(bottleneck_rate=2.0, head_rate=3.0, reward_rate=5.0)
-    base = loaded(folder, task.adds)
+    base = loaded(folder, task.private_parts)
     set_adapter(base, {**initial_adapter(base, 0), **base.personal.start(0, 0)})
     before = {**get_adapter(base), **get_private(base)}
     after, _, _ = trained(base, task, replace(CFG, local_steps=1))
