@@ -22,7 +22,7 @@ from tasks.pretrained.snapshot import check_folder
 from tasks.pretrained.weights import WeightFiles, Weights
 
 CHUNK = 1 << 20  # bytes
-DONE = "DONE"
+COMPLETE = "DONE"  # the name of the file that marks a complete conversion
 # What torch.load raises for a pickle that holds more than tensors, and for bytes that are not a pickle.
 UNREADABLE = (
     pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError,
@@ -63,10 +63,10 @@ def _converted(folder: Path, stored: WeightFiles) -> list[Path]:
     root = home() / "converted"
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root / "lock"):
-        if pointer.is_file() and (converted := root / pointer.read_text()).joinpath(DONE).is_file():
+        if pointer.is_file() and (converted := root / pointer.read_text()).joinpath(COMPLETE).is_file():
             return sorted(converted.glob("*.safetensors"))
         target = root / _digest(sources)
-        if not (target / DONE).is_file():
+        if not (target / COMPLETE).is_file():
             _convert(sources, target)
         pointer.parent.mkdir(exist_ok=True)
         pointer.write_text(target.name)
@@ -81,7 +81,7 @@ def _convert(sources: list[Path], target: Path) -> None:
         for number, source in enumerate(sources, 1):
             name = f"model-{number:05}-of-{len(sources):05}.safetensors"
             save_file(_tensors(source), part / name, metadata={"format": "pt"})
-        (part / DONE).touch()
+        (part / COMPLETE).touch()
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     finally:

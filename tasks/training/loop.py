@@ -57,7 +57,7 @@ def train(
     """Train the base's current adapter in place at a constant rate.
 
     seed: of the batches and of dropout (run, round, client). data_seed: of what stays fixed for a client over
-    all rounds (KTO's mismatched pairs). knobs: what Task.pooled_settings said. bend: what the algorithm and the client's
+    all rounds (KTO's mismatched pairs). knobs: from Task.pooled_settings. bend: what the algorithm and the client's
     memory change. steps: instead of cfg.local_steps, without the opening ones.
     The same arguments give the same bytes on the same machine.
     Raises DataError without examples.
