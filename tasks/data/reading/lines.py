@@ -50,7 +50,7 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
                         yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"{file.name} is no complete gzip file: {_describe_damage(error)}; {_readable_lines(file)} lines can be "
+            f"{file.name} is not a complete gzip file: {_describe_damage(error)}; {_readable_lines(file)} lines can be "
             "read, but none of them can be relied on: copy or compress it again",
             names=[file.name],
         ) from None

@@ -141,23 +141,27 @@ def test_ktoo_and_ktor_equal_the_recorded_vectors():
         [dict(zip(PAIR, row, strict=True)) for row in client]
         for client in vectors["ktoo_transform"]["inputs"]["client_pairs"]
     ]
-    own = [thumbs(client) for client in pairs]
-    assert [[list(row) for row in tuples(c)] for c in own] == vectors["ktoo_transform"]["outputs"]["clients"]
-    dealt = vectors["ktor_intended_seed2023"]["outputs"]["clients"]
-    assert [[list(row) for row in tuples(c)] for c in ktor(own, 2023)] == dealt
-    assert dealt != vectors["ktor_as_implemented"]["outputs"]["clients"]
+    original = [thumbs(client) for client in pairs]
+    assert [[list(row) for row in tuples(c)] for c in original] == vectors["ktoo_transform"]["outputs"][
+        "clients"
+    ]
+    expected = vectors["ktor_intended_seed2023"]["outputs"]["clients"]
+    assert [[list(row) for row in tuples(c)] for c in ktor(original, 2023)] == expected
+    assert expected != vectors["ktor_as_implemented"]["outputs"]["clients"]
 
 
 def test_ktor_keeps_counts_and_rows_and_moves_them():
     """Sizes 6, 4, 8 and the first slots of the vector ktor_intended_seed2023: rows (2,2), (2,5), (2,3), (0,5)."""
-    own = [thumbs([pair(10 * client + n) for n in range(size)]) for client, size in enumerate((3, 2, 4))]
-    dealt = ktor(own)
-    assert [len(rows) for rows in dealt] == [6, 4, 8]
-    everything = [Counter(row for rows in clients for row in tuples(rows)) for clients in (own, dealt)]
+    original = [thumbs([pair(10 * client + n) for n in range(size)]) for client, size in enumerate((3, 2, 4))]
+    redistributed = ktor(original)
+    assert [len(rows) for rows in redistributed] == [6, 4, 8]
+    everything = [
+        Counter(row for rows in clients for row in tuples(rows)) for clients in (original, redistributed)
+    ]
     assert everything[0] == everything[1]
-    assert dealt[0][:4] == [own[2][2], own[2][5], own[2][3], own[0][5]]
-    assert all(before != after for before, after in zip(own, dealt, strict=True))
-    assert ktor(own, 1) != dealt
+    assert redistributed[0][:4] == [original[2][2], original[2][5], original[2][3], original[0][5]]
+    assert all(before != after for before, after in zip(original, redistributed, strict=True))
+    assert ktor(original, 1) != redistributed
 
 
 def test_views():

@@ -183,23 +183,23 @@ REFUSED = {  # what the line must name: file, place, what to do
     ),
     "gzip that ends early": (
         in_file("a.jsonl.gz", gz(LINES)[:-9]),
-        ["a.jsonl.gz is no complete gzip file", "break off", "lines can be read"],
+        ["a.jsonl.gz", "gzip", "break off", "lines can be read"],
     ),
     "gzip with a flipped byte": (
         in_file("a.jsonl.gz", bit_flipped(gz(LINES), 40)),
-        ["a.jsonl.gz is no complete gzip file", "lines can be read"],
+        ["a.jsonl.gz", "gzip", "lines can be read"],
     ),
     "gzip with a flipped checksum": (
         in_file("a.jsonl.gz", bit_flipped(gz(LINES), len(gz(LINES)) - 6)),
-        ["a.jsonl.gz is no complete gzip file", "checksum", "3 lines can be read"],
+        ["a.jsonl.gz", "gzip", "checksum", "3 lines can be read"],
     ),
     "gzip with a flipped flag": (
         in_file("a.jsonl.gz", bit_flipped(gz(LINES), 2)),
-        ["a.jsonl.gz is no complete gzip file"],
+        ["a.jsonl.gz", "gzip"],
     ),
     "gzip with a tail": (
         in_file("a.jsonl.gz", gz(LINES) + b"tail"),
-        ["a.jsonl.gz is no complete gzip file", "other data follow"],
+        ["a.jsonl.gz", "gzip", "other data follow"],
     ),
     "a lone surrogate": (
         after_rows(b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}\n'),
