@@ -37,9 +37,8 @@ __all__ = [
 
 MESSAGE_BODY = {"content", "tool_calls"}  # keys of a message, of which it needs at least one
 
-MAX_DEPTH = (
-    100  # nesting of a value; JSON parsers accept more, but code that writes rows again may accept less
-)
+# Nesting of a value. JSON parsers accept more levels, but code that writes rows again may accept fewer.
+MAX_DEPTH = 100
 
 
 class Source(Protocol):
