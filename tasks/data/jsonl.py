@@ -18,9 +18,8 @@ class Jsonl:
     """A source of JSON-lines files."""
 
     path: str = ""
-    client_column: str = (
-        "client_id"  # names the client of a row in a single file; in a folder, each file is a client
-    )
+    # the column that names the client of a row in a single file; in a folder, each file is a client
+    client_column: str = "client_id"
 
     def rows(self, seed: int, clients: int) -> Iterator[SourceRow]:
         shared = not self._path().is_dir()
