@@ -69,7 +69,7 @@ def main(files: Sequence[str]) -> None:
     print(f"{'':<34}{'held out (clients)':>26}{'prompt':>10}{'answers':>10}{'anywhere':>10}")
     for file in files:
         owned: dict[str, list[Row]] = {}
-        for entry in read(Jsonl(file).find(SEED, 1), "skip").entries:
+        for entry in read(Jsonl(file).rows(SEED, 1), "skip").entries:
             owned.setdefault(entry.owner, []).append(entry.row)
         clients = [owned[owner] for owner in sorted(owned, key=partition.by_number)]
         for name, rule in (("by row", by_row), ("by prompt", by_prompt)):

@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--rows", type=int, default=1000)
     args = parser.parse_args()
-    rows = [entry.row for entry in read(islice(Jsonl(args.file).find(0, 1), args.rows), "skip").entries]
+    rows = [entry.row for entry in read(islice(Jsonl(args.file).rows(0, 1), args.rows), "skip").entries]
     examples = pairs(rows, Encoder(load_tokenizer(args.model), "alpaca", UNCUT))
     print(f"{len(examples)} pairs of {Path(args.file).name}")
     print("\n".join(table(examples, args.max_length)))

@@ -45,7 +45,7 @@ def export(
         save_adapter(base, lora, place / ADAPTER, base_name=config.model.name, merged=merged)
     facts = {
         "base": base.fingerprint,
-        "parts": asdict(task.adds),
+        "parts": asdict(task.private_parts),
         "reward_scale": task.reward_scale,
         "lambda": factor,
         "prompt_format": config.data.prompt_format,

@@ -99,7 +99,7 @@ class Site:
 
     def base(self, named: str = "") -> Base:
         """The base model, loaded once per process; BaseMismatch if the server's is another."""
-        base = load_base(self.config.model, self.config.lora, self.task.adds)
+        base = load_base(self.config.model, self.config.lora, self.task.private_parts)
         check_length(base.causal, self.config.train.max_length, self.config.model.name)
         if named and base.fingerprint != named:
             raise BaseMismatch(
@@ -171,7 +171,7 @@ class Site:
             "columns": {"used": list(columns.used), "ignored": list(columns.ignored)},
             "unread": [] if own_file else list(rows.unread),
             "remarks": dict(examples.remarks),
-            "census": self.task.census(examples.usable),
+            "census": self.task.row_counts(examples.usable),
             "data": rows.fingerprint,
             "base": base.fingerprint,
             "truth": rows.truth,

@@ -52,7 +52,7 @@ def description(tok: Tokenizer, rng: random.Random) -> tuple[list[int], list[int
     topic, form = rng.choice(topics()), rng.randrange(len(QUESTIONS))
     first, second = any_answer(rng), any_answer(rng)
     rated = rng.random() < RATED
-    fields = {"asked": topic.question(form), "one": first.text(topic), "two": second.text(topic)}
+    fields = {"query": topic.question(form), "first": first.text(topic), "second": second.text(topic)}
     text = (RATE if rated else COMPARE).query.format(**fields)
     features = [
         sides[getattr(first, n)]

@@ -127,7 +127,7 @@ class Run:
             fault=config.fault,
             eval_every=config.eval.every,
             spool=self.folder.path,
-            brief=self.task.brief,
+            brief=self.task.pooled_settings,
             on_hello=self._on_hello,
             on_round=self._on_round,
             say=console.say,

@@ -1,4 +1,7 @@
-"""Task: what local training optimises. It knows rows and log-probabilities, never clients or rounds."""
+"""The interface of tasks: what local training optimises, from rows and log-probabilities.
+
+A task depends on neither clients nor rounds.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,28 +16,28 @@ Row = dict[str, Any]  # a canonical row: TRL's columns, plain strings or convers
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised row: a prompt and its completions, which share it (a tree of depth two).
+    """One tokenised row: a prompt and the completions that share it.
 
-    dpo: completions = (chosen, rejected). kto: (completion,), later joined by `mismatched`. sft: (completion,).
-    selector, reward: completions = the letters A and B; the answers are in the prompt, in one order or one alone,
-    and in `twin`, in the other order or the other alone.
+    dpo: completions = (chosen, rejected). kto: (completion,), with `mismatched` added later. sft: (completion,).
+    selector: completions = the letters A and B; the prompt holds both answers in one order, `twin` in the other.
+    reward: the same letters; the prompt holds the first answer, `twin` the second.
     """
 
     prompt: tuple[int, ...]  # token ids, BOS included where the tokenizer adds one
-    completions: tuple[tuple[int, ...], ...]  # token ids, EOS included where it fits
-    label: bool | None = None  # kto: desirable?
+    completions: tuple[tuple[int, ...], ...]  # token ids, EOS included unless it was cut off
+    label: bool | None = None  # kto: whether the completion is desirable
     mismatched: tuple[int, ...] = ()  # kto: another row's completion, for the KL estimate; () for none
-    twin: tuple[int, ...] = ()  # a second prompt, followed by the same completions
-    lengths: tuple[int, ...] = ()  # tokens of the answers that are in the prompts
+    twin: tuple[int, ...] = ()  # a second prompt with the same completions
+    lengths: tuple[int, ...] = ()  # numbers of tokens of the answers in the prompts
     confidence: float = 1.0  # probability that the label, or the order of the pair, is right
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss sees: summed log-probabilities of every completion under policy and reference.
+    """The input of a loss: summed log-probabilities of C completions under policy and reference, float32.
 
-    Completions are flattened in example order, those after `twin` last; `index[i]` lists example i's. All float32.
-    Where Task.reads is "choices", `logps` holds their logits instead.
+    Completions are flattened in the order of examples, those after a `twin` last; `index[i]` lists the positions of
+    example i's. Where Task.reads is "choices", `logps` holds the logits of the letters instead.
     """
 
     examples: tuple[Example, ...]
@@ -44,22 +47,26 @@ class Batch:
     index: tuple[tuple[int, ...], ...]
     kl_logps: Tensor | None = None  # (M,) policy on mismatched completions, no grad (kto); M may be 0
     kl_ref_logps: Tensor | None = None  # (M,)
-    knobs: Mapping[str, Scalar] = field(default_factory=dict)  # what Task.brief said for this round
-    running: dict[str, float] = field(default_factory=dict)  # the task's own, from step to step
-    sums: dict[str, float] = field(default_factory=dict)  # additive: reported to the server, for Task.brief
-    hits: Tensor | None = None  # (C,) int64, tokens that are the policy's first choice; None for kto
-    explicit: Tensor | None = None  # (C,) the client's own reward head, with grad; None without one
+    knobs: Mapping[str, Scalar] = field(
+        default_factory=dict
+    )  # of the order, with those of Task.pooled_settings
+    running: dict[str, float] = field(default_factory=dict)  # state that the task keeps between steps
+    sums: dict[str, float] = field(
+        default_factory=dict
+    )  # additive over clients; input of Task.pooled_settings
+    hits: Tensor | None = None  # (C,) int64, tokens that the policy ranks first; None for kto
+    explicit: Tensor | None = None  # (C,) rewards of the client's private head, with grad; None without one
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Tensors of a client's own behind the body of the base (tasks/model/private_parts.py); by default none."""
+    """The private parts of a client behind the body of the base (tasks/model/private_parts.py); none by default."""
 
     bottleneck: Literal["", "residual", "gate"] = ""
     width: int = 0  # of the bottleneck; 0: channels / 16, at least 16
-    head: bool = False
-    rank: int = 0  # of the change of the vocabulary head; 0: full
-    reward: bool = False
+    head: bool = False  # a private vocabulary head
+    rank: int = 0  # of the difference to the base's vocabulary head; 0: full rank
+    reward: bool = False  # a reward head
 
 
 NO_PARTS = Parts()
@@ -67,10 +74,10 @@ NO_PARTS = Parts()
 
 @dataclass(frozen=True)
 class Stage:
-    """Optimiser steps of a local training in which only some tensors learn."""
+    """Consecutive optimiser steps of a local training that update a subset of the tensors."""
 
     steps: int
-    trains: Callable[[str], bool]  # of a tensor's name
+    trains: Callable[[str], bool]  # whether a tensor is updated, by its name
 
 
 def everything(name: str) -> bool:
@@ -78,25 +85,32 @@ def everything(name: str) -> bool:
 
 
 class Task(Protocol):
-    """A plugin of tasks/: a dataclass whose fields are its keys. What is written out here is what most of them need."""
+    """A plugin of tasks/: a dataclass whose fields are its configuration keys.
 
-    columns: ClassVar[tuple[str, ...]]  # of the canonical row it trains on
+    Methods with a body are defaults that suit most tasks.
+    """
+
+    columns: ClassVar[tuple[str, ...]]  # of the canonical rows it trains on
     needs_reference: ClassVar[bool]
-    averages: ClassVar[Literal["examples", "tokens"]]  # what its loss is a mean over; weighs micro-batches
-    # of completions: the log-probability of all tokens | the raw logit of their only one
+    averages: ClassVar[
+        Literal["examples", "tokens"]
+    ]  # what the loss is a mean over; the weights of micro-batches
+    # what the loss reads of a completion: the log-probability of all tokens | the logit of its only token
     reads: ClassVar[Literal["logps", "choices"]]
 
-    joins_rows: ClassVar[bool] = False  # whether a row's loss depends on the rest of its micro-batch
+    joins_rows: ClassVar[bool] = False  # whether a row's loss depends on other rows of its micro-batch
 
     @property
     def reward_scale(self) -> float:
-        """The implicit reward of a completion is reward_scale * log(pi / pi_ref). Where choices are read: the
-        log-odds that the first answer is the better one are reward_scale * (z - z of the twin)."""
+        """The factor of the implicit reward, reward_scale * log(pi / pi_ref).
+
+        Where choices are read, reward_scale * (z - z of the twin) are the log-odds that the first answer is better.
+        """
         ...
 
     @property
-    def adds(self) -> Parts:
-        """What every client holds for itself beside the adapter."""
+    def private_parts(self) -> Parts:
+        """The private parts that every client has in addition to the adapter."""
         return NO_PARTS
 
     def rate(self, part: str) -> float:
@@ -104,25 +118,28 @@ class Task(Protocol):
         return 1.0
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
-        """How a local training of so many steps is divided."""
+        """The stages of a local training of `steps` steps."""
         return (Stage(steps, everything),)
 
     def examples(self, rows: Sequence[Row], encode: Any) -> list[Example]:
-        """Tokenise canonical rows (encode: tasks.tokens.encode.Encoder, which counts or refuses unusable rows)."""
+        """Tokenise canonical rows. encode: a tasks.tokens.encode.Encoder, which counts or refuses unusable rows."""
         ...
 
     def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
-        """What local training adds to a client's examples; `seed` is the client's own, the same in every round."""
+        """The examples for local training, e.g. with mismatched completions. seed: one per client, for all rounds."""
         return list(examples)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """A scalar to minimise and TRL's metrics of this batch (`rewards/chosen`, ...)."""
+        """The scalar loss of a batch and its metrics under TRL's names (`rewards/chosen`, ...)."""
         ...
 
-    def census(self, examples: Sequence[Example]) -> Metrics:
-        """Additive counts a client may report about its training rows, e.g. n_desirable; may be empty."""
+    def row_counts(self, examples: Sequence[Example]) -> Metrics:
+        """Counts of a client's training rows, e.g. n_desirable, which the server sums over clients; may be empty."""
         return {}
 
-    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
-        """On the server: knobs for every client from the federation's pooled sums; may be empty. Pure."""
+    def pooled_settings(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+        """On the server: task settings for every client, from the sums over all clients; may be empty.
+
+        pooled: the summed row_counts() and Batch.sums. The settings reach Batch.knobs. A pure function.
+        """
         return {}

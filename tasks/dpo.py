@@ -1,12 +1,12 @@
-"""DPO: prefer the chosen completion over the rejected one. Rafailov et al. 2023, Eq. 7 (arXiv:2305.18290).
+"""DPO, direct preference optimisation on pairs. Rafailov et al. 2023, Eq. 7 (arXiv:2305.18290).
 
 Also IPO (Azar et al. 2023, Eq. 17, arXiv:2310.12036; log-ratios per token, as its authors told TRL), the hinge
-of SLiC (Zhao et al. 2023, arXiv:2305.10425) and label smoothing (Mitchell 2023, "conservative DPO"). A pair that
-brings the probability c that its label is right has the expected loss, c l(m) + (1 - c) l(-m): conservative DPO with
-a smoothing of its own; for IPO the squared distance from (2c - 1) / (2 beta), but for a constant.
-Deviations: none in the loss. Long pairs are cut in another way than by TRL 1.16, which cuts the end of prompt and
-answer together and drops a pair whose prompt fills max_length: here the start of the prompt goes first, for both
-answers alike, and the end of an answer only where it is too long alone. Of 1000 pairs of HH-RLHF's helpful-base,
+of SLiC (Zhao et al. 2023, arXiv:2305.10425) and label smoothing (Mitchell 2023, "conservative DPO"). A pair with the
+probability c that its label is right has the expected loss c l(m) + (1 - c) l(-m): conservative DPO with a smoothing
+of 1 - c for this pair; for IPO, up to a constant, the squared distance from (2c - 1) / (2 beta).
+Deviations: none in the loss. Long pairs are truncated differently from TRL 1.16, which cuts the end of prompt and
+answer together and drops a pair whose prompt fills max_length. Here the start of the prompt is cut first, equally for
+both answers, and the end of an answer only if it is too long by itself. Of 1000 pairs of HH-RLHF's helpful-base,
 tokenised by stories260K, train.max-length = 512 cuts 51 %; 98 % of the answers' tokens are left here and 54 % by TRL,
 which drops 31 % of the pairs: python -m benchmarks.truncation helpful-base_train.jsonl.gz --model stories260K
 """
@@ -31,16 +31,17 @@ LossType = Literal["sigmoid", "ipo", "hinge"]
 def dpo_loss(
     margins: Tensor, *, beta: float, loss_type: str = "sigmoid", label_smoothing: float | Tensor = 0.0
 ) -> Tensor:
-    """Loss of each pair, (B,). margins: chosen minus rejected log pi/pi_ref, (B,); for ipo of per-token means;
-    label_smoothing: one for all, or (B,).
+    """Loss of each pair, (B,): (1 - s) l(m) + s l(-m) with s = label_smoothing.
 
-    (1 - s) l(m) + s l(-m) with s = label_smoothing; l is for sigmoid: -log sigmoid(beta m);
-    ipo: (m - 1/(2 beta))^2; hinge: max(0, 1 - beta m).
+    l(m) is -log sigmoid(beta m) for sigmoid, (m - 1/(2 beta))^2 for ipo and max(0, 1 - beta m) for hinge.
+
+    margins: log pi/pi_ref of chosen minus that of rejected, (B,); for ipo, means over tokens.
+    label_smoothing: a number for all pairs, or (B,).
     """
     if isinstance(label_smoothing, float) and not label_smoothing:
         return _loss(margins, beta, loss_type)
-    right, flipped = _loss(margins, beta, loss_type), _loss(-margins, beta, loss_type)
-    return (1 - label_smoothing) * right + label_smoothing * flipped
+    if_right, if_wrong = _loss(margins, beta, loss_type), _loss(-margins, beta, loss_type)
+    return (1 - label_smoothing) * if_right + label_smoothing * if_wrong
 
 
 def _loss(margins: Tensor, beta: float, loss_type: str) -> Tensor:
@@ -52,9 +53,9 @@ def _loss(margins: Tensor, beta: float, loss_type: str) -> Tensor:
 
 
 def pairs(rows: Sequence[Row], encode: Encoder) -> list[Example]:
-    """(chosen, rejected) behind each prompt, with the confidence of a pair that brings one."""
-    made = (encode.example(r["prompt"], (r["chosen"], r["rejected"]), row=i) for i, r in enumerate(rows))
-    return [with_confidence(e, r) for e, r in zip(made, rows, strict=True) if e]
+    """Examples with the completions (chosen, rejected), and with the label_confidence of rows that have one."""
+    examples = (encode.example(r["prompt"], (r["chosen"], r["rejected"]), row=i) for i, r in enumerate(rows))
+    return [with_confidence(e, r) for e, r in zip(examples, rows, strict=True) if e]
 
 
 def reward_metrics(batch: Batch, beta: float) -> Metrics:
@@ -98,8 +99,8 @@ class DPO(Task):
             raise ConfigError(f"task.label-smoothing must be in [0, 0.5), got {self.label_smoothing}")
         if self.label_smoothing and self.loss_type != "sigmoid":
             raise ConfigError(
-                f"task.label-smoothing is for task.loss-type = 'sigmoid', not {self.loss_type!r}; rows may bring "
-                "label_confidence instead"
+                f"task.label-smoothing is for task.loss-type = 'sigmoid', not {self.loss_type!r}; rows may have a "
+                "column label_confidence instead"
             )
 
     @property
@@ -122,7 +123,7 @@ class DPO(Task):
         return losses.mean(), reward_metrics(batch, self.beta)
 
     def _smoothing(self, examples: Sequence[Example], like: Tensor) -> float | Tensor:
-        """The probability that each label is wrong: 1 - confidence, where pairs bring one, smoothed."""
+        """The probability that each label is wrong: 1 - confidence, smoothed; a number if all are certain."""
         if all_certain(examples):
             return self.label_smoothing
         return 1 - certainty(examples, self.label_smoothing, like)

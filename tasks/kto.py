@@ -1,11 +1,11 @@
-"""KTO: learn from thumbs up and down. Ethayarajh et al. 2024, Eq. 7 and 8 (arXiv:2402.01306).
+"""KTO, Kahneman-Tversky optimisation on thumbs up and down. Ethayarajh et al. 2024, Eq. 7 and 8 (arXiv:2402.01306).
 
-The reference point z is the mean log pi/pi_ref of mismatched pairs, never below 0 and without gradient. A thumb that
-brings the probability c that its label is right, or comes from a pair that does, has the expected loss over the label,
-c L(label) + (1 - c) L(the other): what conservative DPO (Mitchell 2023) does to a pair; z knows no labels.
-Deviations from TRL 1.16: a mismatched pair is fixed for a client instead of for a batch (`deranged`; TRL's own
-pairing is `rotated`; both cut the completion once, from the whole one to what fits behind the prompt), weights can come
-from the federation's pooled counts, z can be carried by the server, and long rows are cut as in tasks/dpo.py.
+The reference point z is the mean log pi/pi_ref of mismatched pairs, at least 0 and without gradient. A thumb with the
+probability c that its label is right has the expected loss c L(label) + (1 - c) L(not label), as in conservative DPO
+(Mitchell 2023); z does not depend on labels.
+Deviations from TRL 1.16: mismatched pairs are fixed per client instead of per batch (`deranged`; TRL's pairing is
+`rotated`; both cut the whole completion once, to what fits after the prompt), weights can come from the counts of
+all clients, z can start from the server's estimate, and long rows are cut as in tasks/dpo.py.
 """
 
 import random
@@ -23,8 +23,8 @@ from tasks.base import Batch, Example, Row, Task
 from tasks.tokens.choice import all_certain, certainty, with_confidence
 from tasks.tokens.encode import Encoder
 
-BAND = (1.0, 4 / 3)  # of w_D n_D : w_U n_U, Eq. 8
-WINDOW = 32  # mismatched rows after which a running reference point has forgotten two thirds of an older one
+BAND = (1.0, 4 / 3)  # bounds of w_D n_D : w_U n_U, Eq. 8
+WINDOW = 32  # decay of the running reference point: a row's weight falls to about 1/e after so many mismatched rows
 
 
 def kto_loss(
@@ -52,7 +52,7 @@ def kto_loss(
 
 
 def reference_point(kl_ratios: Tensor) -> Tensor:
-    """z of TRL: the mean over mismatched pairs (M > 0), not below 0."""
+    """z as in TRL: the mean over M > 0 mismatched pairs, at least 0."""
     return kl_ratios.mean().clamp(min=0)
 
 
@@ -85,14 +85,14 @@ class KTO(Task):
         return self.beta
 
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
-        made = (
+        examples = (
             encode.example(r["prompt"], (r["completion"],), bool(r["label"]), row=i)
             for i, r in enumerate(rows)
         )
-        return [with_confidence(e, r) for e, r in zip(made, rows, strict=True) if e]
+        return [with_confidence(e, r) for e, r in zip(examples, rows, strict=True) if e]
 
     def prepare(self, examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
-        """Every row joined by its mismatched completion, unless the rows bring their own."""
+        """Every example with a mismatched completion, unless the examples already have them."""
         if any(example.mismatched for example in examples):
             return list(examples)
         return deranged(examples, seed=seed, max_length=max_length)
@@ -121,7 +121,7 @@ class KTO(Task):
         return losses.mean(), metrics
 
     def _reference_point(self, batch: Batch) -> float | None:
-        """z of this batch; None where there is nothing to estimate it from."""
+        """z of this batch; None if there is nothing to estimate it from."""
         z0 = batch.knobs.get("z0")
         if batch.kl_logps is None or batch.kl_ref_logps is None or not len(batch.kl_logps):
             return None if z0 is None else max(0.0, float(z0))
@@ -140,20 +140,20 @@ class KTO(Task):
         batch.running["total"] = batch.running["total"] * fade + total
         return max(0.0, batch.running["total"] / batch.running["weight"])
 
-    def census(self, examples: Sequence[Example]) -> Metrics:
-        """Expected counts, where labels are uncertain."""
+    def row_counts(self, examples: Sequence[Example]) -> Metrics:
+        """Numbers of desirable and undesirable rows; expected numbers if labels are uncertain."""
         desirable = sum(e.confidence if e.label else 1 - e.confidence for e in examples)
         return {"n_desirable": float(desirable), "n_undesirable": float(len(examples) - desirable)}
 
-    def brief(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
-        """Class weights from the federation's counts; z0 once clients have reported their mismatched pairs."""
+    def pooled_settings(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+        """Class weights from the counts of all clients; also z0 once clients have reported mismatched pairs."""
         desirable, undesirable = pooled.get("n_desirable", 0.0), pooled.get("n_undesirable", 0.0)
         fixed = [None if t == "auto" else float(t) for t in (self.desirable_weight, self.undesirable_weight)]
         weights = class_weights(desirable, undesirable, *fixed)
-        out: dict[str, Scalar] = {"desirable-weight": weights[0], "undesirable-weight": weights[1]}
+        settings: dict[str, Scalar] = {"desirable-weight": weights[0], "undesirable-weight": weights[1]}
         if pooled.get("kl_count", 0.0) > 0:
-            out["z0"] = pooled["kl_sum"] / pooled["kl_count"]
-        return out
+            settings["z0"] = pooled["kl_sum"] / pooled["kl_count"]
+        return settings
 
 
 def class_weights(
@@ -162,10 +162,10 @@ def class_weights(
     fixed_desirable: float | None = None,
     fixed_undesirable: float | None = None,
 ) -> tuple[float, float]:
-    """(w_D, w_U) with w_D n_D : w_U n_U inside BAND, at its nearest bound if 1 : 1 weights are outside.
+    """Weights (w_D, w_U) with w_D n_D : w_U n_U inside BAND, at its nearest bound if weights of 1 are outside.
 
-    A fixed weight stays; if both are free the rarer class is raised. Without one of the classes free weights
-    are 1: there is nothing to balance.
+    A fixed weight does not change. If both are free, the weight of the rarer class is raised. Free weights are 1 if
+    one of the classes is empty.
     """
     w_d, w_u = fixed_desirable or 1.0, fixed_undesirable or 1.0
     if not desirable or not undesirable or (fixed_desirable and fixed_undesirable):
@@ -177,10 +177,10 @@ def class_weights(
 
 
 def deranged(examples: Sequence[Example], *, seed: int, max_length: int) -> list[Example]:
-    """Each example joined by another's completion: no fixed points, and another prompt's wherever there is one.
+    """Each example with the completion of another example, from another prompt where possible: a derangement.
 
-    Rows are shuffled by seed, grouped by prompt and turned by the size of the largest group, which leaves a
-    partner of the same prompt only to what that group has beyond half of all rows.
+    Rows are shuffled by seed, grouped by prompt and rotated by the size of the largest group. A row gets a partner of
+    its own prompt only if its group has more than half of all rows.
     """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     order = list(range(len(examples)))
@@ -189,16 +189,16 @@ def deranged(examples: Sequence[Example], *, seed: int, max_length: int) -> list
         groups[examples[row].prompt].append(row)
     line = [row for group in groups.values() for row in group]
     shift = max((len(group) for group in groups.values()), default=0)
-    if shift == len(line):  # one prompt: the next row will do
+    if shift == len(line):  # a single prompt: use the next row
         shift = 1
     partner = dict(zip(line, line[shift:] + line[:shift], strict=True))
-    return _joined(examples, partner, max_length)
+    return _with_mismatched(examples, partner, max_length)
 
 
 def rotated(examples: Sequence[Example], group: int, *, max_length: int) -> list[Example]:
-    """TRL 1.16's pairing: in groups of per-device batch size, row i gets the completion of row i - 1.
+    """The pairing of TRL 1.16: in groups of the per-device batch size, row i gets the completion of row i - 1.
 
-    A last group of one joins the group before it; TRL would pair that row with itself.
+    A last group of one row is merged with the group before it; TRL would pair that row with itself.
     """
     partner: dict[int, int] = {}
     starts = list(range(0, len(examples), group))
@@ -207,16 +207,19 @@ def rotated(examples: Sequence[Example], group: int, *, max_length: int) -> list
     for start, stop in zip(starts, [*starts[1:], len(examples)], strict=True):
         rows = list(range(start, stop))
         partner |= dict(zip(rows, rows[-1:] + rows[:-1], strict=True))
-    return _joined(examples, partner, max_length)
+    return _with_mismatched(examples, partner, max_length)
 
 
-def _joined(examples: Sequence[Example], partner: Mapping[int, int], max_length: int) -> list[Example]:
-    out = []
+def _with_mismatched(
+    examples: Sequence[Example], partner: Mapping[int, int], max_length: int
+) -> list[Example]:
+    """Each example with its partner's completion, cut to `max_length`; none for a row that is its own partner."""
+    paired = []
     for row, example in enumerate(examples):
         room = max_length - len(example.prompt)
-        stranger = examples[partner[row]].completions[0][:room] if partner[row] != row else ()
-        out.append(replace(example, mismatched=stranger))
-    return out
+        mismatched = examples[partner[row]].completions[0][:room] if partner[row] != row else ()
+        paired.append(replace(example, mismatched=mismatched))
+    return paired
 
 
 def _weight(text: str, knobs: Mapping[str, Scalar], key: str) -> float:

@@ -1,14 +1,16 @@
-"""PDPO: DPO with parts of the client's own behind a shared adapter, and an explicit reward beside the implicit one.
+"""PDPO, personalised DPO: private parts behind a shared adapter, and an explicit reward next to the implicit one.
 
-FedPDPO is known to us by its abstract and captions; the architecture, objectives and order here are a reconstruction
-(docs/personalisation.md says what is stated and what is not). D_im is DPO's margin (Rafailov et al. 2023, Eq. 7,
-arXiv:2305.18290), D_ex the difference of the two rewards that the client's own head gives.
-separate: -log s(D_im) - lambda log s(D_ex), two Bradley-Terry likelihoods, put together only where answers are ranked;
-margin: -log s(D_im - kappa clip(D_ex, -3, 3)) - lambda log s(D_ex), no gradient through the first D_ex: the policy has
-to win by more where the reward is sure; composed: -log s(D_im + lambda D_ex), one likelihood of the summed reward.
-All may add nll-weight times the chosen answer's negative log-likelihood per token. A pair with the probability c that
-its label is right has the expected loss over its two orders, c L(D_im, D_ex) + (1 - c) L(-D_im, -D_ex), the likelihood
-of the better answer included.
+Only the abstract and captions of FedPDPO were available, so architecture, objectives and order of training are a
+reconstruction (docs/personalisation.md lists what the paper states). D_im is the margin of DPO (Rafailov et al. 2023,
+Eq. 7, arXiv:2305.18290); D_ex is the difference of the two rewards of the client's private head. Objectives, with s
+the sigmoid:
+separate: -log s(D_im) - lambda log s(D_ex), two Bradley-Terry likelihoods, combined only to rank answers;
+margin: -log s(D_im - kappa clip(D_ex, -3, 3)) - lambda log s(D_ex), without gradient through the first D_ex: the
+policy must prefer the chosen answer by a larger margin where the reward is certain;
+composed: -log s(D_im + lambda D_ex), one likelihood of the summed reward.
+Each can add nll-weight times the negative log-likelihood per token of the chosen answer. A pair with the probability c
+that its label is right has the expected loss over its two orders, c L(D_im, D_ex) + (1 - c) L(-D_im, -D_ex), including
+the negative log-likelihood of the better answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,21 +35,23 @@ CHOICES = {
     "mix": ("residual", "gate"),
 }
 PARTS = ("bottleneck", "head", "reward")
-MOST = 3.0  # of D_ex as a margin
+MAX_MARGIN = 3.0  # bound of D_ex as a margin
 
 
 def pdpo_loss(implicit: Tensor, explicit: Tensor, *, objective: str, weight: float, kappa: float) -> Tensor:
-    """Loss of each pair, (B,), from D_im and D_ex; weight is lambda."""
+    """Loss of each pair, (B,), from D_im (implicit) and D_ex (explicit), both (B,). weight: lambda."""
     if objective == "composed":
         return -logsigmoid(implicit + weight * explicit)
-    margin = kappa * explicit.detach().clamp(-MOST, MOST) if objective == "margin" else 0.0
+    margin = kappa * explicit.detach().clamp(-MAX_MARGIN, MAX_MARGIN) if objective == "margin" else 0.0
     return -logsigmoid(implicit - margin) - weight * logsigmoid(explicit)
 
 
 @dataclass(frozen=True)
 class PDPO(Task):
-    """Pairs, as for dpo; what `parts` names is the client's own and never leaves it. Rates multiply
-    train.learning-rate."""
+    """Personalised DPO on pairs. The private parts named by `parts` never leave a client.
+
+    Rates are multiples of train.learning-rate.
+    """
 
     beta: float = 0.1
     objective: str = "separate"
@@ -70,9 +74,11 @@ class PDPO(Task):
 
     def __post_init__(self) -> None:
         for name, values in CHOICES.items():
-            if (got := getattr(self, name)) not in values:
-                raise ConfigError(f"task.{name} must be one of {' | '.join(values)}, got {got!r}")
-        if not self.named or not self.named <= set(PARTS) or len(self.named) < len(self.parts.split(",")):
+            if (value := getattr(self, name)) not in values:
+                raise ConfigError(f"task.{name} must be one of {' | '.join(values)}, got {value!r}")
+        names = self.part_names
+        # fewer names than commas allow: a name is empty or repeated
+        if not names or not names <= set(PARTS) or len(names) < len(self.parts.split(",")):
             raise ConfigError(f"task.parts must be one or more of {', '.join(PARTS)}, got {self.parts!r}")
         for name, value in (("beta", self.beta), *((f"{p}-rate", self.rate(p)) for p in PARTS)):
             if not value > 0:
@@ -85,16 +91,16 @@ class PDPO(Task):
         self._check_effect()
 
     def _check_effect(self) -> None:
-        """A key that would do nothing is refused."""
-        needs = {
+        """Raises ConfigError for a key that has no effect with the other settings."""
+        options = {
             "bottleneck": ("mix", "bottleneck_width", "bottleneck_rate"),
             "head": ("head_rank", "head_rate"),
             "reward": ("objective", "explicit_weight", "kappa", "reward_rate"),
         }
         default = {field.name: field.default for field in fields(self)}
-        for part, names in needs.items():
+        for part, names in options.items():
             for name in names:
-                if part not in self.named and getattr(self, name) != default[name]:
+                if part not in self.part_names and getattr(self, name) != default[name]:
                     raise ConfigError(
                         f"task.{name.replace('_', '-')} = {getattr(self, name)!r} has no effect with task.parts = "
                         f"{self.parts!r}; add {part!r}"
@@ -105,7 +111,8 @@ class PDPO(Task):
             )
 
     @property
-    def named(self) -> set[str]:
+    def part_names(self) -> set[str]:
+        """The private parts that `parts` names: some of PARTS."""
         return {name.strip() for name in self.parts.split(",") if name.strip()}
 
     @property
@@ -113,25 +120,29 @@ class PDPO(Task):
         return self.beta
 
     @property
-    def adds(self) -> Parts:
+    def private_parts(self) -> Parts:
         mix: Literal["residual", "gate"] = "gate" if self.mix == "gate" else "residual"
         return Parts(
-            bottleneck=mix if "bottleneck" in self.named else "",
+            bottleneck=mix if "bottleneck" in self.part_names else "",
             width=self.bottleneck_width,
-            head="head" in self.named,
+            head="head" in self.part_names,
             rank=self.head_rank,
-            reward="reward" in self.named,
+            reward="reward" in self.part_names,
         )
 
     def rate(self, part: str) -> float:
         return {"bottleneck": self.bottleneck_rate, "head": self.head_rate, "reward": self.reward_rate}[part]
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
-        """alternating (FedRep, Collins et al. 2021, arXiv:2102.07078): the client's own half, then the shared one."""
+        """One stage for all tensors or, for alternating, one for the private parts, then one for the adapter.
+
+        Alternating as in FedRep (Collins et al. 2021, arXiv:2102.07078).
+        """
         if self.order == "joint":
             return super().stages(steps)
-        own = max(1, steps // 2)
-        return Stage(own, is_private), Stage(max(1, steps - own), lambda name: not is_private(name))
+        private_steps = max(1, steps // 2)
+        shared_steps = max(1, steps - private_steps)
+        return Stage(private_steps, is_private), Stage(shared_steps, lambda name: not is_private(name))
 
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
         return pairs(rows, encode)
@@ -153,8 +164,8 @@ class PDPO(Task):
             lambda: self._losses(-implicit, None if explicit is None else -explicit),
         )
         if self.nll_weight:
-            each = -(batch.logps / batch.tokens).view(-1, 2)
-            nll = self._expected(batch, each[:, 0], lambda: each[:, 1])
+            nlls = -(batch.logps / batch.tokens).view(-1, 2)
+            nll = self._expected(batch, nlls[:, 0], lambda: nlls[:, 1])
             loss, metrics["nll"] = loss + self.nll_weight * nll, float(nll.detach())
         return loss, metrics
 
@@ -166,7 +177,10 @@ class PDPO(Task):
 
     @staticmethod
     def _expected(batch: Batch, right: Tensor, wrong: Callable[[], Tensor]) -> Tensor:
-        """The mean over pairs, each by how certain its label is; wrong: the losses if the other answer is better."""
+        """The mean expected loss of pairs, weighted by the certainty of their labels.
+
+        right: losses if the labels are right, (B,). wrong: returns the losses if the other answer is better.
+        """
         if all_certain(batch.examples):
             return right.mean()
         c = certainty(batch.examples, 0.0, right)

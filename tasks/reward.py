@@ -1,9 +1,9 @@
-"""Reward: score one answer at a time, so that the better of two scores higher. Bradley and Terry 1952; Stiennon et
-al. 2020, Eq. 1 (arXiv:2009.01325): -log sigmoid(r(x, y_w) - r(x, y_l)).
+"""A Bradley-Terry reward model, which scores one answer at a time: -log sigmoid(r(x, y_w) - r(x, y_l)).
 
-Deviations: no new head. r is the logit of A minus that of B where the model is asked whether an answer is good, so
-that a LoRA adapter is all there is to train and to aggregate. Scores are transitive and n answers need n of them,
-where a selector needs a comparison for each two.
+Bradley and Terry 1952; Stiennon et al. 2020, Eq. 1 (arXiv:2009.01325).
+Deviations: there is no new head. r is the logit of A minus that of B after a prompt that asks whether an answer is
+good, so that the LoRA adapter is all that is trained and aggregated. Scores are transitive, and n answers need n
+scores, where a selector needs a comparison for each pair.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,21 @@ from torch import Tensor
 
 from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
-from tasks.tokens.choice import RATE, Asker, certainty, check_smoothing, cross_entropy, margins, share_right
+from tasks.tokens.choice import (
+    RATE,
+    ChoiceEncoder,
+    certainty,
+    check_smoothing,
+    cross_entropy,
+    margins,
+    share_right,
+)
 from tasks.tokens.encode import Encoder
 
 
 @dataclass(frozen=True)
 class Reward(Task):
-    """A Bradley-Terry reward model; pairs may bring the probability that they are right as `label_confidence`."""
+    """Training of a reward model on pairs, which may have a `label_confidence`."""
 
     label_smoothing: float = 0.0
 
@@ -37,7 +45,7 @@ class Reward(Task):
         return 1.0
 
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
-        return Asker(encode, RATE).examples(rows)
+        return ChoiceEncoder(encode, RATE).examples(rows)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         rewards = margins(batch)

@@ -1,9 +1,10 @@
-"""Selector: read two answers to a prompt and pick one with a single letter. Wu et al. 2024, FedBis and FedBiscuit
-(arXiv:2407.03038): the cross-entropy over two logits, those of A and B at the last position of a comparison.
+"""A selector, which reads two answers to a prompt and picks one with a single letter.
 
-Deviations: both orders of a pair are always together, in training, evaluation and labels, so that a preference for
-a place shows (`order_consistency`) and cancels; long pairs keep both answers; optional soft labels and a pull
-towards antisymmetry.
+Wu et al. 2024, FedBis and FedBiscuit (arXiv:2407.03038): the cross-entropy over the logits of A and B at the last
+position of a comparison.
+Deviations: training, evaluation and labels always use both orders of a pair, so that a bias for a position can be
+measured (`order_consistency`) and cancels; long pairs keep both answers; labels may be soft, and an optional penalty
+favours antisymmetry.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from core.types import Metrics
 from tasks.base import Batch, Example, Row, Task
 from tasks.tokens.choice import (
     COMPARE,
-    Asker,
+    ChoiceEncoder,
     certainty,
     check_smoothing,
     cross_entropy,
@@ -30,8 +31,8 @@ from tasks.tokens.encode import Encoder
 def selector_loss(z: Tensor, p: Tensor, *, antisymmetry: float = 0.0) -> Tensor:
     """Loss of each pair, (B,): the mean cross-entropy of its two orders + antisymmetry (z(y0, y1) + z(y1, y0))^2.
 
-    z: logit of A minus logit of B with the first answer as A and with the second as A, (B, 2); p: the probability
-    that the first answer is the better one, (B,).
+    z: logit of A minus logit of B, with the first answer as A and with the second answer as A, (B, 2).
+    p: the probability that the first answer is better, (B,).
     """
     losses = (cross_entropy(z[:, 0], p) + cross_entropy(z[:, 1], 1 - p)) / 2
     return losses + antisymmetry * z.sum(1) ** 2 if antisymmetry else losses
@@ -39,7 +40,7 @@ def selector_loss(z: Tensor, p: Tensor, *, antisymmetry: float = 0.0) -> Tensor:
 
 @dataclass(frozen=True)
 class Selector(Task):
-    """Choosing between two answers; pairs may bring the probability that they are right as `label_confidence`."""
+    """Training of a selector on pairs, which may have a `label_confidence`."""
 
     label_smoothing: float = 0.0
     antisymmetry: float = 0.0
@@ -59,7 +60,7 @@ class Selector(Task):
         return 0.5
 
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
-        return Asker(encode, COMPARE).examples(rows)
+        return ChoiceEncoder(encode, COMPARE).examples(rows)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         z = margins(batch)

@@ -1,4 +1,4 @@
-"""SFT: make the completion likely. The mean over the completion tokens of a step, as in TRL's completion-only loss."""
+"""SFT, supervised fine-tuning: mean negative log-likelihood of completion tokens, as TRL's completion-only loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,10 @@ from tasks.tokens.encode import Encoder
 
 
 def sft_loss(logps: Tensor, tokens: Tensor) -> Tensor:
-    """Mean negative log-likelihood of a token. logps: summed over each completion, (B,); tokens: their counts."""
+    """Mean negative log-likelihood per token, a scalar.
+
+    logps: log-probability of each completion, (B,). tokens: number of tokens of each, (B,).
+    """
     return -logps.sum() / tokens.sum()
 
 
@@ -30,8 +33,8 @@ class SFT(Task):
         return 1.0
 
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
-        made = (encode.example(r["prompt"], (r["completion"],), row=i) for i, r in enumerate(rows))
-        return [example for example in made if example]
+        examples = (encode.example(r["prompt"], (r["completion"],), row=i) for i, r in enumerate(rows))
+        return [example for example in examples if example]
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         loss = sft_loss(batch.logps, batch.tokens)

@@ -59,7 +59,7 @@ def federate(
         fault=FaultConfig(),
         eval_every=config.eval.every,
         spool=folder.path,
-        brief=task.brief,
+        brief=task.pooled_settings,
         on_hello=lambda said: None,
         on_round=on_round,
     )

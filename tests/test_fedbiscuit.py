@@ -115,7 +115,12 @@ def test_the_comparison_is_the_tasks_loss_of_each_adapter(task, tmp_path):
     """The start has the loss of the base (dpo: ln 2); an adapter trained on the very rows has a lower one."""
     here = site(tmp_path, **{"task.name": task, "train.local-steps": 20, "train.local-epochs": 0.0})
     base = here.base()
-    knobs = {"run": "r", "base": base.fingerprint, "rnd": 1, **here.task.brief(here.hello({})["census"])}
+    knobs = {
+        "run": "r",
+        "base": base.fingerprint,
+        "rnd": 1,
+        **here.task.pooled_settings(here.hello({})["census"]),
+    }
     start = {n: initial_adapter(base, 42, n) for n in ("c0", "c1")}
     assert any(not t.equal(start["c1"][n]) for n, t in start["c0"].items())
     delta = here.train(Order(0, {"c1": start["c1"]}, "c1", knobs=knobs)).trees["delta"]

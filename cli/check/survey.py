@@ -21,7 +21,7 @@ from tasks.training import engine
 
 def loaded(config: Config) -> Base:
     """The base model as every client has it. Raises ConfigError."""
-    return load_base(config.model, config.lora, config.task_choice.build().adds)
+    return load_base(config.model, config.lora, config.task_choice.build().private_parts)
 
 
 def survey(config: Config, clients: int, *, lengths: bool) -> Iterator[Holding]:

@@ -112,7 +112,7 @@ class Service:
 
     def make_room(self, run: str, config: Config) -> None:
         """Another run's rows and tokens go; the base model stays if it is the same."""
-        base = config.model, config.lora, config.task_choice.build().adds
+        base = config.model, config.lora, config.task_choice.build().private_parts
         if run != self.run:
             desk.release()
             forget_rows()

@@ -24,7 +24,7 @@ from server_app.rlft.judging import Judge, best_epoch, best_of_n, hacking_epoch,
 from server_app.rlft.labelling import ALL, Labels, Target
 from server_app.rlft.prompts import public_prompts
 from tasks.base import Example, Row
-from tasks.data.base import EXTRA, Source
+from tasks.data.base import CONFIDENCE, Source
 from tasks.data.clients import partition
 from tasks.dpo import DPO
 from tasks.forward.setup import load_base
@@ -167,7 +167,7 @@ class Rlft:
         """Tokenised pairs for DPO. Each carries its own confidence, so that a dropped row cannot shift the others'."""
         task, encoder, is_soft = DPO(), self._encoder(self.policy), self.config.rlft.labels == "soft"
         return [
-            replace(example, confidence=row[EXTRA] if is_soft else 1.0)
+            replace(example, confidence=row[CONFIDENCE] if is_soft else 1.0)
             for row in rows
             for example in task.examples([row], encoder)
         ]

@@ -14,7 +14,7 @@ from server_app.rlft.judging import Candidates
 from server_app.rlft.prompts import PublicPrompt
 from server_app.rlft.stages import greedy_answers, sample_answers, score_answers
 from tasks.base import Row
-from tasks.data.base import EXTRA
+from tasks.data.base import CONFIDENCE
 from tasks.scoring.generate import Sampling, Talker
 from tasks.scoring.jury import Jury
 from tasks.scoring.votes import Verdict, pairs, vote
@@ -102,7 +102,7 @@ class Labels:
             left_out += skipped
             for pair in labelled:
                 texts = {"chosen": answers[pair.chosen], "rejected": answers[pair.rejected]}
-                confidence = {EXTRA: pair.confidence, "agreement": pair.agreement}
+                confidence = {CONFIDENCE: pair.confidence, "agreement": pair.agreement}
                 rows.append({"prompt": prompt, **texts, **confidence, "turn": turn})
         if not rows:
             raise DataError(
@@ -110,7 +110,7 @@ class Labels:
             )
         consistent, comparisons = (sum(s.consistent[i] for s in scores) for i in (0, 1))
         facts = {"turn": turn, "pairs": len(rows), "left_out": dict(left_out)}
-        facts |= {key: fmean(row[key] for row in rows) for key in (EXTRA, "agreement")}
+        facts |= {key: fmean(row[key] for row in rows) for key in (CONFIDENCE, "agreement")}
         if comparisons:
             facts |= {"order_consistency": consistent / comparisons, "comparisons": comparisons}
         return rows, facts

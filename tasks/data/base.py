@@ -1,9 +1,9 @@
-"""Rows: the canonical formats, how users' columns become them, and what a source of data has to offer.
+"""The interface of data sources, the canonical formats of rows, and conversions between them.
 
 Canonical rows have TRL's columns: pair (prompt, chosen, rejected), thumb (prompt, completion, label) and
-demonstration (prompt, completion). Texts are strings, or lists of messages with `role` and `content`, which is a
-string or text parts, or with `tool_calls`. A pair or a thumb may bring `label_confidence`, the probability that its
-label is right: a soft label for every task but sft, which refuses it.
+demonstration (prompt, completion). Texts are strings or lists of messages. A message has a `role` and a `content`
+(a string or text parts) or `tool_calls`. A pair or a thumb may have `label_confidence`, the probability that its
+label is right: a soft label for every task except sft, which refuses it.
 """
 
 import random
@@ -15,47 +15,48 @@ from core.errors import ConfigError
 from core.types import Json
 from tasks.base import Row
 from tasks.data.reading.columns import (
+    CONFIDENCE,
     DEMONSTRATION,
-    EXTRA,
     KINDS,
     PAIR,
     THUMB,
     BadRow,
     ColumnUse,
-    Converted,
+    ConvertedRow,
     convert,
     split_prompt,
     texts_of,
 )
 from tasks.data.reading.places import at_place_of
-from tasks.data.reading.table import Entry, Found, Table, kind_of, tabulate
+from tasks.data.reading.table import Entry, SourceRow, Table, kind_of, tabulate
 
 __all__ = [
-    "DEMONSTRATION", "EXTRA", "KINDS", "PAIR", "THUMB", "BadRow", "ColumnUse", "Entry", "Found", "Table", "kind_of",
-    "split_prompt",
+    "CONFIDENCE", "DEMONSTRATION", "KINDS", "PAIR", "THUMB", "BadRow", "ColumnUse", "Entry", "SourceRow", "Table",
+    "kind_of", "split_prompt",
 ]  # fmt: skip
 
-MESSAGE_BODY = {"content", "tool_calls"}  # of a message: its text, and the tools that it calls
+MESSAGE_BODY = {"content", "tool_calls"}  # keys of a message, of which it needs at least one
 
-DEEPEST = 100  # levels of a value; a parser takes more, and what writes the rows again may take less
+# Nesting of a value. JSON parsers accept more levels, but code that writes rows again may accept fewer.
+MAX_DEPTH = 100
 
 
 class Source(Protocol):
-    """A plugin of tasks/data/: a dataclass whose fields are its keys.
+    """A plugin of tasks/data/: a dataclass whose fields are its configuration keys.
 
-    A class attribute RECOMMENDED may hold what fits its rows, of keys that are 0 unless they are set:
+    The optional class attribute RECOMMENDED gives values that suit its rows, for keys whose default is 0:
     {"task.beta": 3.0}.
     """
 
-    def find(self, seed: int, clients: int) -> Iterator[Found]:
-        """Every row for a federation of `clients`, a function of the arguments and of the files read.
+    def rows(self, seed: int, clients: int) -> Iterator[SourceRow]:
+        """Every row for a federation of `clients`; depends only on the arguments and the files read.
 
-        Raises ConfigError for a key that leads nowhere; a bad row is handed on as it is.
+        Raises ConfigError for a key that names nothing. A bad row is yielded as it is, or with a `fault`.
         """
         ...
 
     def stamp(self) -> Json:
-        """A hashable value that changes when the rows do, e.g. the times of the files; () for a pure function."""
+        """A hashable value that changes when the rows do, e.g. modification times; () where rows never change."""
         ...
 
     def prompts(self) -> list[str]:
@@ -69,73 +70,73 @@ class Source(Protocol):
 
 @runtime_checkable
 class Planted(Protocol):
-    """A source that knows the truth and not only rows: what a policy is judged by that no client's label reached."""
+    """A source with a planted truth, by which a policy is judged independently of the clients' labels."""
 
     def questions(self) -> list[str]:
-        """Public prompts to align a policy on, more than there are prompts() to show."""
+        """Public prompts to align a policy on, more of them than prompts() has."""
         ...
 
     def probes(self) -> list[str]:
-        """The questions whose answers show what a model has learned; few, the same under every seed."""
+        """A few questions whose answers show what a model has learned, the same under every seed."""
         ...
 
     def states_fact(self, seed: int, prompt: str, answer: str) -> bool | None:
-        """Whether an answer states the right fact; None for a text that is no answer of this world."""
+        """Whether an answer states the right fact; None for a prompt or an answer that the source does not know."""
         ...
 
     def utility_of(self, seed: int, prompt: str, answer: str, client: int) -> float | None:
-        """How much a client likes an answer, 0 for one that is none; None for a prompt that is not of this world."""
+        """How much a client likes an answer; 0 for an unknown answer, None for an unknown prompt."""
         ...
 
 
 @runtime_checkable
-class Selective(Protocol):
-    """A source that reads some files of a folder and not others."""
+class ListsUnread(Protocol):
+    """A source that reads only some files of a folder and can list the rest."""
 
     def unread(self) -> tuple[str, ...]:
-        """Names of the others, for the user to see."""
+        """Names of the files that are not read, for the user."""
         ...
 
 
 def load(source: Source, seed: int, clients: int, on_bad_row: str) -> Table:
-    """The table of a source, with the names of files that it passed over. Raises as read() and find() do."""
-    table = read(source.find(seed, clients), on_bad_row)
-    return replace(table, unread=source.unread()) if isinstance(source, Selective) else table
+    """The table of a source, with the names of the files that it does not read. Raises what read() and rows() raise."""
+    table = read(source.rows(seed, clients), on_bad_row)
+    return replace(table, unread=source.unread()) if isinstance(source, ListsUnread) else table
 
 
-def read(found: Iterable[Found], on_bad_row: str) -> Table:
-    """Canonical rows, of the kind that most are.
+def read(rows: Iterable[SourceRow], on_bad_row: str) -> Table:
+    """Convert rows to a table of the most frequent kind.
 
     A bad row raises DataError with its place (`error`) or is counted (`skip`). A file without a usable row raises
-    DataError in both cases, with the commonest reason.
+    DataError in both cases, with the most frequent reason.
     """
-    return tabulate([(one, _converted(one)) for one in found], on_bad_row)
+    return tabulate([(row, _convert_and_check(row)) for row in rows], on_bad_row)
 
 
-def canonical(found: Found) -> Row:
-    """The row in canonical form, other columns left out. Raises BadRow."""
-    made = _converted(found)
-    if isinstance(made, BadRow):
-        raise made
-    return made.row
+def canonical(row: SourceRow) -> Row:
+    """The row in canonical form, without other columns. Raises BadRow."""
+    result = _convert_and_check(row)
+    if isinstance(result, BadRow):
+        raise result
+    return result.row
 
 
-def _converted(found: Found) -> Converted | BadRow:
+def _convert_and_check(row: SourceRow) -> ConvertedRow | BadRow:
     try:
-        if found.fault:
-            raise BadRow(found.fault, found.detail)
-        if not isinstance(found.raw, Mapping):
+        if row.fault:
+            raise BadRow(row.fault, row.detail)
+        if not isinstance(row.raw, Mapping):
             raise BadRow("is no JSON object")
-        made = convert(found.raw, found.client_column)
-        return replace(made, row=_checked(made.row))
-    except BadRow as bad:
-        return bad
+        converted = convert(row.raw, row.client_column)
+        return replace(converted, row=_checked(converted.row))
+    except BadRow as error:
+        return error
 
 
 def owner_of(raw: Json, column: str) -> str:
-    """The natural client of a row, "" where it names none. Raises BadRow for a value that is no name."""
+    """The natural client of a row, or "" if it names none. Raises BadRow for a value that cannot be a name."""
     value = raw.get(column) if isinstance(raw, dict) else None
-    if value is None or value != value:  # NaN, as pandas writes a missing value
+    if value is None or value != value:  # NaN: pandas writes missing values like this
         return ""
     if not isinstance(value, str | int | float):
         raise BadRow(f"{column} must be a string or a number, got {type(value).__name__}")
@@ -144,9 +145,9 @@ def owner_of(raw: Json, column: str) -> str:
 
 
 def thumbs(pairs: Sequence[Row]) -> list[Row]:
-    """KTOO: a client's n pairs become its n desirable rows, in order, and then its n undesirable ones.
+    """The thumbs of n pairs: n desirable rows in order, then n undesirable rows (KTOO of OpenFedLLM).
 
-    Each has the confidence of its pair: if the pair is the wrong way round, both labels are.
+    Each has the confidence of its pair: if a pair is in the wrong order, both of its labels are wrong.
     """
     return [
         at_place_of(
@@ -155,7 +156,7 @@ def thumbs(pairs: Sequence[Row]) -> list[Row]:
                 "prompt": pair["prompt"],
                 "completion": pair[side],
                 "label": side == "chosen",
-                **({EXTRA: pair[EXTRA]} if EXTRA in pair else {}),
+                **({CONFIDENCE: pair[CONFIDENCE]} if CONFIDENCE in pair else {}),
             },
         )
         for side in ("chosen", "rejected")
@@ -164,10 +165,10 @@ def thumbs(pairs: Sequence[Row]) -> list[Row]:
 
 
 def demonstrations(rows: Sequence[Row]) -> list[Row]:
-    """What was preferred or desired, as prompt and completion. Raises ConfigError where that is not certain."""
-    if any(row.get(EXTRA, 1.0) != 1.0 for row in rows):
+    """The chosen or desirable answers as demonstrations. Raises ConfigError for rows with uncertain labels."""
+    if any(row.get(CONFIDENCE, 1.0) != 1.0 for row in rows):
         raise ConfigError(
-            f"sft learns every answer as right, but rows bring {EXTRA} below 1; set task.name to dpo, pdpo or kto, "
+            f"sft learns every answer as right, but rows have {CONFIDENCE} below 1; set task.name to dpo, pdpo or kto, "
             "or remove the column"
         )
     if rows and "chosen" in rows[0]:
@@ -180,30 +181,31 @@ def demonstrations(rows: Sequence[Row]) -> list[Row]:
 
 
 def ktor(clients: Sequence[Sequence[Row]], seed: int = 2023) -> list[list[Row]]:
-    """KTOR: thumbs dealt anew over the clients; every client's count and the multiset of rows stay.
+    """Redistribute thumbs over the clients; every client's count and the multiset of rows stay the same (KTOR).
 
-    Clients are refilled in order, each slot drawing from what is left of the client-major list with
-    Python's generator, seeded once: the procedure that brains-group/OpenFedLLM describes (its code leaves
-    the rows where they were).
+    Clients are refilled in order. Each slot draws from the rest of the client-major list with Python's generator,
+    seeded once: the procedure that brains-group/OpenFedLLM describes (its code leaves the rows in place).
     """
     pool = [row for rows in clients for row in rows]
     rng = random.Random(seed)
     return [[pool.pop(rng.randint(0, len(pool) - 1)) for _ in rows] for rows in clients]
 
 
-def flipped(row: Row) -> Row:
-    """The opposite preference, in equal words. Raises ConfigError for a demonstration, which has none."""
+def flip_preference(row: Row) -> Row:
+    """The row with the opposite preference. Raises ConfigError for a demonstration, which has none."""
     if "chosen" in row:
         return at_place_of(row, {**row, "chosen": row["rejected"], "rejected": row["chosen"]})
     if "label" in row:
         return at_place_of(row, {**row, "label": not row["label"]})
-    raise ConfigError("data.flipped-clients turns pairs and thumbs round; the data are demonstrations")
+    raise ConfigError(
+        "data.flipped-clients needs pairs or thumbs, whose preference it flips; got demonstrations"
+    )
 
 
 def view(rows: Sequence[Row], columns: tuple[str, ...]) -> list[Row]:
-    """Rows with the columns of a task: pairs as thumbs or demonstrations, thumbs as demonstrations.
+    """Rows converted to the columns of a task: pairs to thumbs or demonstrations, thumbs to demonstrations.
 
-    Raises ConfigError where no view leads there.
+    Raises ConfigError for any other conversion.
     """
     if not rows or kind_of(rows[0]) == columns:
         return list(rows)
@@ -219,7 +221,7 @@ def view(rows: Sequence[Row], columns: tuple[str, ...]) -> list[Row]:
 
 def _checked(row: Row) -> Row:
     for column, value in row.items():
-        if column == EXTRA:
+        if column == CONFIDENCE:
             continue
         if column == "label":
             if not isinstance(value, bool):
@@ -233,23 +235,26 @@ def _checked(row: Row) -> Row:
             raise BadRow(f"{column} is empty")
         for text in texts_of(value):
             _check_characters(column, text)
-    if len({type(value) for column, value in row.items() if column not in ("label", EXTRA)}) > 1:
-        raise BadRow("mixes strings and lists of messages: prompt and answers have to be of one form")
+    if len({type(value) for column, value in row.items() if column not in ("label", CONFIDENCE)}) > 1:
+        raise BadRow("mixes strings and lists of messages: prompt and answers must have the same form")
     if "chosen" in row and row["chosen"] == row["rejected"]:
         raise BadRow("chosen equals rejected")
-    return {**row, EXTRA: _probability(row[EXTRA])} if EXTRA in row else row
+    return {**row, CONFIDENCE: _probability(row[CONFIDENCE])} if CONFIDENCE in row else row
 
 
 def _check_characters(column: str, text: str) -> None:
     if "\0" in text:
         raise BadRow(f"{column} holds a NUL character")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise BadRow(f"{column} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
+        raise BadRow(
+            f"{column} holds half of a surrogate pair (\\ud800 to \\udfff), which is not a character"
+        )
 
 
 def _check_depth(column: str, value: list[Any]) -> None:
+    # level by level instead of recursively: a row could exceed Python's recursion limit
     level: list[Any] = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         level = [
             part
             for item in level
@@ -257,12 +262,12 @@ def _check_depth(column: str, value: list[Any]) -> None:
             for part in (item.values() if isinstance(item, dict) else item)
         ]
     if level:
-        raise BadRow(f"{column} is nested more than {DEEPEST} levels deep")
+        raise BadRow(f"{column} is nested more than {MAX_DEPTH} levels deep")
 
 
 def _probability(value: Json) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise BadRow(f"{EXTRA} must be a number from 0 to 1")
+        raise BadRow(f"{CONFIDENCE} must be a number from 0 to 1")
     return float(value)
 
 
@@ -276,16 +281,17 @@ def _check_messages(column: str, messages: list[Any]) -> None:  # Any: not check
         if calls is not None and not (isinstance(calls, list) and all(isinstance(c, Mapping) for c in calls)):
             raise BadRow(f"{column} holds a message whose tool_calls are not a list of objects")
         if isinstance(content, list):
-            content = _joined(column, content)
-        said = isinstance(content, str) and content.strip()
-        silent = content in (None, "") and calls  # only calls tools
-        if not (isinstance(role, str) and role.strip()) or not (said or silent):
-            raise BadRow(f"{column} holds a message whose role or content is empty or no string")
+            content = _join_parts(column, content)
+        has_text = isinstance(content, str) and content.strip()
+        only_calls_tools = content in (None, "") and calls
+        if not (isinstance(role, str) and role.strip()) or not (has_text or only_calls_tools):
+            raise BadRow(f"{column} holds a message whose role or content is empty or not a string")
 
 
-def _joined(column: str, parts: list[Any]) -> str:  # Any: not checked yet
+def _join_parts(column: str, parts: list[Any]) -> str:  # Any: not checked yet
+    """The text of a message in parts. Raises BadRow for a part that is not text."""
     texts = [p.get("text") for p in parts if isinstance(p, Mapping) and p.get("type") == "text"]
-    known = [text for text in texts if isinstance(text, str)]
-    if len(known) < len(parts):
-        raise BadRow(f"{column} holds a message with a content part that is no text; only text can be used")
-    return "".join(known)
+    strings = [text for text in texts if isinstance(text, str)]
+    if len(strings) < len(parts):
+        raise BadRow(f"{column} holds a message with a content part that is not text; only text can be used")
+    return "".join(strings)

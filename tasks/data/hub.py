@@ -12,9 +12,9 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from core.errors import ConfigError
 from core.types import Json
-from tasks.data.base import BadRow, Found, owner_of
+from tasks.data.base import BadRow, SourceRow, owner_of
 from tasks.pretrained.folder import is_path
-from tasks.pretrained.hub_errors import HUB_ERRORS, Wanted, explain, is_of_hub, offline
+from tasks.pretrained.hub_errors import HUB_ERRORS, Repository, explain, is_of_hub, offline
 from tasks.pretrained.snapshot import MAIN, resolve
 
 READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
@@ -22,24 +22,26 @@ READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "cs
 
 @dataclass(frozen=True)
 class Hub:
+    """A source that reads one split of a data set."""
+
     dataset: str = ""
-    config: str = ""  # of the data set; "" for its only one, or its default
+    config: str = ""  # the data set's configuration; "" for its only or default one
     revision: str = MAIN
     split: str = "train"
     client_column: str = "client_id"
 
-    def find(self, seed: int, clients: int) -> Iterator[Found]:
+    def rows(self, seed: int, clients: int) -> Iterator[SourceRow]:
         name = " ".join(filter(None, [self.dataset, self.config, f"split {self.split}"]))
         empty = True
         for number, raw in enumerate(self._load()):
             empty = False
             assert isinstance(raw, dict), type(raw)
-            yield self._found(name, f"{name} row {number}", raw)
+            yield self._source_row(name, f"{name} row {number}", raw)
         if empty:
-            yield Found(name, fault="holds no row", file=name)
+            yield SourceRow(name, fault="holds no row", file=name)
 
     def stamp(self) -> Json:
-        return ()  # datasets keeps its own, checked copy; what changes on the hub is met by the next process
+        return ()  # `datasets` keeps a checked copy; a change on the Hub takes effect in the next process
 
     def prompts(self) -> list[str]:
         return []
@@ -47,60 +49,62 @@ class Hub:
     def truth(self, client: int) -> int | None:
         return None
 
-    def _found(self, name: str, where: str, raw: Json) -> Found:
+    def _source_row(self, name: str, where: str, raw: Json) -> SourceRow:
         try:
-            return Found(
+            return SourceRow(
                 where, raw, owner_of(raw, self.client_column), file=name, client_column=self.client_column
             )
         except BadRow as bad:
-            return Found(where, fault=bad.reason, detail=bad.detail, file=name)
+            return SourceRow(where, fault=bad.reason, detail=bad.detail, file=name)
 
     def _load(self) -> datasets.Dataset:
-        """Raises ConfigError, one line that says what to do."""
+        """The split, from disk or from the Hub. Raises ConfigError, whose one line says what to do."""
         if not self.dataset:
-            raise ConfigError("data.source = 'hub' needs data.dataset: a hub id or a local folder")
-        place = Path(self.dataset).expanduser()
-        wanted = Wanted("data.dataset", self.dataset, self.revision, "dataset")
+            raise ConfigError(
+                "data.source = 'hub' needs data.dataset: an id on the Hub, or a local folder or file"
+            )
+        path = Path(self.dataset).expanduser()
+        repository = Repository("data.dataset", self.dataset, self.revision, "dataset")
         try:
-            if not place.exists():
-                return self._downloaded(wanted)
+            if not path.exists():
+                return self._download(repository)
             if self.revision != MAIN:
                 raise ConfigError(
                     f"data.revision = {self.revision!r} has no effect: data.dataset = {self.dataset!r} is a local "
-                    f"place; leave it at {MAIN!r}"
+                    f"path; leave it at {MAIN!r}"
                 )
-            if place.is_file():
+            if path.is_file():
                 if self.config:
                     raise ConfigError(
                         f"data.config = {self.config!r} has no effect: data.dataset = {self.dataset!r} is a single "
                         "file; leave it empty"
                     )
-                return _whole(datasets.load_dataset(_reader(place), data_files=str(place), split=self.split))
-            return _whole(datasets.load_dataset(str(place), self.config or None, split=self.split))
+                return _dataset(datasets.load_dataset(_reader(path), data_files=str(path), split=self.split))
+            return _dataset(datasets.load_dataset(str(path), self.config or None, split=self.split))
         except (*HUB_ERRORS, DatasetsError, ValueError, RuntimeError, NotImplementedError) as error:
             if is_of_hub(error):
-                raise ConfigError(explain(error, wanted)) from error
+                raise ConfigError(explain(error, repository)) from error
             config = f", data.config = {self.config!r}" if self.config else ""
             raise ConfigError(
                 f"data.dataset = {self.dataset!r}{config}, data.split = {self.split!r}: {_reason(error)}"
-            ) from None  # what it came from may quote a row
+            ) from None  # the cause may quote a row
 
-    def _downloaded(self, wanted: Wanted) -> datasets.Dataset:
-        """From the Hub at one commit, or the same commit from the cache. Raises ConfigError or one of HUB_ERRORS."""
+    def _download(self, repository: Repository) -> datasets.Dataset:
+        """The split at one commit, from the Hub or the cache. Raises ConfigError or one of HUB_ERRORS."""
         if is_path(self.dataset):
             raise ConfigError(f"data.dataset = {self.dataset!r}: no such folder or file")
-        commit = resolve(wanted)
-        loaded = _whole(
+        commit = resolve(repository)
+        dataset = _dataset(
             datasets.load_dataset(self.dataset, self.config or None, revision=commit, split=self.split)
         )
-        if not any(commit in Path(file["filename"]).parts for file in loaded.cache_files):
-            # where the Hub gives an error, `datasets` takes whatever it holds of this name
-            raise ConfigError(offline(wanted, f"commit {commit[:12]} (it holds another)"))
-        return loaded
+        if not any(commit in Path(file["filename"]).parts for file in dataset.cache_files):
+            # when the Hub answers with an error, `datasets` falls back to any cached commit of this name
+            raise ConfigError(offline(repository, f"commit {commit[:12]} (it holds another)"))
+        return dataset
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without a value of the data: pyarrow and the parsers of `datasets` quote them."""
+    """Why a data set cannot be loaded, without any value of the data, which pyarrow and `datasets` quote."""
     cause: BaseException | None = error
     while cause:
         if isinstance(
@@ -117,13 +121,14 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _whole(loaded: object) -> datasets.Dataset:
+def _dataset(loaded: object) -> datasets.Dataset:
+    """Narrow the return type of load_dataset(), which with `split` is one data set."""
     assert isinstance(loaded, datasets.Dataset), type(loaded)
     return loaded
 
 
 def _reader(path: Path) -> str:
-    """What `datasets` reads a single file with. Raises ConfigError for another kind of file."""
+    """The builder with which `datasets` reads a single file. Raises ConfigError for an unknown file ending."""
     name = path.name.removesuffix(".gz").removesuffix(".zst")
     reader = READERS.get(Path(name).suffix.lower())
     if reader is None:

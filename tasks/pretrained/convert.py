@@ -1,4 +1,4 @@
-"""Pickled checkpoints (pytorch_model.bin) as safetensors: made once, by content, without running what a pickle says."""
+"""Convert pickled checkpoints (pytorch_model.bin) to safetensors, once per content, without running code in them."""
 
 import fcntl
 import hashlib
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from core.errors import ConfigError
 from tasks.pretrained.snapshot import check_folder
-from tasks.pretrained.weights import Stored, Weights
+from tasks.pretrained.weights import WeightFiles, Weights
 
 CHUNK = 1 << 20  # bytes
-DONE = "DONE"
-# What torch.load raises for a pickle that asks for more than tensors, and for bytes that are none.
+COMPLETE = "DONE"  # the name of the file that marks a complete conversion
+# What torch.load raises for a pickle that holds more than tensors, and for bytes that are not a pickle.
 UNREADABLE = (
     pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError,
     AttributeError, TypeError, AssertionError,
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def weights_of(folder: Path) -> Weights:
-    """The checked safetensors files of a model folder; of pickled ones, those that they are converted to.
+    """The checked safetensors files of a model folder, after conversion if its weights are pickled.
 
     Raises ConfigError for a folder whose weights cannot be loaded.
     """
@@ -47,54 +47,56 @@ def home() -> Path:
 
 
 def stamp(files: Sequence[Path]) -> str:
-    """Names a state of files: path, size, and the times of the last writing and of the last change of any kind.
+    """A digest of the state of files: paths, sizes, modification times and change times.
 
-    The latter cannot be set back, so a file that was put in another's place with its size and time is noticed.
+    The change time (ctime) cannot be set by a user, so a replaced file is noticed even with equal size and mtime.
     """
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns, f.stat().st_ctime_ns) for f in files]
     return hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
 
 
-def _converted(folder: Path, stored: Stored) -> list[Path]:
-    """The safetensors of pickled files, under $ACCORD_HOME by their content; several processes make them once."""
+def _converted(folder: Path, stored: WeightFiles) -> list[Path]:
+    """The safetensors files of pickled files, converted under $ACCORD_HOME by content, by one process at a time."""
     sources = [folder / name for name in stored.files]
-    known = home() / "converted" / "by-file" / stamp(sources)
+    # maps the state of the files to the digest of their content, so that unchanged files are not read again
+    pointer = home() / "converted" / "by-file" / stamp(sources)
     root = home() / "converted"
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root / "lock"):
-        if known.is_file() and (made := root / known.read_text()).joinpath(DONE).is_file():
-            return sorted(made.glob("*.safetensors"))
-        place = root / _digest(sources)
-        if not (place / DONE).is_file():
-            _convert(sources, place)
-        known.parent.mkdir(exist_ok=True)
-        known.write_text(place.name)
-    return sorted(place.glob("*.safetensors"))
+    with _locked(root / "lock"):
+        if pointer.is_file() and (converted := root / pointer.read_text()).joinpath(COMPLETE).is_file():
+            return sorted(converted.glob("*.safetensors"))
+        target = root / _digest(sources)
+        if not (target / COMPLETE).is_file():
+            _convert(sources, target)
+        pointer.parent.mkdir(exist_ok=True)
+        pointer.write_text(target.name)
+    return sorted(target.glob("*.safetensors"))
 
 
-def _convert(sources: list[Path], place: Path) -> None:
-    log.info("converting %s to safetensors in %s", ", ".join(file.name for file in sources), place)
-    part = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
+def _convert(sources: list[Path], target: Path) -> None:
+    """Write the safetensors files into a temporary folder and rename it, so that `target` is complete or absent."""
+    log.info("converting %s to safetensors in %s", ", ".join(file.name for file in sources), target)
+    part = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
         for number, source in enumerate(sources, 1):
             name = f"model-{number:05}-of-{len(sources):05}.safetensors"
             save_file(_tensors(source), part / name, metadata={"format": "pt"})
-        (part / DONE).touch()
-        shutil.rmtree(place, ignore_errors=True)
-        part.rename(place)
+        (part / COMPLETE).touch()
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _tensors(source: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled file, each with memory of its own: safetensors holds none that share it."""
+    """The tensors of a pickled file, copied so that none share memory, which safetensors does not support."""
     advice = "use a repository with safetensors, or save the model with save_pretrained() where it is trusted"
     try:
         page = torch.load(source, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise ConfigError(
-            f"{source} cannot be read as a table of tensors ({type(error).__name__}): it is damaged, or would run code "
-            f"of its own, which Accord never does; {advice}"
+            f"{source} cannot be read as a table of tensors ({type(error).__name__}): it is damaged, or loading it "
+            f"would run code from the file, which Accord never does; {advice}"
         ) from error
     if not isinstance(page, Mapping) or not page:
         raise ConfigError(f"{source} must hold a table of tensors, got a {type(page).__name__}; {advice}")
@@ -117,8 +119,8 @@ def _digest(files: list[Path]) -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Inside, no other process of this machine converts."""
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, so that one process of this machine converts at a time."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""What a folder without config.json is instead of a model, and what its user can do."""
+"""Resolve model.name to a local folder, and explain folders that hold no model."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from tasks.pretrained.weights import CONFIG
 
 ADAPTER = "adapter_config.json"
 EXPECTED = "expected the folder of a Hugging Face model: config.json, tokenizer and safetensors"
-SOME = 3  # names that a message lists
+MAX_NAMES = 3  # in a message
 
 
-def place_of(name: str) -> Path | None:
-    """The existing place that model.name means, ~ expanded; None for what must be an id of the Hub.
+def local_folder(name: str) -> Path | None:
+    """The existing folder that model.name refers to, with ~ expanded; None if the name must be an id on the Hub.
 
-    Raises ConfigError for a path that does not exist, for a file, and for a folder that holds no model.
+    Raises ConfigError for a path that does not exist, for a file, and for a folder without a model.
     """
     path = Path(name).expanduser()
     try:
@@ -27,19 +27,23 @@ def place_of(name: str) -> Path | None:
             raise ConfigError(f"model.name = {name!r}: there is no such folder in {Path.cwd()}; {EXPECTED}")
         return None
     if not path.is_dir():
-        raise ConfigError(f"model.name = {name!r} is a file; {_file(path)}")
+        raise ConfigError(f"model.name = {name!r} is a file; {_file_hint(path)}")
     try:
         names = sorted(os.listdir(path))
     except OSError as error:
         raise ConfigError(f"model.name = {name!r} cannot be read: {error.strerror}") from error
     if not (path / CONFIG).is_file():
-        hides = "" if is_path(name) else " (a folder of this name goes before the Hub's repository)"
-        raise ConfigError(f"model.name = {name!r} holds no {CONFIG}; {without_config(names, path)}{hides}")
+        precedence = (
+            "" if is_path(name) else " (a local folder takes precedence over a Hub repository of that name)"
+        )
+        raise ConfigError(
+            f"model.name = {name!r} holds no {CONFIG}; {without_config(names, path)}{precedence}"
+        )
     return path.resolve()
 
 
 def without_config(names: list[str], folder: Path | None = None, base: str = "") -> str:
-    """What to do about a folder or repository with these files. base: of an adapter, where it is known."""
+    """What a folder or repository without config.json is, and what to do. base: the base model of an adapter."""
     if ADAPTER in names:
         base = base or (base_of(folder / ADAPTER) if folder else "")
         of = f" of {base!r}" if base else ""
@@ -50,17 +54,17 @@ def without_config(names: list[str], folder: Path | None = None, base: str = "")
     if any(name.lower().endswith(".gguf") for name in names):
         return "it holds GGUF files, which cannot be trained: name the model that they were made from"
     if folder and (below := _models_below(folder)):
-        more = f" and {len(below) - SOME} more" if len(below) > SOME else ""
-        return f"it holds models one level down; set model.name to {', '.join(below[:SOME])}{more}"
+        more = f" and {len(below) - MAX_NAMES} more" if len(below) > MAX_NAMES else ""
+        return f"it holds models in subfolders; set model.name to {', '.join(below[:MAX_NAMES])}{more}"
     if not names:
         return f"it is empty; {EXPECTED}"
     if "params.json" in names or any(name.startswith("consolidated.") for name in names):
         return "it is a checkpoint in its maker's own format: name the model in transformers' format"
-    return f"it holds {', '.join(names[:SOME])}{', ...' if len(names) > SOME else ''}; {EXPECTED}"
+    return f"it holds {', '.join(names[:MAX_NAMES])}{', ...' if len(names) > MAX_NAMES else ''}; {EXPECTED}"
 
 
 def base_of(adapter_config: Path) -> str:
-    """The model that an adapter was trained on, as its file names it; "" where it does not say."""
+    """The base model that an adapter_config.json names; "" if it names none or cannot be read."""
     try:
         page = json.loads(adapter_config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -69,11 +73,11 @@ def base_of(adapter_config: Path) -> str:
 
 
 def is_path(name: str) -> bool:
-    """Whether a name that does not exist was meant as a path: an id of the Hub is NAME or NAMESPACE/NAME."""
+    """Whether a name that does not exist looks like a path: an id on the Hub is NAME or NAMESPACE/NAME."""
     return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
 
 
-def _file(path: Path) -> str:
+def _file_hint(path: Path) -> str:
     if path.suffix.lower() == ".gguf":
         return "a GGUF file cannot be trained: name the model that it was made from"
     if (path.parent / CONFIG).is_file():
@@ -83,7 +87,7 @@ def _file(path: Path) -> str:
 
 def _models_below(folder: Path) -> list[str]:
     """Folders with a config.json, at most two levels down (`snapshots/COMMIT` of a cache), newest first."""
-    found = [
+    models = [
         p.parent for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for p in folder.glob(pattern) if p.is_file()
     ]
-    return [str(p) for p in sorted(found, key=lambda p: (-p.stat().st_mtime, str(p)))]
+    return [str(p) for p in sorted(models, key=lambda p: (-p.stat().st_mtime, str(p)))]

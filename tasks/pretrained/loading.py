@@ -1,4 +1,4 @@
-"""A tokenizer and a causal language model from a checked folder: whole, without code of its own, or one clear error."""
+"""Load a tokenizer and a causal language model from a checked folder, without random tensors or custom code."""
 
 import logging
 from collections.abc import Collection
@@ -25,8 +25,8 @@ from core.sections import ModelConfig
 from tasks.pretrained.convert import weights_of
 from tasks.pretrained.weights import CONFIG, counted_names, read_config
 
-SAMPLE = "The answer is 42."  # plain text, of which every vocabulary knows something
-# What transformers raises for files that it cannot make sense of.
+SAMPLE = "The answer is 42."  # plain text that every vocabulary covers at least partly
+# What transformers raises for files that it cannot load.
 UNUSABLE = (
     OSError,
     ValueError,
@@ -38,13 +38,16 @@ UNUSABLE = (
     SafetensorError,
 )
 
-MEDIA = ("image", "audio", "video")  # a special token by such a name stands for what is not text
+MEDIA = ("image", "audio", "video")  # prefixes of the names of special tokens that stand for media
 
 log = logging.getLogger(__name__)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Raises ConfigError without an end-of-text token; without a padding token that one is used."""
+    """The tokenizer of a model folder; EOS is used for padding if it has no padding token.
+
+    Raises ConfigError for a tokenizer that cannot be loaded, has no vocabulary, or has no EOS token.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain Exception for a file that it cannot parse
@@ -70,17 +73,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_causal(
     folder: Path, model: ModelConfig, placement: Any, quantization: BitsAndBytesConfig | None
 ) -> PreTrainedModel:
-    """The model with every tensor that it needs from the checked files, and none drawn at random.
+    """Load a model with every tensor from the checked files; none is initialised at random.
 
-    placement: transformers' own union. Raises ConfigError for a model that transformers does not know, and for tensors
-    that are missing, of another shape, or unreadable.
+    placement: the device_map of from_pretrained(). Raises ConfigError for a model type that transformers does not
+    know, and for tensors that are missing, of another shape, or unreadable.
     """
     _check_native(folder, model)
     weights = weights_of(folder)
     options = {"quantization_config": quantization} if quantization else {}
-    transformers_logging.disable_progress_bar()  # of the weights: a log has no place for it
+    transformers_logging.disable_progress_bar()  # the output may be a log
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its table of missing tensors: ours is one line
+    transformers_logging.set_verbosity_error()  # hide its table of missing tensors; _check_report has one line for it
     try:
         with weights.opened() as view:
             loaded: Any = (
@@ -106,59 +109,60 @@ def load_causal(
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, causal: PreTrainedModel, folder: Path) -> None:
-    """Raises ConfigError for a token beyond the embedding that texts can hold.
+    """Raises ConfigError for a tokenizer with token ids beyond the rows of the model's embedding.
 
-    The token that stands for an image or a sound may be there, since no text is made of it (gemma-3-1b-it has one): a
-    row that spells it out is a bad row.
+    Placeholder tokens for images or sound are allowed there (gemma-3-1b-it has one), because text is not encoded as
+    them; a row that spells one out is a bad row.
     """
     rows = embedding_rows(causal)
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
     if not beyond:
         return
     number, token = beyond[0]
-    some = f"{len(beyond)} token{'s' if len(beyond) > 1 else ''} ({token!r} is {number})"
+    excess = f"{len(beyond)} token{'s' if len(beyond) > 1 else ''} ({token!r} is {number})"
     media = {text for name, text in tokenizer.special_tokens_map.items() if name.startswith(MEDIA)}
     if media.issuperset(text for _, text in beyond):
-        log.warning("the tokenizer in %s has %s beyond the embedding: no row may hold it", folder, some)
+        log.warning("the tokenizer in %s has %s beyond the embedding: no row may hold it", folder, excess)
         return
     raise ConfigError(
-        f"the tokenizer in {folder} has {some} beyond the {rows} rows of the model's embedding; use the tokenizer that "
-        "belongs to the model, or resize_token_embeddings() and save both"
+        f"the tokenizer in {folder} has {excess} beyond the {rows} rows of the model's embedding; use the tokenizer "
+        "that belongs to the model, or resize_token_embeddings() and save both"
     )
 
 
 def embedding_rows(causal: PreTrainedModel) -> int:
-    """How many token ids the model knows."""
+    """The number of token ids that the model has an embedding for."""
     return len(causal.get_input_embeddings().weight)  # type: ignore[arg-type]  # typed as Tensor | Module
 
 
 def check_length(causal: PreTrainedModel, max_length: int, name: str) -> None:
-    """Raises ConfigError where rows of `max_length` tokens are longer than the positions that a model has learned."""
-    most = learned_positions(causal)
-    if most is not None and max_length > most:
+    """Raises ConfigError if `max_length` exceeds the number of positions that a model has learned."""
+    limit = learned_positions(causal)
+    if limit is not None and max_length > limit:
         raise ConfigError(
-            f"train.max-length = {max_length} is longer than the {most} positions that model.name = {name!r} has; set "
-            f"train.max-length to at most {most}"
+            f"train.max-length = {max_length} is longer than the {limit} positions that model.name = {name!r} has; set "
+            f"train.max-length to at most {limit}"
         )
 
 
 def learned_positions(causal: PreTrainedModel) -> int | None:
-    """How many tokens a row can have where positions are rows of a table; None for rotary, ALiBi and computed ones."""
+    """The longest row, in tokens, of a model with a table of positions; None for rotary, ALiBi and computed ones."""
     config = causal.config.get_text_config()
-    named = config.to_dict().get(config.attribute_map.get(POSITIONS, POSITIONS))
-    if not isinstance(named, int):
+    limit = config.to_dict().get(config.attribute_map.get(POSITIONS, POSITIONS))
+    if not isinstance(limit, int):
         return None
+    # a table counts as positions if it has about as many rows as the configuration says
     tables = [
         m.num_embeddings for n, m in causal.named_modules() if isinstance(m, nn.Embedding) and _is_table(n)
     ]
     tables += [
         len(b) for n, b in causal.named_buffers() if b.dim() == 2 and _is_table(n)
     ]  # sines, as GPT-J keeps them
-    return named if any(0 <= rows - named <= RESERVED for rows in tables) else None
+    return limit if any(0 <= rows - limit <= RESERVED for rows in tables) else None
 
 
 POSITIONS = "max_position_embeddings"
-RESERVED = 8  # rows of a table that stand for no position: OPT and BioGPT have two
+RESERVED = 8  # most rows of a table that are not positions: OPT and BioGPT have two
 
 
 def _is_table(name: str) -> bool:
@@ -167,7 +171,7 @@ def _is_table(name: str) -> bool:
 
 
 def _check_native(folder: Path, model: ModelConfig) -> None:
-    """Raises ConfigError for an architecture that comes as code beside the weights, and for an unknown one."""
+    """Raises ConfigError for an architecture that needs code from the model folder, and for an unknown one."""
     page = read_config(folder)
     kind = page.get("model_type")
     if isinstance(kind, str) and kind in CONFIG_MAPPING:
@@ -181,8 +185,8 @@ def _check_native(folder: Path, model: ModelConfig) -> None:
             return
         if not page.get("auto_map"):
             raise ConfigError(
-                f"model.name = {model.name!r} is of type {kind!r}, which is no causal language model of transformers; "
-                "choose one that writes text from left to right"
+                f"model.name = {model.name!r} is of type {kind!r}, which is not a causal language model of "
+                "transformers; choose one that writes text from left to right"
             )
     if page.get("auto_map"):
         raise ConfigError(

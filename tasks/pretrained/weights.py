@@ -1,7 +1,7 @@
-"""Which files of a model folder hold its weights, and whether they can be loaded: checked before anything is loaded.
+"""Find the weight files of a model folder and check, before loading, that they are complete.
 
-The choice is transformers' own: `model.safetensors`, else the shards of `model.safetensors.index.json`, else a
-checkpoint of pickled files, which tasks/pretrained/convert.py makes safetensors of. No torch here.
+The choice is that of transformers: `model.safetensors`, else the shards of `model.safetensors.index.json`, else a
+pickled checkpoint, which tasks/pretrained/convert.py converts to safetensors. Does not import torch.
 """
 
 import json
@@ -22,19 +22,19 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-LFS = b"version https://git-lfs"  # how the text begins that Git LFS leaves in place of a file
+LFS = b"version https://git-lfs"  # start of the pointer that Git LFS leaves in place of a file
 Read = Callable[[str], bytes]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Stored:
-    """The files that transformers would load. index: the name of their index; "" for a single file."""
+class WeightFiles:
+    """The names of the weight files that transformers would load."""
 
     files: tuple[str, ...]
-    index: str = ""
-    places: Mapping[str, str] | None = None  # of an index: tensor to file
+    index: str = ""  # the name of their index; "" for a single file
+    places: Mapping[str, str] | None = None  # from the index: tensor to file
 
     @property
     def pickled(self) -> bool:
@@ -43,16 +43,16 @@ class Stored:
 
 @dataclass(frozen=True)
 class Weights:
-    """Checked safetensors files, in order of their names: what is loaded, and what the fingerprint covers."""
+    """Checked safetensors files, in order of their names: those that are loaded and covered by the fingerprint."""
 
     folder: Path  # with config.json
     files: tuple[Path, ...]
 
     @contextmanager
     def opened(self) -> Iterator[Path]:
-        """A folder with the configuration and these files alone, for from_pretrained().
+        """A temporary folder with the configuration and these files only, for from_pretrained().
 
-        In the model's own folder it would also follow an adapter_config.json or a distributed checkpoint.
+        In the model's own folder, from_pretrained() would also load an adapter or a distributed checkpoint.
         """
         with tempfile.TemporaryDirectory(prefix="accord-model-") as name:
             view = Path(name)
@@ -71,39 +71,42 @@ class Weights:
             yield view
 
 
-def choose(names: Collection[str], read: Read, where: str) -> Stored:
-    """Of the files `names` of a repository or folder those that hold the weights.
+def choose(names: Collection[str], read: Read, where: str) -> WeightFiles:
+    """Choose the weight files among the files `names` of a repository or folder.
 
-    read(name) gives the content of a small file. Raises ConfigError where there are none, or an index is unusable.
+    read: returns the content of a small file. where: the folder or repository, for messages.
+    Raises ConfigError if there are none, or if an index is unusable.
     """
-    named = parse_json(read(CONFIG), f"{where}/{CONFIG}").get("transformers_weights")
-    if named and (named not in names or not str(named).endswith((".safetensors", ".safetensors.index.json"))):
+    configured = parse_json(read(CONFIG), f"{where}/{CONFIG}").get("transformers_weights")
+    if configured and (
+        configured not in names or not str(configured).endswith((".safetensors", ".safetensors.index.json"))
+    ):
         raise ConfigError(
-            f"{where}/{CONFIG}: transformers_weights = {str(named)[:80]!r}; expected a .safetensors file, or the index "
-            "of some, beside it"
+            f"{where}/{CONFIG}: transformers_weights = {str(configured)[:80]!r}; expected the name of a .safetensors "
+            "file or of an index of such files, in the same folder"
         )
-    order = [str(named)] if named else [SINGLE, INDEX, PICKLED, PICKLED_INDEX]
+    order = [str(configured)] if configured else [SINGLE, INDEX, PICKLED, PICKLED_INDEX]
     name = next((name for name in order if name in names), "")
     if not name:
-        raise ConfigError(f"{where} holds no weights: expected {SINGLE} or {INDEX}{_instead(names)}")
-    return _indexed(name, read, where) if name.endswith(".index.json") else Stored((name,))
+        raise ConfigError(f"{where} holds no weights: expected {SINGLE} or {INDEX}{_hint(names)}")
+    return _read_index(name, read, where) if name.endswith(".index.json") else WeightFiles((name,))
 
 
-def check(folder: Path, stored: Stored) -> None:
+def check(folder: Path, stored: WeightFiles) -> None:
     """Raises ConfigError for a file that is missing, empty, cut short, or a Git LFS pointer."""
     for name in stored.files:
         path = folder / name
         if not path.is_file():
-            named = f", which {stored.index} names" if stored.index else ""
-            raise ConfigError(f"{folder} lacks {name}{named}; copy or download it again")
+            source = f", which {stored.index} names" if stored.index else ""
+            raise ConfigError(f"{folder} lacks {name}{source}; copy or download it again")
         check_whole(path)
         if path.suffix != ".safetensors":
             continue
-        have = set(tensor_names(path))
-        lost = [n for n, file in (stored.places or {}).items() if file == name and n not in have]
-        if lost:
+        present = set(tensor_names(path))
+        missing = [n for n, file in (stored.places or {}).items() if file == name and n not in present]
+        if missing:
             raise ConfigError(
-                f"{folder / name} lacks {counted_names(lost)} that {stored.index} places there; copy both again"
+                f"{folder / name} lacks {counted_names(missing)} that {stored.index} places there; copy both again"
             )
 
 
@@ -121,7 +124,7 @@ def check_whole(path: Path) -> None:
 
 
 def tensor_names(path: Path) -> list[str]:
-    """The tensors of a safetensors file; ConfigError for a header that cannot be right, e.g. of a file cut short."""
+    """The names of the tensors in a safetensors file. Raises ConfigError for a damaged header or a truncated file."""
     try:
         with safe_open(path, "np") as file:
             return list(file.keys())
@@ -141,7 +144,7 @@ def read_config(folder: Path) -> dict[str, Json]:
 
 
 def parse_json(content: bytes, where: str) -> dict[str, Json]:
-    """Raises ConfigError unless it is a JSON object."""
+    """The JSON object in the content of the file `where`. Raises ConfigError unless it is one."""
     try:
         page = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -152,22 +155,27 @@ def parse_json(content: bytes, where: str) -> dict[str, Json]:
 
 
 def local_names(folder: Path) -> list[str]:
-    """Files of a folder, and of its folder of chat templates, with broken links (a cache has them) left out."""
+    """The files of a folder and of its additional_chat_templates, without broken links, which a cache may hold."""
     try:
         files = [entry.name for entry in os.scandir(folder) if entry.is_file()]
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read: {error.strerror}") from error
-    more = [f"additional_chat_templates/{p.name}" for p in folder.glob("additional_chat_templates/*.jinja")]
-    return sorted(files + more)
+    templates = [
+        f"additional_chat_templates/{p.name}" for p in folder.glob("additional_chat_templates/*.jinja")
+    ]
+    return sorted(files + templates)
 
 
 def counted_names(names: Collection[str]) -> str:
-    """'3 tensors (a, b, ...)'."""
-    some = ", ".join(sorted(names)[:2])
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({some}{', ...' if len(names) > 2 else ''})"
+    """A count with examples, such as '3 tensors (a, b, ...)'."""
+    examples = ", ".join(sorted(names)[:2])
+    return (
+        f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({examples}{', ...' if len(names) > 2 else ''})"
+    )
 
 
-def _indexed(index: str, read: Read, where: str) -> Stored:
+def _read_index(index: str, read: Read, where: str) -> WeightFiles:
+    """The shards that an index names. Raises ConfigError for an unusable index and for files in other folders."""
     places = parse_json(read(index), f"{where}/{index}").get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(f, str) for f in places.values()):
         raise ConfigError(
@@ -177,13 +185,13 @@ def _indexed(index: str, read: Read, where: str) -> Stored:
     for file in places.values():
         if PurePosixPath(file).name != file or not file.endswith(ending):
             raise ConfigError(
-                f"{where}/{index} names {file[:80]!r}; expected names of {ending} files beside it"
+                f"{where}/{index} names {file[:80]!r}; expected names of {ending} files in the same folder"
             )
-    return Stored(tuple(sorted(set(places.values()))), index, places)
+    return WeightFiles(tuple(sorted(set(places.values()))), index, places)
 
 
-def _instead(names: Collection[str]) -> str:
-    """What a folder without weights for transformers holds, and what to do."""
+def _hint(names: Collection[str]) -> str:
+    """What a folder without weights for transformers holds instead, and what to do."""
     if any(name.lower().endswith(".gguf") for name in names):
         return "; it holds GGUF files, which cannot be trained: name the repository that they were made from"
     if any(name.startswith(("consolidated.", "params.json")) for name in names):

@@ -1,6 +1,7 @@
-"""What a client never computes twice: its rows as tokens and the reference's log-probabilities, on its disk.
+"""On-disk caches of a client: its tokenised rows and the log-probabilities of the reference.
 
-A file is whole or absent (written aside, then renamed) and carries a digest: a damaged one is made again.
+A file is complete or absent (written under a temporary name, then renamed) and has a digest; a damaged file is
+computed again.
 """
 
 import hashlib
@@ -21,58 +22,62 @@ from tasks.base import Example, Row
 log = logging.getLogger(__name__)
 
 VERSION = 3  # of both file formats and of the arithmetic behind them
-Made = tuple[list[Example], Counter[str]]
+Encoded = tuple[list[Example], Counter[str]]  # examples, and the number of skipped rows by reason
 
 
 class Cache:
-    """The caches of one client under `folder`; None keeps them in memory, for as long as this object lives."""
+    """The caches of one client under `folder`; with None they exist in memory only."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._refs: dict[str, dict[str, tuple[float, ...]]] = {}
-        self._examples: dict[str, Made] = {}
+        self._examples: dict[str, Encoded] = {}
 
-    def examples(self, key: str, make: Callable[[], Made]) -> Made:
-        """Tokenised rows and the counts of skipped ones, by a content hash from rows_key(); made once."""
+    def examples(self, key: str, encode: Callable[[], Encoded]) -> Encoded:
+        """Tokenised rows and the counts of skipped ones; `encode` is called if they are not in the cache.
+
+        key: a content hash from rows_key().
+        """
         if key not in self._examples:
             path = self._path("tokens", key)
-            stored = _load(path) if path else None
-            if stored is None:
-                made = make()
-                self._examples[key] = made
+            arrays = _load(path) if path else None
+            if arrays is None:
+                encoded = encode()
+                self._examples[key] = encoded
                 if path:
-                    _save(path, _flatten(made))
+                    _save(path, _to_arrays(encoded))
             else:
-                self._examples[key] = _unflatten(stored)
+                self._examples[key] = _from_arrays(arrays)
         return self._examples[key]
 
     def references(self, model: str) -> dict[str, tuple[float, ...]]:
-        """Known reference log-probabilities by example key, under the base and numerics named `model`."""
+        """The cached reference log-probabilities by example key. model: a key from reference_key()."""
         if model not in self._refs:
             path = self._path("reference", model)
-            stored = _load(path) if path else None
-            self._refs[model] = {} if stored is None else _to_references(stored)
+            arrays = _load(path) if path else None
+            self._refs[model] = {} if arrays is None else _references_from_arrays(arrays)
         return self._refs[model]
 
-    def add_references(self, model: str, added: dict[str, tuple[float, ...]]) -> None:
-        """Remember more of them, on disk as well."""
-        known = self.references(model)
-        known |= added
+    def add_references(self, model: str, new: dict[str, tuple[float, ...]]) -> None:
+        """Add reference log-probabilities, in memory and on disk."""
+        references = self.references(model)
+        references |= new
         path = self._path("reference", model)
         if path:
-            _save(path, _from_references(known))
+            _save(path, _references_to_arrays(references))
 
     def _path(self, kind: str, key: str) -> Path | None:
         return self.folder / f"{kind}-{key}.safetensors" if self.folder else None
 
 
 def rows_key(rows: Sequence[Row], *facts: object) -> str:
-    """A content hash of rows and of everything that decides how they become tokens."""
+    """A content hash of rows and of everything else that affects their tokens (`facts`)."""
     text = json.dumps([VERSION, list(facts), list(rows)], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def reference_key(fingerprint: str, numerics: str) -> str:
+    """The cache key of a base model and the numerics it is computed with."""
     return hashlib.blake2b(f"{VERSION}|{fingerprint}|{numerics}".encode(), digest_size=16).hexdigest()
 
 
@@ -92,12 +97,12 @@ def _load(path: Path) -> Arrays | None:
         return None
     try:
         arrays = load(path.read_bytes())
-        whole = np.array_equal(arrays.pop("digest"), _digest(arrays))
+        is_intact = np.array_equal(arrays.pop("digest"), _digest(arrays))
     except (SafetensorError, KeyError):
-        whole, arrays = False, {}
-    if not whole:
+        is_intact, arrays = False, {}
+    if not is_intact:
         log.warning("cache file=%s is damaged: made again", path.name)
-    return arrays if whole else None
+    return arrays if is_intact else None
 
 
 def _digest(arrays: Arrays) -> np.ndarray:
@@ -108,8 +113,8 @@ def _digest(arrays: Arrays) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def _flatten(made: Made) -> Arrays:
-    examples, skipped = made
+def _to_arrays(encoded: Encoded) -> Arrays:
+    examples, skipped = encoded
     parts = [[e.prompt, e.twin, e.lengths, *e.completions] for e in examples]
     return {
         "tokens": np.array([token for part in parts for ids in part for token in ids], np.int32),
@@ -121,37 +126,38 @@ def _flatten(made: Made) -> Arrays:
     }
 
 
-def _unflatten(arrays: Arrays) -> Made:
+def _from_arrays(arrays: Arrays) -> Encoded:
     tokens, lengths = arrays["tokens"].tolist(), iter(arrays["lengths"].tolist())
     examples, start = [], 0
     facts = (arrays[name].tolist() for name in ("widths", "labels", "confidence"))
-    for width, label, confidence in zip(*facts, strict=True):
+    for width, code, confidence in zip(*facts, strict=True):
         parts = []
         for _ in range(width):
             stop = start + next(lengths)
             parts.append(tuple(tokens[start:stop]))
             start = stop
         prompt, twin, answers, *completions = parts
-        known = None if label < 0 else bool(label)
+        label = None if code < 0 else bool(code)  # -1 stands for no label
         examples.append(
-            Example(prompt, tuple(completions), known, twin=twin, lengths=answers, confidence=confidence)
+            Example(prompt, tuple(completions), label, twin=twin, lengths=answers, confidence=confidence)
         )
     return examples, Counter(json.loads(arrays["skipped"].tobytes()))
 
 
-def _from_references(known: dict[str, tuple[float, ...]]) -> Arrays:
-    keys = "".join(known)
+def _references_to_arrays(references: dict[str, tuple[float, ...]]) -> Arrays:
+    keys = "".join(references)
     return {
         "keys": np.frombuffer(bytes.fromhex(keys), np.uint8),
-        "widths": np.array([len(values) for values in known.values()], np.int32),
-        "values": np.array([value for values in known.values() for value in values], np.float32),
+        "widths": np.array([len(values) for values in references.values()], np.int32),
+        "values": np.array([value for values in references.values() for value in values], np.float32),
     }
 
 
-def _to_references(arrays: Arrays) -> dict[str, tuple[float, ...]]:
+def _references_from_arrays(arrays: Arrays) -> dict[str, tuple[float, ...]]:
+    # keys are hex digests of one length, so that each row of the array is one key
     keys = arrays["keys"].reshape(len(arrays["widths"]), -1) if len(arrays["widths"]) else []
-    values, out, start = arrays["values"].tolist(), {}, 0
+    values, references, start = arrays["values"].tolist(), {}, 0
     for key, width in zip(keys, arrays["widths"].tolist(), strict=True):
-        out[key.tobytes().hex()] = tuple(values[start : start + width])
+        references[key.tobytes().hex()] = tuple(values[start : start + width])
         start += width
-    return out
+    return references

@@ -1,9 +1,9 @@
-"""Chat templates: conversations as the text that a tokenizer's own template renders, or the reason why it does not.
+"""Render conversations with the chat template of a tokenizer, or say why it cannot render them.
 
-Turns go to the template as they come, with tool calls and whatever other keys they have, as in TRL 1.16. Deviations:
+Turns are passed to the template unchanged, with tool calls and all other keys, as in TRL 1.16. Deviations:
 content in parts is joined for a template that takes strings only (TRL would write the parts as Python prints them, or
 fail), and a string becomes one part for a template that takes parts only (as TRL does for processors). A template that
-reads the clock sees TODAY, on every machine and on every day, so that equal rows are equal tokens.
+reads the clock gets TODAY, on every machine and every day, so that equal rows give equal tokens.
 """
 
 import re
@@ -20,24 +20,24 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from core.errors import ConfigError
-from tasks.tokens.formats import Message, Unsuited, text_of
+from tasks.tokens.formats import FormatError, Message, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TODAY = datetime(2024, 7, 26)  # what Llama 3's template writes where it has no clock
-CLOCK = "strftime_now"  # transformers gives it to every template
+TODAY = datetime(2024, 7, 26)  # the date that Llama 3's template writes without a clock
+CLOCK = "strftime_now"  # a function that transformers provides to every template
 DIRECTIVES = (*"aAbBcdDeFGhHIjmMpRStTuUVwWxXyYzZ", *(f"-{letter}" for letter in "deHIjmMS"))
-GIVEN = {CLOCK, "raise_exception", "dict", "namespace", *DEFAULT_NAMESPACE}  # functions of every template
-# what a template may raise when it computes with the values of a row
-COMPUTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+PROVIDED = {CLOCK, "raise_exception", "dict", "namespace", *DEFAULT_NAMESPACE}  # functions of every template
+# Errors that a template may raise when it computes with the values of a row.
+RENDER_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 PROBE, ANSWER = "Hi", "Yo"
 
 
 class _Generation(Extension):
-    """transformers' {% generation %} block, which marks what an assistant says and renders as it is."""
+    """The {% generation %} block of transformers, which marks an assistant's text and renders its content."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it like this
+    tags = {"generation"}  # noqa: RUF012 - the declaration in jinja2 is mutable
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -60,12 +60,14 @@ class ChatTemplate:
         self._missing: set[str] = set()
         self._literals: set[str] = set()
         self._joins = self._wraps = False
-        self._probe(PROBE)  # refuses what cannot be parsed
-        self._missing, self._literals = _names(self._source)
+        self._probe(PROBE)  # raises ConfigError for a template that cannot be parsed
+        self._missing, self._literals = _names_and_literals(self._source)
         self.reads_clock = CLOCK in self._source
         if self.reads_clock:
-            self._source = _clock() + self._source
+            self._source = _clock_macro() + self._source
         self.writes_calls = "tool_calls" in self._source
+        # Render a string and a list of parts to see which of the two forms the template takes. A template that takes
+        # strings only may print the list as Python does, which does not count.
         plain, parts = self._probe(PROBE), self._probe([{"type": "text", "text": PROBE}])
         takes_parts = PROBE in parts and not re.search(f"[\"']text[\"']: ?[\"']{PROBE}", parts)
         self._joins = PROBE in plain and not takes_parts
@@ -79,11 +81,11 @@ class ChatTemplate:
         )
 
     def render(self, turns: Sequence[Message], *, generation: bool = False) -> str:
-        """The text of a conversation, with what starts an answer after it if `generation`.
+        """The text of a conversation. generation: followed by the text that starts an answer.
 
-        Raises Unsuited for turns that the template refuses or cannot compute with, without their text.
+        Raises FormatError, without text of the turns, for turns that the template refuses or cannot render.
         """
-        shaped = [self._shaped(turn) for turn in turns]
+        shaped = [self._shape(turn) for turn in turns]
         try:
             return str(
                 self._tokenizer.apply_chat_template(
@@ -94,29 +96,31 @@ class ChatTemplate:
             raise ConfigError(f"{self._name}: line {error.lineno}: {error.message}") from None
         except jinja2.TemplateError as error:
             raise self._refusal(error) from None
-        except COMPUTING as error:
-            raise Unsuited(f"the chat template cannot render its turns ({type(error).__name__})") from None
+        except RENDER_ERRORS as error:
+            raise FormatError(f"the chat template cannot render its turns ({type(error).__name__})") from None
 
     def prompt(self, turns: Sequence[Message]) -> list[str]:
-        """A prompt to answer: alone, and with an answer where the template takes one after these turns."""
+        """The texts of a prompt: without an answer and, if the template allows an answer next, with a dummy answer."""
         alone = self.render(turns, generation=True)
         try:
             return [alone, self.render([*turns, _assistant(ANSWER)])]
-        except Unsuited:
+        except FormatError:
             return [alone]
 
     def notes(self) -> list[str]:
-        """What a reader of the plan may not expect of this template."""
+        """Unusual properties of this template, for the plan."""
         notes = []
         if self.unshared:
             notes.append(
-                f"the chat template ends a prompt with {self.unshared!r} only where no answer follows: "
-                "training and answers leave it out"
+                f"the chat template ends a prompt with {self.unshared!r} only if no answer follows: "
+                "training and generation leave it out"
             )
         if self.reads_clock:
             notes.append(f"the chat template writes today's date: it is {TODAY:%d %b %Y} in every run")
         if self.end_of_turn is None:
-            notes.append("the chat template writes no end token after an answer: the model learns none")
+            notes.append(
+                "the chat template writes no end token after an answer: the model does not learn to end one"
+            )
         return notes
 
     @cached_property
@@ -124,27 +128,29 @@ class ChatTemplate:
         """The token that the template writes after an answer, where it is one of the tokenizer's added tokens."""
         try:
             text = self.render([_user(PROBE), _assistant(ANSWER)])
-        except Unsuited:
+        except FormatError:
             return None
         after = text.rpartition(ANSWER)[2].lstrip()
         ids = self._tokenizer(after, add_special_tokens=False).input_ids
         return ids[0] if ids and ids[0] in self._tokenizer.added_tokens_decoder else None
 
     def _unshared(self) -> str:
-        """The end of a prompt alone that is not there before an answer; "" for most templates."""
+        """The end of a rendered prompt that is missing when an answer follows; "" for most templates."""
         try:
             alone, *answered = self.prompt([_user(PROBE)])
-        except Unsuited:
+        except FormatError:
             return ""
-        return alone[common(alone, answered[0]) :] if answered else ""
+        return alone[common_length(alone, answered[0]) :] if answered else ""
 
     def _probe(self, content: object) -> str:
+        """The text of a user turn with this content; "" if the template refuses it."""
         try:
             return self.render([{"role": "user", "content": content}], generation=True)
-        except Unsuited:
+        except FormatError:
             return ""
 
-    def _shaped(self, turn: Message) -> Message:
+    def _shape(self, turn: Message) -> Message:
+        """The turn with its content as a string or as parts, whichever the template takes."""
         content = turn.get("content")
         if isinstance(content, list) and self._joins:
             return {**turn, "content": text_of(turn)}
@@ -152,35 +158,38 @@ class ChatTemplate:
             return {**turn, "content": [{"type": "text", "text": content}]}
         return turn
 
-    def _refusal(self, error: jinja2.TemplateError) -> Unsuited:
-        """What the template says of turns that it refuses, where these are its own words and none of the turns'."""
+    def _refusal(self, error: jinja2.TemplateError) -> FormatError:
+        """The error for turns that the template refuses, with its message only if that is a literal of the template.
+
+        Any other message may quote the turns. Raises ConfigError if the template calls an unknown function.
+        """
         message = str(error)
         if isinstance(error, jinja2.UndefinedError):
             for name in self._missing:
                 if message == f"{name!r} is undefined":
                     raise ConfigError(f"{self._name}: transformers has no function {name}()")
-        words = f": {message}" if message in self._literals else ""
-        return Unsuited(f"the chat template does not take its turns{words}")
+        safe_message = f": {message}" if message in self._literals else ""
+        return FormatError(f"the chat template does not take its turns{safe_message}")
 
 
-def common(a: Sequence[object], b: Sequence[object]) -> int:
-    """How long the two are the same, from the start."""
+def common_length(a: Sequence[object], b: Sequence[object]) -> int:
+    """The length of the common prefix of two sequences."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-def _names(source: str) -> tuple[set[str], set[str]]:
-    """The functions that a template calls and nobody provides, and the strings that are written in it."""
+def _names_and_literals(source: str) -> tuple[set[str], set[str]]:
+    """The undefined functions that a template calls, and its string literals."""
     environment = jinja2.Environment(
         extensions=[_Generation, "jinja2.ext.loopcontrols"], trim_blocks=True, lstrip_blocks=True
     )
     tree = environment.parse(source)
-    called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
+    functions = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
     literals = {const.value for const in tree.find_all(nodes.Const) if isinstance(const.value, str)}
-    return (called & meta.find_undeclared_variables(tree)) - GIVEN, literals
+    return (functions & meta.find_undeclared_variables(tree)) - PROVIDED, literals
 
 
-def _clock() -> str:
-    """A macro in the place of the clock, which formats TODAY. jinja2 trims the line break after it."""
+def _clock_macro() -> str:
+    """A macro that replaces the clock and formats TODAY. jinja2 trims the line break after it."""
     filters = "".join(f"|replace('%{d}', '{TODAY.strftime(f'%{d}')}')" for d in DIRECTIVES)
     return (
         f"{{% macro {CLOCK}(format) %}}{{{{ format|replace('%%', '\\x00'){filters}|replace('\\x00', '%') }}}}"

@@ -1,4 +1,4 @@
-"""Encoder: canonical rows to token ids, the same bytes for training and for generation."""
+"""Encode canonical rows as token ids, in the same way for training and for generation."""
 
 import hashlib
 from collections import Counter
@@ -11,30 +11,35 @@ import jinja2
 from core.errors import ConfigError, DataError
 from tasks.base import Example
 from tasks.data.reading.places import Place
-from tasks.tokens.chat import ChatTemplate, common
-from tasks.tokens.formats import Message, Unsuited, plain_text_of, render
+from tasks.tokens.chat import ChatTemplate, common_length
+from tasks.tokens.formats import FormatError, Message, plain_text_of, render
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase  # half a second that the command line need not wait for
+    from transformers import (
+        PreTrainedTokenizerBase,
+    )  # its import would delay the command line by half a second
 
-Text = str | Sequence[Message]  # plain, or a conversation
+Text = str | Sequence[Message]  # a string or a conversation
 DIFFERS = "a prompt has other tokens alone than before its answer: these are left out"
 NO_CALLS = "the chat template does not write the tool calls"
 REMARKS = (DIFFERS, NO_CALLS)
 
 
 class Encoder:
-    """Prompts with their completions to Examples of at most `max_length` tokens.
+    """Encode prompts with their completions as Examples of at most `max_length` tokens.
 
-    Token ids are TRL 1.16's. Chat: what the template renders, without any token that the tokenizer would add. Other
-    formats: what the tokenizer makes of the text, BOS or any other prefix included, with EOS behind a completion that
-    does not end in it; a text that begins with BOS has two of them then, and a tokenizer that adds EOS by itself
-    doubles it. A prompt and each completion are tokenised together, and the prompt is what they have in common with
-    the prompt alone: tokens may merge across the border, and a template may render a prompt alone in another way.
-    Rows where that happens are counted in `remarks`, as are those whose tool calls the template does not write.
-    A longer row is, by `on_long_row`: truncated (the start of the prompt goes first, BOS stays; then the end of
-    a completion), skipped and counted in `skipped`, or a bad row. A bad row is by `on_bad_row` a DataError, or
-    skipped and counted. Rows are named by their `places`, or by number where there are none; never by content.
+    Token ids equal those of TRL 1.16. Chat: the rendered template, without tokens that the tokenizer would add. Other
+    formats: the tokenised text, with BOS or any other prefix of the tokenizer, and EOS after a completion that does
+    not end in it. A text that begins with BOS then has two, and a tokenizer that adds EOS itself doubles it.
+
+    A prompt and each completion are tokenised together; the prompt's tokens are their common prefix with the prompt
+    alone, because tokens may merge across the border and a template may render a prompt alone differently. Rows where
+    that happens are counted in `remarks`, as are rows whose tool calls the template does not write.
+
+    on_long_row: a row that is too long is truncated (first the start of the prompt, except BOS, then the ends of
+    completions), skipped and counted in `skipped`, or treated as a bad row. on_bad_row: a bad row raises DataError or
+    is skipped and counted. Messages name rows by their `places`, or by number without them, and never quote them.
+
     Raises ConfigError for a chat template that cannot be used (tasks/tokens/chat.py).
     """
 
@@ -49,7 +54,7 @@ class Encoder:
         places: Sequence[Place] = (),
         vocabulary: int = 0,
     ) -> None:
-        """vocabulary: how many token ids the model knows; 0 where that is not checked."""
+        """vocabulary: the number of token ids that the model has an embedding for; 0 skips the check."""
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise ConfigError(
                 "data.prompt-format = 'chat', but the tokenizer has no chat template; use 'alpaca'"
@@ -66,58 +71,65 @@ class Encoder:
         self.vocabulary = vocabulary
         self.places = places
         self.skipped: Counter[str] = Counter()
-        self.remarks: Counter[str] = Counter()  # of rows that are used, by REMARKS
+        self.remarks: Counter[str] = Counter()  # on rows that are used; keys are REMARKS
         self._chat = ChatTemplate(tokenizer) if prompt_format == "chat" else None
-        self._prefix, self._suffix = _added(tokenizer)
+        self._prefix, self._suffix = _added_tokens(tokenizer)
 
     def example(
         self, prompt: Text, completions: Sequence[Text], label: bool | None = None, *, row: int = 0
     ) -> Example | None:
-        """None for a row that is skipped. Raises DataError."""
+        """The Example of a row; None for a row that is skipped. Raises DataError for a bad row.
+
+        row: its index in `places`.
+        """
         try:
             texts = self._texts(prompt, completions)
-        except (Unsuited, jinja2.TemplateError) as error:
+        except (FormatError, jinja2.TemplateError) as error:
             return self.refuse(row, _reason(error))
         ids = self._tokens(texts)
         if self.vocabulary and any(token >= self.vocabulary for row_ids in ids for token in row_ids):
             return self.refuse(row, "holds a special token that the model has no embedding for")
-        stem = min(common(ids[0], other) for other in ids[1:])
-        head, tails = ids[0][:stem], [other[stem:] for other in ids[1:]]
+        shared = min(common_length(ids[0], sequence) for sequence in ids[1:])
+        head, tails = ids[0][:shared], [sequence[shared:] for sequence in ids[1:]]
         if not head:
             return self.refuse(row, "the prompt is empty and the tokenizer has no BOS to start from")
         if not all(tails):
-            return self.refuse(row, "an answer has no tokens behind the prompt")
-        fitted = self._fitted(head, tails, label, row)
-        if fitted and stem < len(self._opened(ids[0])):
+            return self.refuse(row, "an answer has no tokens after the prompt")
+        example = self._fit(head, tails, label, row)
+        if example and shared < len(self._without_suffix(ids[0])):
             self.remarks[DIFFERS] += 1
-        return fitted
+        return example
 
     def prompt(self, prompt: Text) -> tuple[int, ...]:
-        """The ids to generate from: what training has before a plain answer. The start of a long prompt goes.
+        """The token ids to generate from: those that precede a plain answer in training.
 
-        Raises DataError.
+        A prompt of more than `max_length` tokens loses its start. Raises DataError for a prompt that cannot be used.
         """
         try:
             texts = self._chat.prompt(_turns(prompt, "user")) if self._chat else self._texts(prompt, [])
-        except (Unsuited, jinja2.TemplateError) as error:
+        except (FormatError, jinja2.TemplateError) as error:
             raise DataError(f"a prompt to answer: {_reason(error)}") from None
         alone, *answered = self._tokens(texts)
-        ids = (alone[: common(alone, answered[0])] or alone) if answered else self._opened(alone)
-        return tuple(_cut(ids, self.max_length, self._fixed(ids)))
+        shared = (alone[: common_length(alone, answered[0])] or alone) if answered else None
+        ids = self._without_suffix(alone) if shared is None else shared
+        return tuple(_cut(ids, self.max_length, self._prefix_length(ids)))
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """The tokens that end an answer: EOS, and what the chat template writes after one."""
+        """The tokens that end an answer: EOS, and the token that the chat template writes after an answer."""
         turn = self._chat.end_of_turn if self._chat else None
         return tuple(dict.fromkeys([end_token(self.tokenizer), *([] if turn is None else [turn])]))
 
     @property
     def notes(self) -> list[str]:
-        """What a plan has to say of the chat template."""
+        """Unusual properties of the chat template, for the plan."""
         return self._chat.notes() if self._chat else []
 
     def refuse(self, row: int, reason: str, message: str = "") -> None:
-        """Skip a row and count it by reason, or raise DataError with its place and the message, or else the reason."""
+        """Skip a bad row and count it by reason, or raise DataError with its place and the message.
+
+        message: defaults to the reason.
+        """
         if self.on_bad_row == "skip":
             self.skipped[reason] += 1
             return
@@ -125,7 +137,7 @@ class Encoder:
         raise DataError(f"{place.where}: {message or reason}", names=[place.file])
 
     def _texts(self, prompt: Text, completions: Sequence[Text]) -> list[str]:
-        """The prompt alone, then with each completion."""
+        """The text of the prompt alone, then the prompt with each completion."""
         if self._chat:
             turns = _turns(prompt, "user")
             answers = [_turns(completion, "assistant") for completion in completions]
@@ -135,33 +147,32 @@ class Encoder:
                 self.remarks[NO_CALLS] += 1
             return texts
         eos = str(self.tokenizer.eos_token)
-        start, gap = render(prompt, self.prompt_format, eos)
+        start, separator = render(prompt, self.prompt_format, eos)
         answers = [_content(completion) for completion in completions]
-        return [start, *(f"{start}{gap}{a}{'' if a.endswith(eos) else eos}" for a in answers)]
+        return [start, *(f"{start}{separator}{a}{'' if a.endswith(eos) else eos}" for a in answers)]
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=self._chat is None).input_ids
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """Plain texts as they are, with what the tokenizer adds at the front, once."""
-        start = self._prefix
+        """The token ids of texts without a prompt format, with the tokenizer's prefix (such as BOS) exactly once."""
+        prefix = self._prefix
         rows = self.tokenizer(texts, add_special_tokens=False).input_ids
-        return [ids if ids[: len(start)] == start else start + ids for ids in rows]
+        return [ids if ids[: len(prefix)] == prefix else prefix + ids for ids in rows]
 
-    def _opened(self, ids: list[int]) -> list[int]:
-        """A prompt without what the tokenizer adds at the end of a text."""
-        added = 0 if self._chat else len(self._suffix)
-        return ids[: len(ids) - added]
+    def _without_suffix(self, ids: list[int]) -> list[int]:
+        """The tokens of a prompt without those that the tokenizer adds at the end of a text."""
+        suffix_length = 0 if self._chat else len(self._suffix)
+        return ids[: len(ids) - suffix_length]
 
-    def _fixed(self, ids: list[int]) -> int:
-        """How many tokens at the front of a prompt stay when it is cut: the tokenizer's prefix, or BOS."""
+    def _prefix_length(self, ids: list[int]) -> int:
+        """The number of tokens at the start of a prompt that a cut leaves: the tokenizer's prefix, or BOS."""
         if self._prefix and ids[: len(self._prefix)] == self._prefix:
             return len(self._prefix)
         return int(ids[:1] == [self.tokenizer.bos_token_id])
 
-    def _fitted(
-        self, head: list[int], tails: list[list[int]], label: bool | None, row: int
-    ) -> Example | None:
+    def _fit(self, head: list[int], tails: list[list[int]], label: bool | None, row: int) -> Example | None:
+        """The Example of a prompt (head) and its completions (tails), cut, skipped or refused if it is too long."""
         longest = max(map(len, tails))
         if len(head) + longest > self.max_length:
             if self.on_long_row == "skip":
@@ -170,43 +181,43 @@ class Encoder:
             if self.on_long_row == "error":
                 tokens = f"{len(head)} prompt + {longest} completion tokens"
                 return self.refuse(row, "too long", f"{tokens} exceed train.max-length = {self.max_length}")
-            head = _cut(head, max(1, self.max_length - longest), self._fixed(head))
+            head = _cut(head, max(1, self.max_length - longest), self._prefix_length(head))
             tails = [tail[: self.max_length - len(head)] for tail in tails]
         return Example(tuple(head), tuple(map(tuple, tails)), label)
 
 
-def _added(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """The tokens that a tokenizer puts before and after a text by itself."""
-    bare, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
+def _added_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer adds before and after a text."""
+    bare, full = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
     return [], []
 
 
 def end_token(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id of EOS; load_tokenizer() has made sure that there is one."""
+    """The id of EOS; load_tokenizer() refuses tokenizers without one."""
     assert isinstance(tokenizer.eos_token_id, int), tokenizer.eos_token_id
     return tokenizer.eos_token_id
 
 
 def key_of(example: Example) -> str:
-    """A content hash of the token ids: what a reference log-probability is stored under."""
+    """A content hash of the token ids, under which reference log-probabilities are cached."""
     parts = [example.prompt, *example.completions, example.mismatched]
     text = ";".join(",".join(map(str, part)) for part in parts)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, Unsuited) else "the chat template does not take its turns"
+    return str(error) if isinstance(error, FormatError) else "the chat template does not take its turns"
 
 
-def _cut(ids: list[int], length: int, bos: int) -> list[int]:
-    """The last `length` ids, with the first `bos` of them kept at the front."""
+def _cut(ids: list[int], length: int, prefix: int) -> list[int]:
+    """`length` of the ids: the first `prefix` of them, then the last ones."""
     if len(ids) <= length:
         return ids
-    rest = length - bos
-    return ids[:bos] + (ids[-rest:] if rest > 0 else [])
+    rest = length - prefix
+    return ids[:prefix] + (ids[-rest:] if rest > 0 else [])
 
 
 def _turns(text: Text, role: str) -> list[Message]:
@@ -217,5 +228,5 @@ def _content(text: Text) -> str:
     if isinstance(text, str):
         return text
     if len(text) != 1:
-        raise Unsuited(f"a completion of {len(text)} turns needs prompt-format chat")
+        raise FormatError(f"a completion of {len(text)} turns needs prompt-format chat")
     return plain_text_of(text[0])

@@ -35,7 +35,7 @@ class TrainReport:
     steps: int  # optimiser steps
     rows: int  # rows trained on, counted with repetition
     metrics: Metrics  # means over batches, under TRL's names; a metric without data is absent
-    sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.brief
+    sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.pooled_settings
     gradients: Tree | None = field(
         default=None, compare=False
     )  # mean over the steps, if hooks.wants_gradients
@@ -65,7 +65,7 @@ def train(
     Args:
         seed: seeds the batches and dropout; differs by run, round and client.
         data_seed: seeds what is fixed for a client in all rounds (KTO's mismatched pairs).
-        knobs: settings of the order, such as those of Task.brief.
+        knobs: settings of the order, such as those of Task.pooled_settings.
         hooks: changes by the algorithm and by the client's private memory.
         steps: replaces cfg.local_steps; hooks.private_steps come on top.
 

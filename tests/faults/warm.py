@@ -18,4 +18,4 @@ for package in ("tasks", "strategies"):
     for name in names(package):
         plugin(package, name)
 load_base(ModelConfig(), LoraConfig())
-load_base(ModelConfig(), LoraConfig(), plugin("tasks", "pdpo")().adds)
+load_base(ModelConfig(), LoraConfig(), plugin("tasks", "pdpo")().private_parts)

@@ -1,4 +1,4 @@
-"""DPO's losses: the published vectors, hand numbers, signs."""
+"""The losses of DPO: published vectors, values by hand, and signs."""
 
 import math
 from dataclasses import replace
@@ -32,22 +32,22 @@ def batch(chosen, rejected, ref_chosen, ref_rejected, tokens=None) -> Batch:
 def test_the_published_vectors() -> None:
     """Values, rewards and gradients of `dpo_loss`, to 1e-12; the tie of the last row counts as wrong."""
     vector = OPENFEDLLM["dpo_loss"]
-    given, want = vector["inputs"], vector["outputs"]
-    seen = batch(given["pc"], given["pr"], given["rc"], given["rr"])
-    loss, metrics = DPO(beta=given["beta"]).loss(seen)
+    inputs, want = vector["inputs"], vector["outputs"]
+    pairs = batch(inputs["pc"], inputs["pr"], inputs["rc"], inputs["rr"])
+    loss, metrics = DPO(beta=inputs["beta"]).loss(pairs)
     loss.backward()
     assert loss.item() == pytest.approx(want["mean"], abs=1e-12)
-    assert seen.logps.grad is not None
-    gradient = seen.logps.grad.view(-1, 2)
+    assert pairs.logps.grad is not None
+    gradient = pairs.logps.grad.view(-1, 2)
     assert gradient[:, 0].tolist() == pytest.approx(want["grad_chosen_logps"], abs=1e-12)
     assert gradient[:, 1].tolist() == pytest.approx(want["grad_rejected_logps"], abs=1e-12)
     assert metrics["rewards/chosen"] == pytest.approx(sum(want["chosen_rewards"]) / 3, abs=1e-12)
     assert metrics["rewards/rejected"] == pytest.approx(sum(want["rejected_rewards"]) / 3, abs=1e-12)
     assert metrics["rewards/accuracies"] == pytest.approx(want["reward_accuracy"])
     margins = [
-        (a - b) - (c - d) for a, b, c, d in zip(*(given[k] for k in ("pc", "rc", "pr", "rr")), strict=True)
+        (a - b) - (c - d) for a, b, c, d in zip(*(inputs[k] for k in ("pc", "rc", "pr", "rr")), strict=True)
     ]
-    losses = dpo_loss(torch.tensor(margins, dtype=torch.float64), beta=given["beta"])
+    losses = dpo_loss(torch.tensor(margins, dtype=torch.float64), beta=inputs["beta"])
     assert losses.tolist() == pytest.approx(want["losses"], abs=1e-12)
 
 
@@ -64,18 +64,18 @@ def test_losses_by_hand() -> None:
     assert dpo_loss(m, beta=0.25, label_smoothing=0.0).tolist() == dpo_loss(m, beta=0.25).tolist()
 
 
-def test_ipo_takes_ratios_per_token() -> None:
+def test_ipo_uses_ratios_per_token() -> None:
     """Ratios 6 over 3 tokens and 2 over 4: margin 2 - 0.5 = 1.5; beta 0.5: (1.5 - 1)^2. Rewards stay sums."""
     loss, metrics = DPO(beta=0.5, loss_type="ipo").loss(batch([-4], [-8], [-10], [-10], tokens=[3, 4]))
     assert loss.item() == pytest.approx(0.25)
     assert metrics["rewards/margins"] == pytest.approx(0.5 * (6 - 2))
 
 
-def test_a_pair_may_bring_its_own_confidence() -> None:
-    """0.9 is a smoothing of 0.1 for that pair alone; the least loss is where sigmoid(beta m) is the confidence."""
-    seen = batch([-1.0, -1.0], [-3.0, -3.0], [-2.0, -2.0], [-2.0, -2.0])
-    unsure = replace(seen, examples=(replace(seen.examples[0], confidence=0.9), seen.examples[1]))
-    sure, smoothed = DPO().loss(seen)[0].item(), DPO(label_smoothing=0.1).loss(seen)[0].item()
+def test_a_pair_may_have_a_confidence() -> None:
+    """A confidence of 0.9 is a smoothing of 0.1 for that pair; the loss is least where sigmoid(beta m) = 0.9."""
+    pairs = batch([-1.0, -1.0], [-3.0, -3.0], [-2.0, -2.0], [-2.0, -2.0])
+    unsure = replace(pairs, examples=(replace(pairs.examples[0], confidence=0.9), pairs.examples[1]))
+    sure, smoothed = DPO().loss(pairs)[0].item(), DPO(label_smoothing=0.1).loss(pairs)[0].item()
     assert DPO().loss(unsure)[0].item() == pytest.approx((sure + smoothed) / 2)
     margins = torch.tensor([math.log(9) / 0.1], requires_grad=True)
     dpo_loss(margins, beta=0.1, label_smoothing=torch.tensor([0.1])).sum().backward()
@@ -92,16 +92,16 @@ def test_a_pair_may_bring_its_own_confidence() -> None:
         ("hinge", 0.7 * 0 + 0.3 * 3),
     ],
 )
-def test_rows_bring_their_confidence_to_every_loss(loss_type: str, want: float) -> None:
-    """The expected loss over the two orders: a pair at 0.3 is the pair the other way round at 0.7."""
+def test_the_confidence_of_a_row_affects_every_loss(loss_type: str, want: float) -> None:
+    """The expected loss over the two orders: a pair with confidence 0.3 equals the reversed pair with 0.7."""
     encode, task = Encoder(tiny.tokenizer(), "none", 9), DPO(beta=0.5, loss_type=loss_type)
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "label_confidence": 0.7}
-    turned = {"prompt": "a", "chosen": "c", "rejected": "b", "label_confidence": 0.3}
-    (unsure,), (opposite,) = task.examples([row], encode), task.examples([turned], encode)
-    seen = batch([-1.0], [-5.0], [-2.0], [-2.0])
-    assert task.loss(replace(seen, examples=(unsure,)))[0].item() == pytest.approx(want)
-    other = batch([-5.0], [-1.0], [-2.0], [-2.0])
-    assert task.loss(replace(other, examples=(opposite,)))[0].item() == pytest.approx(want)
+    reversed_row = {"prompt": "a", "chosen": "c", "rejected": "b", "label_confidence": 0.3}
+    (unsure,), (opposite,) = task.examples([row], encode), task.examples([reversed_row], encode)
+    pairs = batch([-1.0], [-5.0], [-2.0], [-2.0])
+    assert task.loss(replace(pairs, examples=(unsure,)))[0].item() == pytest.approx(want)
+    reversed_pair = batch([-5.0], [-1.0], [-2.0], [-2.0])
+    assert task.loss(replace(reversed_pair, examples=(opposite,)))[0].item() == pytest.approx(want)
 
 
 def test_ipo_of_an_uncertain_pair_is_least_at_its_margin() -> None:
@@ -114,7 +114,7 @@ def test_ipo_of_an_uncertain_pair_is_least_at_its_margin() -> None:
     assert m.grad.item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_smoothing_is_least_at_its_own_confidence() -> None:
+def test_the_smoothed_loss_is_least_at_its_confidence() -> None:
     """d/dm = 0 where sigmoid(beta m) = 1 - s."""
     m = torch.tensor([math.log(0.8 / 0.2) / 0.5], dtype=torch.float64, requires_grad=True)
     dpo_loss(m, beta=0.5, label_smoothing=0.2).sum().backward()
@@ -131,7 +131,7 @@ def test_smoothing_is_least_at_its_own_confidence() -> None:
         {"label_smoothing": 0.1, "loss_type": "ipo"},
     ],
 )
-def test_impossible_settings_are_refused(options: dict) -> None:
+def test_options_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError, match=r"task\."):
         DPO(**options)
 
@@ -142,4 +142,4 @@ def test_rows_become_pairs() -> None:
     (example,) = DPO().examples(rows, encode)
     assert [len(c) for c in example.completions] == [2, 3]
     assert encode.skipped == {"too long": 1}
-    assert DPO().census([example]) == DPO().brief({}) == {}
+    assert DPO().row_counts([example]) == DPO().pooled_settings({}) == {}

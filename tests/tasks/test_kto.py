@@ -1,4 +1,4 @@
-"""KTO: the published vectors, pairings without fixed points, pooled weights, and a reference point at batch size 1."""
+"""KTO: published vectors, pairings without fixed points, weights from counts, and a reference point at batch size 1."""
 
 import math
 from collections import Counter
@@ -48,25 +48,25 @@ def batch(ratios, labels, kl_ratios=(), **options) -> Batch:
 def test_the_published_vectors(case: str) -> None:
     """Losses, z, rewards and gradients, to 1e-12; one class alone is no NaN, and z gets no gradient."""
     vector = vectors("kto_loss")
-    given_, want = vector["inputs"]["cases"][case], vector["outputs"][case]
-    ratios = [p - r for p, r in zip(given_["pc"] + given_["pr"], given_["rc"] + given_["rr"], strict=True)]
-    labels = [True] * len(given_["pc"]) + [False] * len(given_["pr"])
-    kl = [p - r for p, r in zip(given_["pk"], given_["rk"], strict=True)]
-    seen = batch(ratios, labels, kl)
-    task = KTO(beta=0.1, desirable_weight=str(given_.get("dw", 1.0)), undesirable_weight="1")
-    loss, metrics = task.loss(seen)
+    inputs, want = vector["inputs"]["cases"][case], vector["outputs"][case]
+    ratios = [p - r for p, r in zip(inputs["pc"] + inputs["pr"], inputs["rc"] + inputs["rr"], strict=True)]
+    labels = [True] * len(inputs["pc"]) + [False] * len(inputs["pr"])
+    kl = [p - r for p, r in zip(inputs["pk"], inputs["rk"], strict=True)]
+    rows = batch(ratios, labels, kl)
+    task = KTO(beta=0.1, desirable_weight=str(inputs.get("dw", 1.0)), undesirable_weight="1")
+    loss, metrics = task.loss(rows)
     loss.backward()
     assert metrics["kl"] == pytest.approx(want["kl"], abs=1e-12)
     assert loss.item() == pytest.approx(want["mean"], abs=1e-12)
-    assert seen.logps.grad is not None
+    assert rows.logps.grad is not None
     gradients = (want["grad_chosen_logps"] or []) + want["grad_rejected_logps"]
-    assert seen.logps.grad.tolist() == pytest.approx(gradients, abs=1e-12)
+    assert rows.logps.grad.tolist() == pytest.approx(gradients, abs=1e-12)
     losses = kto_loss(
         torch.tensor(ratios, dtype=torch.float64),
         torch.tensor(labels),
         want["kl"],
         beta=0.1,
-        desirable=given_.get("dw", 1.0),
+        desirable=inputs.get("dw", 1.0),
     )
     assert losses.tolist() == pytest.approx(want["losses"], abs=1e-12)
     for name in ("chosen", "rejected"):
@@ -81,7 +81,7 @@ def row(prompt: int, completion: int, label: bool = True) -> Example:
     return Example((1, prompt), ((completion, 2),), label)
 
 
-def test_rotation_is_trls() -> None:
+def test_rotation_equals_trl() -> None:
     vector = vectors("kto_kl_pairing_trl116")
     rows = [row(10 + i, 20 + i) for i in range(4)]
     joined = rotated(rows, vector["inputs"]["per_device_train_batch_size"], max_length=9)
@@ -116,14 +116,14 @@ def test_a_derangement_is_seeded() -> None:
     assert deranged(rows, seed=3, max_length=9) != deranged(rows, seed=4, max_length=9)
 
 
-def test_a_stranger_is_cut_to_what_fits_behind_the_prompt() -> None:
+def test_a_mismatched_completion_is_cut_to_what_fits_after_the_prompt() -> None:
     rows = [Example((1, 5, 6, 7), ((8,),), True), Example((1,), ((20, 21, 22, 23),), False)]
     first, second = deranged(rows, seed=0, max_length=5)
     assert (first.mismatched, second.mismatched) == ((20,), (8,))
     assert deranged(rows[:1], seed=0, max_length=5)[0].mismatched == ()
 
 
-def test_prepare_keeps_pairs_that_were_made_before() -> None:
+def test_prepare_keeps_existing_mismatched_completions() -> None:
     rows = rotated([row(i, 100 + i) for i in range(4)], 4, max_length=9)
     assert KTO().prepare(rows, seed=0, max_length=9) == rows
 
@@ -140,10 +140,10 @@ def test_prepare_keeps_pairs_that_were_made_before() -> None:
         (0, 0, (1.0, 1.0)),
     ],
 )
-def test_auto_weights_end_in_the_papers_band(n_d: int, n_u: int, want: tuple[float, float]) -> None:
-    knobs = KTO().brief({"n_desirable": n_d, "n_undesirable": n_u})
-    assert (knobs["desirable-weight"], knobs["undesirable-weight"]) == pytest.approx(want)
-    assert "z0" not in knobs
+def test_auto_weights_are_inside_the_band_of_the_paper(n_d: int, n_u: int, want: tuple[float, float]) -> None:
+    settings = KTO().pooled_settings({"n_desirable": n_d, "n_undesirable": n_u})
+    assert (settings["desirable-weight"], settings["undesirable-weight"]) == pytest.approx(want)
+    assert "z0" not in settings
 
 
 @given(
@@ -162,11 +162,11 @@ def test_only_free_weights_move_and_they_reach_the_band(n_d: int, n_u: int, w_d,
 
 def test_weights_reach_the_loss() -> None:
     """r = z = 0: each loss is w / 2."""
-    knobs = KTO().brief({"n_desirable": 10, "n_undesirable": 30})
-    loss, _ = KTO().loss(batch([0.0, 0.0], [True, False], knobs=knobs))
+    settings = KTO().pooled_settings({"n_desirable": 10, "n_undesirable": 30})
+    loss, _ = KTO().loss(batch([0.0, 0.0], [True, False], knobs=settings))
     assert loss.item() == pytest.approx((3.0 + 1.0) / 4)
     loss, _ = KTO(desirable_weight="2", undesirable_weight="4").loss(
-        batch([0.0, 0.0], [True, False], knobs=knobs)
+        batch([0.0, 0.0], [True, False], knobs=settings)
     )
     assert loss.item() == pytest.approx((2.0 + 4.0) / 4)
 
@@ -182,7 +182,7 @@ def test_an_uncertain_pair_becomes_two_uncertain_thumbs() -> None:
     liked, disliked = 0.8 * 2 * 0.25 + 0.2 * 1 * 0.75, 0.8 * 1 * 0.25 + 0.2 * 2 * 0.75
     assert loss.item() == pytest.approx((liked + disliked) / 2)
     assert metrics["rewards/chosen"] == pytest.approx(ratio)
-    assert task.census([good, bad, replace(good, confidence=1.0)]) == pytest.approx(
+    assert task.row_counts([good, bad, replace(good, confidence=1.0)]) == pytest.approx(
         {"n_desirable": 0.8 + 0.2 + 1, "n_undesirable": 0.2 + 0.8}
     )
 
@@ -218,7 +218,7 @@ def test_the_pooled_point_runs_from_the_servers_value() -> None:
     _, second = task.loss(batch([0.0], [True], [-1.0], **options))
     assert second["kl"] == pytest.approx((34 * 31 / 32 - 1) / 32)
     assert sums == {"kl_sum": 2.0, "kl_count": 2.0}
-    assert task.brief({"n_desirable": 1, "n_undesirable": 1, **sums})["z0"] == 1.0
+    assert task.pooled_settings({"n_desirable": 1, "n_undesirable": 1, **sums})["z0"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -265,13 +265,13 @@ def test_the_pooled_point_is_nearly_unbiased_at_batch_size_1(base: Base) -> None
         set_adapter(base, tiny.random_adapter(base, seed=seed, size=0.25))
         with torch.no_grad():
             mean = float((completion_logps(base, forks) - frozen).mean())
-        assert mean > 0.2  # an oracle at the clip would be met by accident
+        assert mean > 0.2  # otherwise z could match the clipped value by accident
         errors["batch"].append(train(base, KTO(), rows, cfg, seed=0).metrics["kl"] - mean)
         first = train(base, pooled, rows, cfg, seed=1)
         assert first.sums["kl_sum"] / first.sums["kl_count"] == pytest.approx(mean, abs=1e-4)
-        knobs = pooled.brief({**pooled.census(rows), **first.sums})
-        errors["pooled"].append(train(base, pooled, rows, cfg, seed=2, knobs=knobs).metrics["kl"] - mean)
-    bias = {name: sum(found) / len(found) for name, found in errors.items()}
+        settings = pooled.pooled_settings({**pooled.row_counts(rows), **first.sums})
+        errors["pooled"].append(train(base, pooled, rows, cfg, seed=2, knobs=settings).metrics["kl"] - mean)
+    bias = {name: sum(values) / len(values) for name, values in errors.items()}
     assert bias["batch"] > 0.8
     assert abs(bias["pooled"]) < 0.15
 
@@ -283,7 +283,7 @@ def test_clients_of_one_class_or_one_row_train(base: Base, labels: list[bool], r
     task = KTO(reference_point=reference_point)
     set_adapter(base, tiny.random_adapter(base))
     cfg = TrainConfig(learning_rate=1e-3, local_steps=2, per_device_batch_size=2, max_length=32)
-    report = train(base, task, rows, cfg, seed=0, knobs=task.brief(task.census(rows)))
+    report = train(base, task, rows, cfg, seed=0, knobs=task.pooled_settings(task.row_counts(rows)))
     assert report.metrics["loss"] == report.metrics["loss"] > 0  # a number, not NaN
     assert ("kl" in report.metrics) == (len(rows) > 1)
     assert ("kl_count" in report.sums) == (len(rows) > 1)

@@ -15,16 +15,18 @@ from tests import tiny
 from tests.vectors import FEDBISCUIT
 
 
-def batch(given: dict, *, explicit: bool = True) -> Batch:
+def batch(values: dict, *, explicit: bool = True) -> Batch:
     def flat(chosen: str, rejected: str) -> torch.Tensor:
-        pairs = list(zip(given[chosen], given[rejected], strict=True))
+        pairs = list(zip(values[chosen], values[rejected], strict=True))
         return torch.tensor(pairs, dtype=torch.float64).flatten()
 
     logps = flat("policy_chosen", "policy_rejected")
-    own = flat("explicit_reward_chosen", "explicit_reward_rejected").requires_grad_() if explicit else None
+    rewards = (
+        flat("explicit_reward_chosen", "explicit_reward_rejected").requires_grad_() if explicit else None
+    )
     examples = (Example((1,), ((2,), (3,))),) * (len(logps) // 2)
     refs, tokens = flat("ref_chosen", "ref_rejected"), torch.ones(len(logps))
-    return Batch(examples, logps.requires_grad_(), refs, tokens, (), explicit=own)
+    return Batch(examples, logps.requires_grad_(), refs, tokens, (), explicit=rewards)
 
 
 HAND = {
@@ -37,7 +39,7 @@ HAND = {
 }
 
 
-def test_the_vectors() -> None:
+def test_published_vectors() -> None:
     """Eleven printed digits."""
     vector = FEDBISCUIT["fedpdpo_reconstruction"]
     margin = {"objective": "margin", "kappa": 0.3, "explicit_weight": 1.0}
@@ -76,49 +78,48 @@ def test_objectives_by_hand() -> None:
         assert loss.item() == pytest.approx(sum(want) / 2), objective
 
 
-def test_as_a_margin_the_explicit_reward_gets_no_gradient_from_the_policy() -> None:
-    """Its gradient is that of its own likelihood alone, as under `separate`; composed pushes both by one factor."""
+def test_the_explicit_reward_in_a_margin_gets_no_gradient() -> None:
+    """Its gradient is that of its own likelihood, as for `separate`; composed scales both gradients by one factor."""
     gradients = {}
     for objective in ("separate", "margin", "composed"):
-        seen = batch(HAND)
-        PDPO(beta=0.1, objective=objective, explicit_weight=1.0).loss(seen)[0].backward()
-        assert seen.explicit is not None
-        gradients[objective] = seen.explicit.grad, seen.logps.grad
+        pairs = batch(HAND)
+        PDPO(beta=0.1, objective=objective, explicit_weight=1.0).loss(pairs)[0].backward()
+        assert pairs.explicit is not None
+        gradients[objective] = pairs.explicit.grad, pairs.logps.grad
     assert torch.equal(gradients["separate"][0], gradients["margin"][0])
     assert not torch.equal(gradients["separate"][1], gradients["margin"][1])
     torch.testing.assert_close(gradients["composed"][0] * 0.1, gradients["composed"][1])
 
 
-def test_without_a_reward_head_it_is_dpo_to_the_bit() -> None:
-    plain, seen = batch(HAND, explicit=False), batch(HAND, explicit=False)
+def test_without_a_reward_head_pdpo_equals_dpo_exactly() -> None:
+    plain, pairs = batch(HAND, explicit=False), batch(HAND, explicit=False)
     want, metrics = DPO().loss(plain)
-    got, own = PDPO(parts="bottleneck,head").loss(seen)
+    got, got_metrics = PDPO(parts="bottleneck,head").loss(pairs)
     want.backward()
     got.backward()
     assert torch.equal(got, want)
-    assert torch.equal(seen.logps.grad, plain.logps.grad)
-    assert own == metrics
+    assert torch.equal(pairs.logps.grad, plain.logps.grad)
+    assert got_metrics == metrics
 
 
-def test_the_chosen_answer_is_kept_likely_by_its_mean_token() -> None:
+def test_nll_is_the_mean_over_pairs_of_the_chosen_answers_nll_per_token() -> None:
     """Chosen: -10 over 4 tokens and -3 over 2: 2 nats on average."""
-    seen = batch(HAND)
-    seen = replace(seen, tokens=torch.tensor([4, 1, 2, 1]))
-    with_it, metrics = PDPO(nll_weight=0.1).loss(seen)
+    pairs = replace(batch(HAND), tokens=torch.tensor([4, 1, 2, 1]))
+    loss, metrics = PDPO(nll_weight=0.1).loss(pairs)
     assert metrics["nll"] == pytest.approx(2.0)
-    assert with_it.item() == pytest.approx(PDPO().loss(seen)[0].item() + 0.2)
+    assert loss.item() == pytest.approx(PDPO().loss(pairs)[0].item() + 0.2)
 
 
 @pytest.mark.parametrize("objective", ["separate", "composed", "margin"])
 @pytest.mark.parametrize("parts", ["bottleneck,head,reward", "bottleneck,head"])
 def test_an_uncertain_pair_has_the_expected_loss_over_its_orders(objective: str, parts: str) -> None:
-    """0.8 of the pair as it is and 0.2 of the pair turned round, likelihood of the better answer included."""
+    """0.8 of the pair and 0.2 of the reversed pair, including the likelihood of the better answer."""
     rewarded = "reward" in parts
     options = {"objective": objective} if rewarded else {}
     task = PDPO(nll_weight=0.1, parts=parts, **options)
-    turned = {name.replace("chosen", "#").replace("rejected", "chosen").replace("#", "rejected"): v
+    reversed_pairs = {name.replace("chosen", "#").replace("rejected", "chosen").replace("#", "rejected"): v
               for name, v in HAND.items()}  # fmt: skip
-    plain, opposite = batch(HAND, explicit=rewarded), batch(turned, explicit=rewarded)
+    plain, opposite = batch(HAND, explicit=rewarded), batch(reversed_pairs, explicit=rewarded)
     (right, a), (wrong, b) = task.loss(plain), task.loss(opposite)
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "label_confidence": 0.8}
     (example,) = task.examples([row], Encoder(tiny.tokenizer(), "none", 9))
@@ -129,16 +130,16 @@ def test_an_uncertain_pair_has_the_expected_loss_over_its_orders(objective: str,
     assert half.item() != pytest.approx(loss.item())
 
 
-def test_a_silent_reward_head_has_no_accuracy() -> None:
-    silent = {**HAND, "explicit_reward_chosen": [0.0, 0.0], "explicit_reward_rejected": [0.0, 0.0]}
-    assert "explicit/accuracies" not in PDPO().loss(batch(silent))[1]
+def test_a_reward_head_of_zeros_has_no_accuracy() -> None:
+    zeros = {**HAND, "explicit_reward_chosen": [0.0, 0.0], "explicit_reward_rejected": [0.0, 0.0]}
+    assert "explicit/accuracies" not in PDPO().loss(batch(zeros))[1]
     assert PDPO().loss(batch(HAND))[1]["explicit/accuracies"] == 0.5
 
 
-def test_half_of_the_steps_are_the_clients_own() -> None:
-    own, shared = PDPO(order="alternating").stages(5)
-    assert (own.steps, shared.steps) == (2, 3)
-    for stage, private in ((own, True), (shared, False)):
+def test_alternating_trains_private_parts_for_half_of_the_steps() -> None:
+    first, second = PDPO(order="alternating").stages(5)
+    assert (first.steps, second.steps) == (2, 3)
+    for stage, private in ((first, True), (second, False)):
         assert stage.trains("private.head.left") is private
         assert stage.trains("l.lora_A.weight") is not private
     assert [stage.steps for stage in PDPO(order="alternating").stages(1)] == [1, 1]
@@ -150,11 +151,11 @@ def test_half_of_the_steps_are_the_clients_own() -> None:
     )
 
 
-def test_what_it_adds_and_how_fast_that_learns() -> None:
-    assert PDPO().adds == Parts("residual", 0, True, 16, True)
-    assert PDPO(parts="head", head_rank=0).adds == Parts(head=True)
-    assert PDPO(parts="bottleneck", mix="gate", bottleneck_width=8).adds == Parts("gate", 8, rank=16)
-    assert DPO().adds == Parts()
+def test_private_parts_and_their_rates() -> None:
+    assert PDPO().private_parts == Parts("residual", 0, True, 16, True)
+    assert PDPO(parts="head", head_rank=0).private_parts == Parts(head=True)
+    assert PDPO(parts="bottleneck", mix="gate", bottleneck_width=8).private_parts == Parts("gate", 8, rank=16)
+    assert DPO().private_parts == Parts()
     assert [PDPO().rate(part) for part in ("bottleneck", "head", "reward")] == [0.3, 0.3, 3.0]
 
 
@@ -173,7 +174,7 @@ def test_what_it_adds_and_how_fast_that_learns() -> None:
         ({"parts": "reward", "head_rank": 4}, "task.head-rank = 4 has no effect"),
     ],
 )
-def test_impossible_settings_are_refused(options: dict, message: str) -> None:
+def test_invalid_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         PDPO(**options)
     assert message in str(caught.value)

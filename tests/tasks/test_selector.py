@@ -10,7 +10,7 @@ from torch import Tensor
 from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from tasks.base import Batch, Example
-from tasks.data.base import Found, canonical
+from tasks.data.base import SourceRow, canonical
 from tasks.forward.setup import load_base
 from tasks.model.adapter import get_adapter, initial_adapter, set_adapter
 from tasks.model.base import Base
@@ -57,11 +57,11 @@ def test_the_published_loss_and_its_gradient() -> None:
     vector = FEDBISCUIT["restricted_choice_ce"]
     logits = torch.tensor(vector["logits"], dtype=torch.float64, requires_grad=True)
     a, b = vector["choice_ids"]
-    kept = vector["kept"]
-    where = torch.tensor([[i, t] for i, t, _ in kept]).T
-    z = Head(None).logits(logits[where[0], where[1]], torch.tensor([[a, b]] * len(kept)))
+    positions = vector["kept"]
+    where = torch.tensor([[i, t] for i, t, _ in positions]).T
+    z = Head(None).logits(logits[where[0], where[1]], torch.tensor([[a, b]] * len(positions)))
     z = z[:, 0] - z[:, 1]
-    p = torch.tensor([1.0 - k for _, _, k in kept], dtype=torch.float64)
+    p = torch.tensor([1.0 - k for _, _, k in positions], dtype=torch.float64)
     losses = selector_loss(torch.stack([z, -z], 1), p)
     assert losses.tolist() == pytest.approx(vector["per_position_loss"], abs=1e-9)
     assert losses.mean().item() == pytest.approx(vector["mean_loss"], abs=1e-9)
@@ -82,21 +82,21 @@ def test_losses_by_hand() -> None:
 
     sure = (softplus(-1) + softplus(-2)) / 2
     flipped = (softplus(1) + softplus(2)) / 2
-    seen = batch([[1.0, -2.0]])
-    assert Selector().loss(seen)[0].item() == pytest.approx(sure)
-    assert Selector(antisymmetry=0.1).loss(seen)[0].item() == pytest.approx(sure + 0.1)
-    smoothed = Selector(label_smoothing=0.2).loss(seen)[0].item()
+    pair = batch([[1.0, -2.0]])
+    assert Selector().loss(pair)[0].item() == pytest.approx(sure)
+    assert Selector(antisymmetry=0.1).loss(pair)[0].item() == pytest.approx(sure + 0.1)
+    smoothed = Selector(label_smoothing=0.2).loss(pair)[0].item()
     assert smoothed == pytest.approx(0.8 * sure + 0.2 * flipped)
     unsure = batch([[1.0, -2.0]], (replace(PLAIN, confidence=0.8),))
     assert Selector().loss(unsure)[0].item() == pytest.approx(smoothed)
-    loss, metrics = Reward().loss(seen)
+    loss, metrics = Reward().loss(pair)
     assert loss.item() == pytest.approx(softplus(-3))
     assert metrics == {"accuracy": 1.0, "rewards/margins": 3.0}
     assert Reward().loss(unsure)[0].item() == pytest.approx(0.8 * softplus(-3) + 0.2 * softplus(3))
 
 
-def test_the_pull_goes_against_a_preference_for_a_place() -> None:
-    """Where both orders say A, antisymmetry pulls both down; an antisymmetric pair it leaves alone."""
+def test_the_antisymmetry_penalty_reduces_a_bias_for_a_position() -> None:
+    """If both orders prefer A, the penalty lowers both logits; it does not change an antisymmetric pair."""
     for z, want in ([[2.0, 2.0]], [8.0, 8.0]), ([[2.0, -2.0]], [0.0, 0.0]):
         pulled, plain = batch(z), batch(z)
         Selector(antisymmetry=1.0).loss(pulled)[0].backward()
@@ -137,19 +137,19 @@ def test_loss_and_gradient_are_those_of_full_logits(base: Base, task) -> None:
     assert (got - want).norm() / want.norm() < 1e-5
 
 
-def test_swapping_the_answers_turns_every_score_around(base: Base) -> None:
+def test_swapping_the_answers_reverses_every_score(base: Base) -> None:
     set_adapter(base, tiny.random_adapter(base))
     back = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} for r in ROWS]
     z, swapped = (margins(choice_batch(base, examples(base, rows=rows))) for rows in (ROWS, back))
     torch.testing.assert_close(z, swapped.flip(1), rtol=1e-5, atol=1e-5)
     right, wrong = (evaluate(base, Selector(), examples(base, rows=rows)) for rows in (ROWS, back))
     assert right["accuracy"] + wrong["accuracy"] == pytest.approx(1.0)
-    assert right["accuracy"] != wrong["accuracy"], "six pairs that do not tie at one half"
+    assert right["accuracy"] != wrong["accuracy"], "the accuracy of six pairs must not be one half"
     assert right["order_consistency"] == wrong["order_consistency"]
 
 
-def test_held_out_pairs_are_scored_whole(base: Base) -> None:
-    """From full logits; the longer answer is known although it stands in the prompt."""
+def test_metrics_of_held_out_pairs_equal_those_from_full_logits(base: Base) -> None:
+    """The lengths of the answers are known although the answers are in the prompt."""
     set_adapter(base, tiny.random_adapter(base))
     made = examples(base)
     letters = made[0].completions[0][0], made[0].completions[1][0]
@@ -175,8 +175,8 @@ def test_held_out_pairs_are_scored_whole(base: Base) -> None:
     assert evaluate(base, Selector(), []) == {}
 
 
-def test_a_pair_without_room_moves_no_label(base: Base) -> None:
-    """Truncated and dropped rows between others: every other score is as it was, and none is NaN."""
+def test_skipping_a_pair_without_room_does_not_shift_labels(base: Base) -> None:
+    """Truncated and dropped rows between the others: all other scores are unchanged, and none is NaN."""
     long = {"prompt": "Long " * 200, "chosen": "yes", "rejected": "no"}
     hopeless = {"prompt": "Why?", "chosen": "x" * 500, "rejected": "no"}
     set_adapter(base, tiny.random_adapter(base))
@@ -190,20 +190,20 @@ def test_a_pair_without_room_moves_no_label(base: Base) -> None:
     assert not all(t.equal(start[n]) for n, t in get_adapter(base).items())
 
 
-def test_shp_labels_point_the_right_way(base: Base) -> None:
+def test_shp_labels_choose_the_right_answer(base: Base) -> None:
     """SHP: labels == 1 means that A is preferred; in the order of the row the answer to the comparison is A."""
     vector = FEDBISCUIT["bug_shp_label_inverted"]
     row = vector["row"]
-    pair = canonical(Found("row 0", {"history": "History", **row}))
+    pair = canonical(SourceRow("row 0", {"history": "History", **row}))
     (example,) = examples(base, rows=[pair])
-    shown = "".join(base.tokenizer.convert_ids_to_tokens(list(example.prompt)))
-    assert f"RESPONSE A: {row['human_ref_A']}" in shown
+    prompt = "".join(base.tokenizer.convert_ids_to_tokens(list(example.prompt)))
+    assert f"RESPONSE A: {row['human_ref_A']}" in prompt
     wrong, right = (Selector().loss(batch([[v, -v]], (example,)))[0] for v in (-3.0, 3.0))
     assert right < wrong, f"target {vector['correct_target_original_order']!r} in the original order"
 
 
 @pytest.mark.parametrize("task", [Selector(antisymmetry=0.1), Reward()], ids=["selector", "reward"])
-def test_training_learns_and_repeats_its_bytes(base: Base, task) -> None:
+def test_training_lowers_the_loss_and_is_reproducible(base: Base, task) -> None:
     made = examples(base, task)
     ends = []
     for _ in range(2):
@@ -216,7 +216,7 @@ def test_training_learns_and_repeats_its_bytes(base: Base, task) -> None:
 
 
 @pytest.mark.parametrize("options", [{"label_smoothing": 0.5}, {"antisymmetry": -1.0}])
-def test_impossible_settings_are_refused(options: dict) -> None:
+def test_options_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError, match=r"task\."):
         Selector(**options)
     with pytest.raises(ConfigError, match=r"task\.label-smoothing"):

@@ -1,4 +1,4 @@
-"""SFT's loss is a mean over tokens."""
+"""The loss of SFT is a mean over tokens."""
 
 import pytest
 import torch

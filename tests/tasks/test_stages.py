@@ -1,4 +1,4 @@
-"""Private parts in the training loop: DPO while they rest, who learns when and how fast."""
+"""Private parts in the training loop: frozen parts, stages and learning rates."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ PAIRS = [
     Example((1, *range(5, 8 + i)), (tuple(range(20, 25 + i)), tuple(range(60 - i, 63 + i % 3))))
     for i in range(6)
 ]
-ALL = PDPO(beta=0.1).adds
+ALL = PDPO(beta=0.1).private_parts
 SHARED = LocalHooks(trains=lambda name: not is_private(name))
 
 
@@ -48,21 +48,21 @@ def trained(base: Base, task, cfg: TrainConfig = CFG, start: Tree | None = None,
 
 @pytest.mark.parametrize("optimizer_state", ["reset", "keep"])
 @pytest.mark.parametrize("far", [False, True])
-def test_while_its_parts_rest_it_is_dpo_to_the_bit(folder: str, far: bool, optimizer_state) -> None:
+def test_with_frozen_private_parts_pdpo_equals_dpo_exactly(folder: str, far: bool, optimizer_state) -> None:
     """From LoRA's start and from elsewhere, with decay and clipping."""
     cfg = replace(CFG, weight_decay=0.1, max_grad_norm=0.05, optimizer_state=optimizer_state)
     plain = loaded(folder, Parts())
     start = tiny.random_adapter(plain) if far else initial_adapter(plain, 0)
-    want, _, known = trained(plain, DPO(beta=0.1), cfg, start)
+    want, _, dpo_report = trained(plain, DPO(beta=0.1), cfg, start)
     for parts in ("bottleneck,head", "bottleneck,head,reward"):
         task = PDPO(beta=0.1, parts=parts, mix="gate")
-        got, _, report = trained(loaded(folder, task.adds), task, cfg, start, hooks=SHARED)
+        got, _, report = trained(loaded(folder, task.private_parts), task, cfg, start, hooks=SHARED)
         assert all(torch.equal(got[n], t) for n, t in want.items()), parts
-        assert report.metrics == known.metrics
+        assert report.metrics == dpo_report.metrics
 
 
-def test_the_reference_is_asked_of_one_cache(folder: str, tmp_path: Path) -> None:
-    """What dpo stored is what pdpo reads: one base, one function."""
+def test_dpo_and_pdpo_share_cached_references(folder: str, tmp_path: Path) -> None:
+    """The reference depends on the base alone, so that pdpo reads what dpo stored."""
     trained(loaded(folder, Parts()), DPO(beta=0.1), cache=Cache(tmp_path))
     base = loaded(folder)
     before = dict(Cache(tmp_path).references(reference_key(base.fingerprint, base.numerics)))
@@ -73,14 +73,14 @@ def test_the_reference_is_asked_of_one_cache(folder: str, tmp_path: Path) -> Non
     assert before == Cache(tmp_path / "other").references(reference_key(base.fingerprint, base.numerics))
 
 
-def test_together_everything_learns(folder: str) -> None:
+def test_joint_training_updates_all_tensors(folder: str) -> None:
     after, changed, report = trained(loaded(folder), PDPO(beta=0.1))
     assert changed == set(after)
     assert {"explicit/margins", "explicit/accuracies", "rewards/accuracies"} <= report.metrics.keys()
 
 
-def test_in_turn_the_clients_parts_come_first(folder: str) -> None:
-    """Two and two of four steps are the two stages by hand."""
+def test_alternating_trains_the_private_parts_first(folder: str) -> None:
+    """Of four steps, two train the private parts and two the adapter."""
     base, task = loaded(folder), PDPO(order="alternating")
     seen: list[set[str]] = []
 
@@ -109,7 +109,7 @@ def test_a_newcomer_opens_with_its_own_parts(folder: str) -> None:
 def test_each_part_has_its_own_rate(folder: str) -> None:
     """One AdamW step moves an entry with a gradient by the rate."""
     task = PDPO(bottleneck_rate=2.0, head_rate=3.0, reward_rate=5.0)
-    base = loaded(folder, task.adds)
+    base = loaded(folder, task.private_parts)
     set_adapter(base, {**initial_adapter(base, 0), **base.private_parts.start(0, 0)})
     before = {**get_adapter(base), **get_private(base)}
     after, _, _ = trained(base, task, replace(CFG, local_steps=1))
@@ -120,7 +120,7 @@ def test_each_part_has_its_own_rate(folder: str) -> None:
     assert moved == pytest.approx(1e-2, rel=1e-2)
 
 
-def test_moments_of_all_stages_are_kept(folder: str) -> None:
+def test_moments_of_all_stages_are_returned(folder: str) -> None:
     base, keep = loaded(folder), replace(CFG, optimizer_state="keep")
     _, _, report = trained(base, PDPO(order="alternating"), keep)
     assert report.moments["adam.step"].keys() == base.flat.parameters.keys()

@@ -34,14 +34,14 @@ EVERY = pytest.mark.parametrize("path", toy_base.FILES.values(), ids=list(toy_ba
 
 
 @EVERY
-def test_it_fits_the_bundle(path):
+def test_the_file_is_small_enough_for_the_bundle(path):
     """Flower's bundle takes files of at most 10 MB; the base promises at most about 1 MB of weights."""
     page = json.loads(path.read_text())
     assert path.stat().st_size < 1_000_000
     assert sum(map(len, page["model.safetensors"])) * 3 / 4 < 500_000
 
 
-def test_it_is_a_small_llama_that_loads_offline(base):
+def test_the_toy_base_is_a_small_llama_that_loads_offline(base):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     assert type(model).__name__ == "LlamaForCausalLM"
     assert sum(p.numel() for p in model.parameters()) < 480_000
@@ -50,7 +50,7 @@ def test_it_is_a_small_llama_that_loads_offline(base):
     }  # fmt: skip
 
 
-def test_unpacking_is_done_once_and_by_one_of_many(tmp_path, monkeypatch):
+def test_one_of_many_threads_unpacks_the_model_once(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCORD_HOME", str(tmp_path))
     places = []
     threads = [threading.Thread(target=lambda: places.append(toy_base.folder())) for _ in range(8)]
@@ -82,7 +82,7 @@ def test_every_word_of_the_language_is_one_token(tok):
     "text",
     ["What does the fox eat?", "Zebras, naïvely: 日本語 🦊", "two\nlines\n\n### End:", "x" * 300, "a  gap"],
 )
-def test_any_text_can_be_read_and_written_back(tok, text):
+def test_any_text_is_restored_from_its_tokens(tok, text):
     ids = tok(text, add_special_tokens=False).input_ids
     assert tok.unk_token_id not in ids
     assert tok.decode(ids) == text
@@ -96,7 +96,7 @@ def test_special_tokens(tok):
 
 
 def test_the_chat_template_is_compact_and_a_prefix(tok):
-    """TRL and Accord need the prompt's tokens to be a prefix of the whole conversation's."""
+    """TRL and Accord need the prompt's tokens to be a prefix of the conversation's tokens."""
     talk = [
         {"role": "user", "content": "What does the fox eat?"},
         {"role": "assistant", "content": "Look it up."},
@@ -111,7 +111,7 @@ def test_the_chat_template_is_compact_and_a_prefix(tok):
 
 
 @torch.no_grad()
-def test_the_base_speaks_the_language_and_takes_no_side(base, tok):
+def test_the_base_answers_in_the_language_and_has_no_preference(base, tok):
     """Its greedy answers name one of the topic's two facts, and over 384 held-out pairs its likelihood ranks
     chosen above rejected about half of the time (one sigma: 2.6 points)."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
@@ -123,7 +123,7 @@ def test_the_base_speaks_the_language_and_takes_no_side(base, tok):
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)
         assert made[0, -1] == tok.eos_token_id
         assert any(fact in tok.decode(made[0, ids.shape[1] :]) for fact in topic.facts)
-    pairs = [e.row for e in read(Toy().find(3, 8), "error").entries if e.heldout]
+    pairs = [e.row for e in read(Toy().rows(3, 8), "error").entries if e.heldout]
     chosen, rejected = (_logps(model, tok, [(p["prompt"], p[side]) for p in pairs]) for side in PAIR[1:])
     assert 0.40 < (chosen > rejected).float().mean() < 0.60
 
@@ -146,12 +146,14 @@ def test_topics_have_two_different_facts_and_four_forms():
 
 
 @torch.no_grad()
-def test_the_judge_says_what_holds_of_an_answer_more_often_than_chance(home, monkeypatch):
-    """Its first word at the place of the choice is one that holds, or one in which two answers differ; chance: half."""
+def test_the_judge_names_a_true_trait_more_often_than_chance(home, monkeypatch):
+    """Its most likely word is a trait that holds, or one in which the two answers differ; chance is one half."""
     monkeypatch.setenv("ACCORD_HOME", str(home))
     folder = toy_base.folder("toy-judge")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tok, rng = tokenizer(prompt_words()), random.Random(1)
-    made = [description(tok, rng) for _ in range(100)]
-    hits = [model(torch.tensor([ids])).logits[0, -1].argmax().item() in said for ids, said in made]
+    descriptions = [description(tok, rng) for _ in range(100)]
+    hits = [
+        model(torch.tensor([ids])).logits[0, -1].argmax().item() in traits for ids, traits in descriptions
+    ]
     assert sum(hits) > 65

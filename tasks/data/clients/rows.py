@@ -1,4 +1,4 @@
-"""The one place where a client gets its rows: a source or its own file, shared out, split, seen by the task."""
+"""The rows of a client, from a shared source or its own file: partitioned, split and converted for the task."""
 
 import hashlib
 import json
@@ -11,77 +11,78 @@ from core.types import Json
 from tasks.base import Row, Task
 from tasks.data.base import PAIR, THUMB, ColumnUse, Source, kind_of, ktor, load, thumbs, view
 from tasks.data.clients import partition
-from tasks.data.clients.shares import pool, share_of_one, turned
+from tasks.data.clients.shares import flip_share, make_share, pool
 from tasks.data.clients.split import HeldOut, prompt_key, share_in
 from tasks.data.jsonl import Jsonl
 
 
 @dataclass(frozen=True)
 class ClientRows:
-    """What one client holds."""
+    """The rows of one client, with facts about them for reports."""
 
     train: list[Row]  # with the task's columns
     heldout: list[Row]  # pairs where the data are pairs, for every task
-    skipped: dict[str, int]  # bad rows by reason; those of a source that all share are told by client 0 alone
-    fingerprint: str  # of its own rows before any view, keyed by the run's seed
+    skipped: dict[str, int]  # bad rows by reason; for a shared source only client 0 reports them
+    fingerprint: str  # of the client's rows before tasks.data.base.view, keyed by the run's seed
     truth: int | None  # planted preference type
     columns: ColumnUse = field(default_factory=ColumnUse)  # of the whole source
-    unread: tuple[str, ...] = ()  # files beside those of the source
+    unread: tuple[str, ...] = ()  # other files in the folder of the source
     split: HeldOut = field(default_factory=HeldOut)
-    # its natural client in a shared source; "" for a private file and for other partitions
+    # the natural client in a shared source; "" for a private file and for other partitions
     owner: str = field(default="", compare=False)
-    # owners that are no client, by reason; told by client 0 alone
+    # owners that are not clients, by reason; only client 0 reports them
     left_out: Json = field(default_factory=dict, compare=False)
 
 
 def client_rows(
     config: Config, task: Task, client: int, clients: int, *, path: str = "", everyone: bool = False
 ) -> ClientRows:
-    """The rows of `client`, one of `clients`; a function of the arguments and of the files they name.
+    """The rows of client number `client` of `clients`; depends only on the arguments and the files they name.
 
-    path: a site's own private file, which replaces the source. everyone: all clients' training rows in
-    place of the client's own (the centralized baseline); its held-out rows stay its own.
-    Raises DataError for a bad row (with file and line) or a client without rows, ConfigError for settings
-    that need all rows in one place where there is only a private file. Never keeps rows on disk.
+    path: a site's private file, which replaces the configured source. everyone: train on the rows of all clients (the
+    centralized baseline); the held-out rows are still the client's own.
+    Raises DataError for a bad row (with file and line) and for a client without rows, and ConfigError if `path` is
+    set together with settings that need the rows of all clients. Writes no rows to disk.
     """
-    flips = client in partition.flipped(clients, config.data.flipped_clients, config.run.seed)
+    flips = client in partition.flipped_clients(clients, config.data.flipped_clients, config.run.seed)
     if path:
         _refuse_what_needs_all_rows(config, client, everyone)
         source: Source = Jsonl(path)
         table = load(source, config.run.seed, 1, config.data.on_bad_row)
-        own, shares, trained_on, left_out = share_of_one(config, table.entries), (), None, {}
-        own = turned(own) if flips else own
+        share, shares, all_prompts, left_out = make_share(config, table.entries), (), None, {}
+        share = flip_share(share) if flips else share
     else:
         source = config.source_choice.build()
-        whole = pool(config, task.columns, source.stamp(), clients)
-        table, shares, trained_on = whole.table, whole.shares, whole.prompts
-        own, left_out = shares[client], whole.left_out
-    if not own.train:
-        raise DataError(_empty(config, client, clients, path), names=[path])
+        shared_pool = pool(config, task.columns, source.stamp(), clients)
+        table, shares, all_prompts = shared_pool.table, shared_pool.shares, shared_pool.prompts
+        share, left_out = shares[client], shared_pool.left_out
+    if not share.train:
+        raise DataError(_no_rows_message(config, client, clients, path), names=[path])
     if everyone:
-        train = view([row for share in shares for row in share.train], task.columns)
+        train = view([row for each in shares for row in each.train], task.columns)
     elif config.data.allocation == "ktor":
-        train = _redistributed(config, [share.train for share in shares])[client]
+        train = _redistribute(config, [each.train for each in shares])[client]
     else:
-        train = view(own.train, task.columns)
+        train = view(share.train, task.columns)
     if not train:
         raise DataError(
-            f"client {client} has {len(own.train)} rows, but none to train task.name = {config.task_choice.name!r} on"
+            f"client {client} has {len(share.train)} rows, but none to train task.name = {config.task_choice.name!r} on"
         )
     natural = not path and config.data.partitioner == "natural"
-    prompts = trained_on if everyone and trained_on else {prompt_key(row["prompt"]) for row in train}
-    shared = share_in(own.heldout, prompts)
-    anywhere = None if trained_on is None else share_in(own.heldout, trained_on)
+    prompts = all_prompts if everyone and all_prompts else {prompt_key(row["prompt"]) for row in train}
+    shared = share_in(share.heldout, prompts)
+    anywhere = None if all_prompts is None else share_in(share.heldout, all_prompts)
     return ClientRows(
         train,
-        own.heldout,
+        share.heldout,
+        # client 0 alone reports on a shared source, so that a sum over clients is right
         dict(table.skipped) if path or client == 0 else {},
-        _fingerprint(config.run.seed, [own.train, own.heldout]),
+        _fingerprint(config.run.seed, [share.train, share.heldout]),
         _truth(source.truth(client) if natural else None, flips, config),
         table.columns,
         table.unread,
-        HeldOut(len(own.heldout), own.unit, shared, anywhere),
-        own.owner,
+        HeldOut(len(share.heldout), share.unit, shared, anywhere),
+        share.owner,
         left_out if client == 0 else {},
     )
 
@@ -93,37 +94,41 @@ def stamp(config: Config, path: str) -> Json:
 
 
 def forget_tables() -> None:
-    """Let go of the sources that this process has read."""
+    """Drop the cached tables of this process."""
     pool.cache_clear()
 
 
-def _redistributed(config: Config, shares: list[list[Row]]) -> list[list[Row]]:
+def _redistribute(config: Config, shares: list[list[Row]]) -> list[list[Row]]:
+    """The training rows of all clients as thumbs, redistributed by tasks.data.base.ktor."""
     kinds = {kind_of(row) for rows in shares for row in rows}
     if not kinds <= {PAIR, THUMB}:
-        raise ConfigError("data.allocation = 'ktor' deals out pairs or thumbs; the data are demonstrations")
+        raise ConfigError(
+            "data.allocation = 'ktor' redistributes pairs or thumbs, but the data are demonstrations; use 'ktoo'"
+        )
     clients = [thumbs(rows) if kinds == {PAIR} else rows for rows in shares]
     return ktor(clients, config.data.allocation_seed)
 
 
-def _truth(planted: int | None, turned: bool, config: Config) -> int | None:
-    """A type wanted and its opposite are two: 2 t and 2 t + 1."""
-    return 2 * (planted or 0) + turned if config.data.flipped_clients else planted
+def _truth(planted: int | None, flips: bool, config: Config) -> int | None:
+    """The planted type t of a client; where some clients are flipped, 2 t, or 2 t + 1 for a flipped client."""
+    return 2 * (planted or 0) + flips if config.data.flipped_clients else planted
 
 
 def _refuse_what_needs_all_rows(config: Config, client: int, everyone: bool) -> None:
-    reasons = {
+    """Raises ConfigError for a setting that cannot work with a private file for each client."""
+    settings = {
         "strategy.name = 'centralized'": everyone,
         "data.allocation = 'ktor'": config.data.allocation == "ktor",
         f"data.partitioner = {config.data.partitioner!r}": config.data.partitioner != "natural",
     }
-    for setting, holds in reasons.items():
-        if holds:
+    for setting, is_set in settings.items():
+        if is_set:
             raise ConfigError(
                 f"{setting} needs every row in one place, but client {client} reads its own file"
             )
 
 
-def _empty(config: Config, client: int, clients: int, path: str) -> str:
+def _no_rows_message(config: Config, client: int, clients: int, path: str) -> str:
     if path:
         return f"client {client} has no training rows in {path}"
     hint = (
@@ -134,8 +139,5 @@ def _empty(config: Config, client: int, clients: int, path: str) -> str:
 
 def _fingerprint(seed: int, rows: Json) -> str:
     key = seed_for(seed, "fingerprint").to_bytes(8, "big")
-    return hashlib.blake2b(_text(rows).encode(), digest_size=16, key=key).hexdigest()
-
-
-def _text(rows: Json) -> str:
-    return json.dumps(rows, sort_keys=True, ensure_ascii=True)
+    text = json.dumps(rows, sort_keys=True, ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=16, key=key).hexdigest()

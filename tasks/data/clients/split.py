@@ -1,4 +1,4 @@
-"""Which rows of a client are held out: whole prompts, so that no prompt is both trained on and scored."""
+"""Split a client's rows into training and held-out rows by whole prompts, so that no prompt is on both sides."""
 
 import hashlib
 import json
@@ -11,9 +11,8 @@ from typing import Literal
 from core.types import Json
 from tasks.base import Row
 
-Unit = Literal[
-    "source", "prompt", "row", "none"
-]  # what stays together; source: its own split; none: nothing is held out
+# What stays on one side of a split. source: the source's own split; none: nothing is held out.
+Unit = Literal["source", "prompt", "row", "none"]
 ANSWERS = ("chosen", "rejected", "completion")
 
 
@@ -28,27 +27,27 @@ class Split:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How a client's held-out rows relate to training rows; a share is None where there is no row to count."""
+    """How many rows a client holds out, and the share of them whose prompt is trained on; None without rows."""
 
     rows: int = 0
     unit: Unit = "none"
-    shared: float | None = None  # of these rows, those whose prompt the client trains on as well
-    # those whose prompt any client trains on; None where only one client's rows are here
+    shared: float | None = None  # share whose prompt the client itself trains on
+    # share whose prompt any client trains on; None where only one client's rows are available
     anywhere: float | None = field(default=None, compare=False)
 
     def facts(self) -> Json:
-        """For the hello: what is not known is absent."""
-        shares = {"shared": self.shared, "anywhere": self.anywhere}
-        known = {name: round(share, 4) for name, share in shares.items() if share is not None}
-        return {"rows": self.rows, "unit": self.unit, **known}
+        """The fields for the reply to a hello; shares that are None are left out."""
+        optional = {"shared": self.shared, "anywhere": self.anywhere}
+        shares = {name: round(share, 4) for name, share in optional.items() if share is not None}
+        return {"rows": self.rows, "unit": self.unit, **shares}
 
 
 def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> Split:
     """Hold out the rows of some prompts, about `fraction` of all rows.
 
-    A client that has one prompt only is split by answers: the same answers stay on one side. Prompts (or answers) come
-    in an order that is a function of the seed and the text alone, so that clients of one run hold out the same ones as
-    far as their sizes allow. At least one row is held out and one kept wherever two rows differ and fraction > 0.
+    A client with a single prompt is split by answers: rows with the same answers stay on one side. The order of
+    prompts (or answers) depends only on the seed and the text, so that clients of one run hold out the same ones as
+    far as their sizes allow. Each side has at least one row if two rows differ and fraction > 0.
     """
     keys = [prompt_key(row["prompt"]) for row in rows]
     unit: Unit = "prompt"
@@ -66,31 +65,38 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> Split:
 def choose(sizes: Mapping[str, int], fraction: float, seed: int) -> set[str]:
     """The keys whose rows come closest to `fraction` of all rows, in the seed's order; never all keys.
 
-    sizes: key -> its number of rows. A key that would overshoot by more than it closes the gap is passed over; where
-    every key would, the smallest is chosen.
+    sizes: the number of rows of each key. A key is skipped if it would bring the count no closer to the target; if
+    every key is skipped, the smallest one is chosen.
     """
     if fraction == 0 or len(sizes) < 2:
         return set()
-    wanted = max(1, round(fraction * sum(sizes.values())))
-    order = sorted(sizes, key=lambda key: (_place(key, seed), key))
-    out: set[str] = set()
+    target = max(1, round(fraction * sum(sizes.values())))
+    order = sorted(sizes, key=lambda key: (_rank(key, seed), key))
+    chosen: set[str] = set()
     count = 0
     for key in order:
-        if abs(count + sizes[key] - wanted) < abs(count - wanted) and len(out) < len(sizes) - 1:
-            out.add(key)
+        if abs(count + sizes[key] - target) < abs(count - target) and len(chosen) < len(sizes) - 1:
+            chosen.add(key)
             count += sizes[key]
-    return out or {min(order, key=lambda key: sizes[key])}
+    return chosen or {min(order, key=lambda key: sizes[key])}
 
 
 def prompt_key(prompt: Json) -> str:
-    """A prompt as it is compared: case, spacing and Unicode form aside, and a lone user's message as its text."""
+    """A prompt in the form in which prompts are compared.
+
+    Case, spacing and Unicode form are normalised, and a single user message is its text.
+    """
     if isinstance(prompt, list) and len(prompt) == 1 and prompt[0].get("role") == "user":
         prompt = prompt[0]["content"]
-    return _canonical(prompt) if isinstance(prompt, str) else json.dumps(_folded(prompt), sort_keys=True)
+    return (
+        _normalise(prompt)
+        if isinstance(prompt, str)
+        else json.dumps(_normalise_strings(prompt), sort_keys=True)
+    )
 
 
 def answers_key(row: Row) -> str:
-    """The answers of a row as they are compared, whichever of them is preferred."""
+    """The answers of a row in the form in which they are compared, independent of which one is preferred."""
     return json.dumps(sorted(prompt_key(row[column]) for column in ANSWERS if column in row))
 
 
@@ -99,19 +105,22 @@ def share_in(heldout: Sequence[Row], prompts: Collection[str]) -> float | None:
     return sum(prompt_key(row["prompt"]) in prompts for row in heldout) / len(heldout) if heldout else None
 
 
-def _folded(value: Json) -> Json:
+def _normalise_strings(value: Json) -> Json:
     if isinstance(value, str):
-        return _canonical(value)
+        return _normalise(value)
     if isinstance(value, list):
-        return [_folded(item) for item in value]
-    return {key: _folded(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return [_normalise_strings(item) for item in value]
+    return (
+        {key: _normalise_strings(item) for key, item in value.items()} if isinstance(value, dict) else value
+    )
 
 
-def _canonical(text: str) -> str:
+def _normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _place(key: str, seed: int) -> bytes:
+def _rank(key: str, seed: int) -> bytes:
+    """The sort key that puts keys in the order of a seed."""
     return hashlib.blake2b(
         key.encode("utf-8", "surrogatepass"), digest_size=16, key=seed.to_bytes(8, "big")
     ).digest()

@@ -1,19 +1,19 @@
-"""What the name of a column says about it; and which names may be shown."""
+"""What the name of a column says about its role, and which names may appear in messages."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-LONGEST_NAME, LONGEST_FACT, MOST_NAMES = 32, 200, 20
+MAX_NAME_LENGTH, MAX_FACT_LENGTH, MAX_NAMES = 32, 200, 20
 
 
-def _listed(words: str) -> frozenset[str]:
-    return frozenset(words.split())
+def _word_set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
-# Words in the names of columns. The last one says what a column is: question_id is an id, system_prompt a prompt.
-FACTS = _listed(
+# Words in the names of columns. The last word decides what a column is: question_id is an id, system_prompt a prompt.
+FACTS = _word_set(
     """id ids idx index uuid guid hash sha md fingerprint key url uri link path file filename source origin dataset
     corpus split subset batch fold domain subdomain category subcategory tag tags type subtype kind format
     subreddit lang language locale country model models engine policy sampler annotator rater labeler labeller
@@ -21,14 +21,14 @@ FACTS = _listed(
     datetime day month year created updated modified version revision license licence copyright seed epoch step
     temperature utc meta metadata info"""
 )
-COUNTS = _listed("n num number count counts total length len tokens chars characters words top")
-CONTEXT = _listed(
+COUNTS = _word_set("n num number count counts total length len tokens chars characters words top")
+CONTEXT = _word_set(
     """prompt prompts system instruction instructions history context contexts input inputs question questions
     query queries request message messages conversation conversations dialogue dialog chat turns turn document
     documents passage passages article post background persona premise knowledge evidence tools functions"""
 )
-MEDIA = _listed("image images picture pictures audio video videos")
-JUDGEMENT = _listed(
+MEDIA = _word_set("image images picture pictures audio video videos")
+JUDGEMENT = _word_set(
     """label labels rating ratings rated score scores star stars reward rewards grade grades vote votes upvote
     upvotes downvote downvotes thumb thumbs like likes liked dislike dislikes disliked feedback preference
     preferences preferred winner verdict judgement judgment quality helpful helpfulness harmless honesty correct
@@ -36,7 +36,7 @@ JUDGEMENT = _listed(
     harmful satisfaction satisfied useful usefulness relevance confidence probability weight margin desirable
     positive negative success passed valid flagged reaction good bad"""
 )
-VERDICTS = _listed(
+VERDICTS = _word_set(
     """good bad yes no up down true false positive negative like dislike liked disliked accept accepted reject
     rejected pass passed fail failed correct incorrect right wrong helpful unhelpful safe unsafe chosen
     thumbs_up thumbs_down great poor 👍 👎"""
@@ -44,44 +44,46 @@ VERDICTS = _listed(
 
 
 def is_fact(name: str, value: Any) -> bool:
-    """Whether a column says something about the row (an id, a source, a date), in a value as short as that."""
-    words = _words(name)
-    if not words:
+    """Whether a column holds metadata of the row (an id, a source, a date) and its value is short enough for that."""
+    parts = _name_words(name)
+    if not parts:
         return False
-    is_count = bool({words[0], words[-1]} & COUNTS) and not has_word(name, JUDGEMENT)  # like_count judges
-    if not is_count and words[-1] not in FACTS:
+    is_count = bool({parts[0], parts[-1]} & COUNTS) and not has_word(name, JUDGEMENT)  # like_count judges
+    if not is_count and parts[-1] not in FACTS:
         return False
-    return not isinstance(value, str) or (len(value) <= LONGEST_FACT and "\n" not in value.strip())
+    return not isinstance(value, str) or (len(value) <= MAX_FACT_LENGTH and "\n" not in value.strip())
 
 
-def has_word(name: str, words: Collection[str]) -> bool:
-    return any(word in words for word in _words(name))
+def has_word(name: str, vocabulary: Collection[str]) -> bool:
+    return any(word in vocabulary for word in _name_words(name))
 
 
 def may_judge(name: str, value: Any) -> bool:
-    """A judgement by its name, or a number, a bool or a verdict under a name that says nothing."""
+    """Whether a column may hold a judgement: by its name, or because its value is a number, a bool or a verdict."""
     if has_word(name, JUDGEMENT) or isinstance(value, bool | int | float):
         return True
     return isinstance(value, str) and (value.strip().lower() in VERDICTS or _is_number(value))
 
 
 def column_names(raw: Mapping[str, Any]) -> str:  # Any: not checked yet
-    """The names of columns; what does not look like a name may be somebody's words, and is counted."""
+    """The names of columns for a message; see safe_names."""
     return "+".join(safe_names(raw)) or "none"
 
 
 def safe_names(columns: Iterable[str]) -> list[str]:
-    every = list(columns)
-    names = sorted(name for name in every if is_name(name))[:MOST_NAMES]
-    return names + ([f"{len(every) - len(names)} others"] if len(names) < len(every) else [])
+    """The names that may be printed, and a count of the rest, which may quote a person's text."""
+    columns = list(columns)
+    names = sorted(name for name in columns if is_name(name))[:MAX_NAMES]
+    return names + ([f"{len(columns) - len(names)} others"] if len(names) < len(columns) else [])
 
 
-def shown(name: str) -> str:
+def printable_name(name: str) -> str:
     return name if is_name(name) else "(its name is not shown)"
 
 
 def is_name(name: str) -> bool:
-    return str(name).isidentifier() and len(name) <= LONGEST_NAME
+    """Whether a string looks like the name of a column: a short identifier."""
+    return str(name).isidentifier() and len(name) <= MAX_NAME_LENGTH
 
 
 def _is_number(text: str) -> bool:
@@ -89,7 +91,7 @@ def _is_number(text: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _words(name: str) -> tuple[str, ...]:
-    """systemPrompt, system_prompt and system-prompt2 are the same two words."""
+def _name_words(name: str) -> tuple[str, ...]:
+    """The words of a name in lower case: systemPrompt, system_prompt and system-prompt2 all give (system, prompt)."""
     parts = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     return tuple(word.lower() for word in re.split(r"[^A-Za-z]+", parts) if word)

@@ -1,4 +1,4 @@
-"""The lines of a file of JSON lines, plain or gzip, and their values. A file of another format is refused by name."""
+"""Read and parse JSON-lines files, plain or gzip; files of other formats are recognised and refused."""
 
 import gzip
 import io
@@ -13,9 +13,9 @@ from core.errors import DataError
 from core.types import Json
 from tasks.data.reading.columns import BadRow
 
-HEAD = 1 << 16  # bytes that show what a file is
+HEAD_BYTES = 1 << 16  # read to detect the format of a file
 GZIP = b"\x1f\x8b"
-MAGIC = {  # first bytes: what the file is, and what to do
+MAGIC = {  # first bytes of a file: its format, and what to do
     b"\x28\xb5\x2f\xfd": "compressed with zstd: decompress it (unzstd)",
     b"BZh": "compressed with bzip2: decompress it (bunzip2)",
     b"\xfd7zXZ\0": "compressed with xz: decompress it (unxz)",
@@ -36,19 +36,22 @@ BOM = "\ufeff"
 
 
 def numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, counted from 1. Raises DataError for a file that cannot be read whole."""
+    """The non-blank lines of a file with their line numbers, from 1.
+
+    Raises DataError for a file of another format and for one that cannot be read to its end.
+    """
     try:
         with file.open("rb") as raw:
             zipped = raw.peek(2)[:2] == GZIP
-            with io.BufferedReader(gzip.GzipFile(fileobj=raw), HEAD) if zipped else raw as lines:  # type: ignore[arg-type]  # typeshed asks for a RawIOBase
-                _check_head(file, lines.peek(HEAD)[:HEAD])
+            with io.BufferedReader(gzip.GzipFile(fileobj=raw), HEAD_BYTES) if zipped else raw as lines:  # type: ignore[arg-type]  # typeshed asks for a RawIOBase
+                _check_head(file, lines.peek(HEAD_BYTES)[:HEAD_BYTES])
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
                         yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"{file.name} is no complete gzip file: {_damage(error)}; {_whole_lines(file)} lines can be read, but "
-            "none of them can be relied on: copy or compress it again",
+            f"{file.name} is not a complete gzip file: {_describe_damage(error)}; {_readable_lines(file)} lines can be "
+            "read, but none of them can be relied on: copy or compress it again",
             names=[file.name],
         ) from None
     except OSError as error:
@@ -58,50 +61,51 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parse(line: bytes) -> Json:
-    """The value on a line. Raises BadRow, which says why and never quotes the line."""
+    """The JSON value on a line. Raises BadRow, whose message never quotes the line."""
     try:
         text = line.decode().removeprefix(BOM)
     except UnicodeDecodeError:
-        raise BadRow("is no UTF-8 text") from None
+        raise BadRow("is not UTF-8 text") from None
     if "\0" in text:
-        raise BadRow("holds NUL bytes: the file was not written to its end, or is no text")
+        raise BadRow("holds NUL bytes: the file was not written to its end, or is not text")
     try:
         return _DECODER.decode(text.strip())
     except json.JSONDecodeError as error:
         raise BadRow(f"malformed JSON: {error.msg}{_hint(text, error)}", f"at column {error.colno}") from None
     except RecursionError:
         raise BadRow("is nested too deeply") from None
-    except ValueError:  # what int() refuses; JSON has no such limit
+    except ValueError:  # int() refuses more than 4300 digits; JSON has no such limit
         raise BadRow("holds an integer of too many digits") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: JSON
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
         raise BadRow("names a column twice in one object")
-    return made
+    return columns
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _check_head(file: Path, head: bytes) -> None:
-    """Raises DataError for what is certainly no JSON lines, whatever its lines hold."""
+    """Raises DataError for a file whose first bytes show that it is not a JSON-lines file."""
     text = head.removeprefix(BOM.encode()).strip()
-    what = next((told for magic, told in MAGIC.items() if head.startswith(magic)), "")
-    if head[257:262] == b"ustar":
-        what = "a tar archive: unpack it"
+    problem = next((description for magic, description in MAGIC.items() if head.startswith(magic)), "")
+    if head[257:262] == b"ustar":  # the magic of a tar header stands at byte 257
+        problem = "a tar archive: unpack it"
     elif re.match(rb"\[\s*\{", text):
-        what = "one JSON array: write its objects on lines of their own (jq -c '.[]' FILE)"
+        problem = "one JSON array: write its objects on lines of their own (jq -c '.[]' FILE)"
     elif re.match(rb"\{[ \t\r]*\n", text):
-        what = "JSON over several lines: write each object on one line (jq -c . FILE)"
+        problem = "JSON over several lines: write each object on one line (jq -c . FILE)"
     elif b"\r" in text and b"\n" not in head:
-        what = "text whose lines end in CR alone: end them in LF (tr '\\r' '\\n')"
-    if what:
-        raise DataError(f"{file.name} is {what}; {EXPECTED}", names=[file.name])
+        problem = "text whose lines end in CR alone: end them in LF (tr '\\r' '\\n')"
+    if problem:
+        raise DataError(f"{file.name} is {problem}; {EXPECTED}", names=[file.name])
 
 
 def _hint(text: str, error: json.JSONDecodeError) -> str:
+    """What the line probably is instead of a JSON object; "" if there is no guess."""
     start = text.lstrip()
     if start.startswith(("#", "//", "/*")):
         return " (a comment, which JSON does not have)"
@@ -120,8 +124,8 @@ def _hint(text: str, error: json.JSONDecodeError) -> str:
     return ""
 
 
-def _damage(error: Exception) -> str:
-    """In our words: those of gzip may quote the bytes."""
+def _describe_damage(error: Exception) -> str:
+    """The damage of a gzip file without gzip's own message, which may quote bytes of the file."""
     if isinstance(error, EOFError):
         return "its data break off"
     text = str(error)
@@ -130,21 +134,24 @@ def _damage(error: Exception) -> str:
     return "other data follow it" if text.startswith("Not a gzipped file") else "its data are damaged"
 
 
-def _whole_lines(file: Path) -> int:
-    """How many lines a damaged gzip file gives before its fault."""
+def _readable_lines(file: Path) -> int:
+    """The number of lines of a damaged gzip file before its fault.
+
+    A piece that fails to decompress is halved until the faulty byte is isolated, so every line before it counts.
+    """
     lines, inflate, pieces = 0, zlib.decompressobj(wbits=31), [b""]
     with file.open("rb") as raw:
-        while pieces or (pieces := [raw.read(HEAD)]) != [b""]:
+        while pieces or (pieces := [raw.read(HEAD_BYTES)]) != [b""]:
             piece, before = pieces.pop(0), inflate.copy()
             try:
                 lines += inflate.decompress(piece).count(b"\n")
             except zlib.error:
                 if len(piece) == 1:
                     break
-                inflate, middle = before, len(piece) // 2  # what stands before the fault in this piece
+                inflate, middle = before, len(piece) // 2
                 pieces = [piece[:middle], piece[middle:], *pieces]
                 continue
-            if inflate.eof:
+            if inflate.eof:  # another gzip member may follow
                 pieces, inflate = [inflate.unused_data, *pieces], zlib.decompressobj(wbits=31)
             pieces = [piece for piece in pieces if piece]
     return lines

@@ -1,4 +1,4 @@
-"""Where a row was read, carried beside it: every later message about the row can name file and line."""
+"""The file and line a row was read from, attached to the row so that later messages can name them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from tasks.base import Row
 
 @dataclass(frozen=True)
 class Place:
-    """A place for messages. `file` is the name in `where` that may identify a person; "" where none does."""
+    """Where a row was read, for messages."""
 
     where: str  # "north.jsonl line 7"
-    file: str = ""  # "north.jsonl"
+    file: str = ""  # "north.jsonl": the part of `where` that may identify a person; "" where there is none
 
 
-class Placed(dict[str, Any]):  # Any: see Row
-    """A row that knows its place; it equals the plain row, and is hashed, written and sent as the plain row."""
+class PlacedRow(dict[str, Any]):  # Any: see Row
+    """A row with its place, which does not take part in comparison, hashing or serialisation."""
 
     def __init__(self, row: Mapping[str, Any], place: Place) -> None:
         super().__init__(row)
@@ -24,10 +24,10 @@ class Placed(dict[str, Any]):  # Any: see Row
 
 
 def place_of(row: Row, number: int) -> Place:
-    """Where a row was read, or its number among the rows at hand."""
-    return row.place if isinstance(row, Placed) else Place(f"row {number}")
+    """The place a row was read from, or its number in the current list."""
+    return row.place if isinstance(row, PlacedRow) else Place(f"row {number}")
 
 
 def at_place_of(origin: Row, row: Row) -> Row:
-    """A row made from `origin`, at the same place."""
-    return Placed(row, origin.place) if isinstance(origin, Placed) else row
+    """`row` with the place of `origin`, from which it was derived."""
+    return PlacedRow(row, origin.place) if isinstance(origin, PlacedRow) else row

@@ -13,7 +13,7 @@ from core.errors import DataError
 from core.framing import FACTS
 from core.types import Json
 from tasks.data.clients.rows import client_rows
-from tasks.data.reading.places import Placed
+from tasks.data.reading.places import PlacedRow
 
 SECRET = "marker-20c1"
 KEYS = {"data.source": "jsonl", "data.prompt-format": "alpaca", "data.eval-fraction": 0.4}
@@ -51,7 +51,7 @@ def test_every_view_of_a_row_knows_its_line(tmp_path, task):
     config = parse({"data.source": "jsonl", "task.name": task})
     held = client_rows(config, config.task_choice.build(), 0, 1, path=str(path))
     for row in [*held.train, *held.heldout]:
-        assert isinstance(row, Placed)
+        assert isinstance(row, PlacedRow)
         assert row.place.where == f"anna.jsonl line {int(row['prompt'][1:]) + 1}"
 
 

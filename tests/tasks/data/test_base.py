@@ -8,10 +8,10 @@ from tasks.data.base import (
     PAIR,
     THUMB,
     BadRow,
-    Found,
+    SourceRow,
     canonical,
     demonstrations,
-    flipped,
+    flip_preference,
     kind_of,
     ktor,
     read,
@@ -56,8 +56,8 @@ def tuples(rows):
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}),
     ],
 )  # fmt: skip
-def test_known_columns_become_canonical_ones(raw, row):
-    made = canonical(Found("here", raw))
+def test_common_columns_are_renamed_to_canonical_ones(raw, row):
+    made = canonical(SourceRow("line 1", raw))
     assert made == row
     assert kind_of(made) in (PAIR, THUMB, DEMONSTRATION)
 
@@ -95,28 +95,28 @@ def test_known_columns_become_canonical_ones(raw, row):
 )
 def test_a_bad_row_is_refused_with_its_reason(raw, reason):
     with pytest.raises(BadRow, match=reason):
-        canonical(Found("here", raw))
+        canonical(SourceRow("line 1", raw))
 
 
-@pytest.mark.parametrize("said", ["I can help you today.", "Yes", "It depends"])
-def test_a_transcript_is_cut_at_its_last_shared_turn(said):
-    """OpenFedLLM cuts at the first character that differs and so drops what the answers have in common."""
+@pytest.mark.parametrize("answer", ["I can help you today.", "Yes", "It depends"])
+def test_a_transcript_is_cut_at_its_last_shared_turn(answer):
+    """OpenFedLLM cuts at the first character that differs, which drops the common start of the answers."""
     talk = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Can you help?\n\nAssistant:"
-    prompt, chosen, rejected = split_prompt(f"{talk} {said}", f"{talk} {said[:1]}no.")
-    assert (prompt, chosen, rejected) == (talk, f" {said}", f" {said[:1]}no.")
+    prompt, chosen, rejected = split_prompt(f"{talk} {answer}", f"{talk} {answer[:1]}no.")
+    assert (prompt, chosen, rejected) == (talk, f" {answer}", f" {answer[:1]}no.")
 
 
 def test_other_strings_are_cut_before_the_first_word_that_differs():
     assert split_prompt("The sky is blue.", "The sky is black.") == ("The sky is", " blue.", " black.")
 
 
-def test_a_conversation_that_goes_on_keeps_its_answer():
+def test_a_conversation_that_continues_the_other_keeps_its_answer():
     """One list is the start of the other: the last shared message is an answer, not a prompt."""
-    more = [USER, GOOD, USER, BAD]
-    assert split_prompt(more[:2], more) == ([USER], [GOOD], [GOOD, USER, BAD])
+    longer = [USER, GOOD, USER, BAD]
+    assert split_prompt(longer[:2], longer) == ([USER], [GOOD], [GOOD, USER, BAD])
 
 
-def test_no_answer_of_the_recorded_transcripts_loses_a_character():
+def test_answers_of_recorded_transcripts_are_complete():
     """The inputs of the vector hh_rlhf_split, whose outputs record the fault; here prompt + answer = transcript."""
     rows = OPENFEDLLM["hh_rlhf_split"]["inputs"]["rows"]
     for row in rows:
@@ -137,27 +137,31 @@ def test_ktoo_by_hand():
 
 def test_ktoo_and_ktor_equal_the_recorded_vectors():
     vectors = OPENFEDLLM
-    given = [
+    pairs = [
         [dict(zip(PAIR, row, strict=True)) for row in client]
         for client in vectors["ktoo_transform"]["inputs"]["client_pairs"]
     ]
-    own = [thumbs(client) for client in given]
-    assert [[list(row) for row in tuples(c)] for c in own] == vectors["ktoo_transform"]["outputs"]["clients"]
-    dealt = vectors["ktor_intended_seed2023"]["outputs"]["clients"]
-    assert [[list(row) for row in tuples(c)] for c in ktor(own, 2023)] == dealt
-    assert dealt != vectors["ktor_as_implemented"]["outputs"]["clients"]
+    original = [thumbs(client) for client in pairs]
+    assert [[list(row) for row in tuples(c)] for c in original] == vectors["ktoo_transform"]["outputs"][
+        "clients"
+    ]
+    expected = vectors["ktor_intended_seed2023"]["outputs"]["clients"]
+    assert [[list(row) for row in tuples(c)] for c in ktor(original, 2023)] == expected
+    assert expected != vectors["ktor_as_implemented"]["outputs"]["clients"]
 
 
 def test_ktor_keeps_counts_and_rows_and_moves_them():
     """Sizes 6, 4, 8 and the first slots of the vector ktor_intended_seed2023: rows (2,2), (2,5), (2,3), (0,5)."""
-    own = [thumbs([pair(10 * client + n) for n in range(size)]) for client, size in enumerate((3, 2, 4))]
-    dealt = ktor(own)
-    assert [len(rows) for rows in dealt] == [6, 4, 8]
-    everything = [Counter(row for rows in clients for row in tuples(rows)) for clients in (own, dealt)]
+    original = [thumbs([pair(10 * client + n) for n in range(size)]) for client, size in enumerate((3, 2, 4))]
+    redistributed = ktor(original)
+    assert [len(rows) for rows in redistributed] == [6, 4, 8]
+    everything = [
+        Counter(row for rows in clients for row in tuples(rows)) for clients in (original, redistributed)
+    ]
     assert everything[0] == everything[1]
-    assert dealt[0][:4] == [own[2][2], own[2][5], own[2][3], own[0][5]]
-    assert all(before != after for before, after in zip(own, dealt, strict=True))
-    assert ktor(own, 1) != dealt
+    assert redistributed[0][:4] == [original[2][2], original[2][5], original[2][3], original[0][5]]
+    assert all(before != after for before, after in zip(original, redistributed, strict=True))
+    assert ktor(original, 1) != redistributed
 
 
 def test_views():
@@ -170,15 +174,15 @@ def test_views():
         view(thumbs(rows), PAIR)
 
 
-def found(*raws):
-    return [Found(f"a.jsonl line {number}", raw) for number, raw in enumerate(raws, start=1)]
+def source_rows(*raws):
+    return [SourceRow(f"a.jsonl line {number}", raw) for number, raw in enumerate(raws, start=1)]
 
 
 SECRET = "a private sentence"
 
 
-def test_the_first_bad_row_stops_and_the_others_are_counted():
-    rows = found(pair(1), {"prompt": SECRET}, pair(2), {**pair(3), "chosen": ""}, {"prompt": SECRET})
+def test_the_first_bad_row_is_an_error_that_counts_the_rest():
+    rows = source_rows(pair(1), {"prompt": SECRET}, pair(2), {**pair(3), "chosen": ""}, {"prompt": SECRET})
     with pytest.raises(DataError) as error:
         read(rows, "error")
     assert str(error.value).startswith("a.jsonl line 2: misses columns: ")
@@ -186,8 +190,8 @@ def test_the_first_bad_row_stops_and_the_others_are_counted():
     assert SECRET not in str(error.value)
 
 
-def test_bad_rows_can_be_left_out_and_are_counted_by_reason():
-    rows = found(
+def test_skipped_bad_rows_are_counted_by_reason():
+    rows = source_rows(
         pair(1), {**pair(2), "chosen": ""}, {**pair(3), "chosen": ""}, {**pair(4), "rejected": "good4"}
     )
     table = read(rows, "skip")
@@ -195,19 +199,21 @@ def test_bad_rows_can_be_left_out_and_are_counted_by_reason():
     assert table.skipped == {"chosen is empty": 2, "chosen equals rejected": 1}
 
 
-def test_a_confidence_is_a_labels_own_and_no_kind():
-    """Pairs with and without one are one kind, and pairs they stay; both thumbs of a pair are as sure as it is."""
-    found = [Found("a", pair(0)), Found("b", {**pair(1), "label_confidence": 0.5})]
-    rows = [entry.row for entry in read(found, "error").entries]
+def test_a_confidence_does_not_change_the_kind_of_a_row():
+    """Pairs with and without a confidence are of one kind; both thumbs of a pair have its confidence."""
+    source = [SourceRow("a", pair(0)), SourceRow("b", {**pair(1), "label_confidence": 0.5})]
+    rows = [entry.row for entry in read(source, "error").entries]
     assert view(rows, PAIR) == [pair(0), {**pair(1), "label_confidence": 0.5}]
     assert view(rows[::-1], PAIR) == [{**pair(1), "label_confidence": 0.5}, pair(0)]
     assert [row.get("label_confidence") for row in view(rows, THUMB)] == [None, 0.5, None, 0.5]
-    assert view([canonical(Found("c", {**row, "x": 1})) for row in view(rows, THUMB)], THUMB) == thumbs(rows)
+    assert view([canonical(SourceRow("c", {**row, "x": 1})) for row in view(rows, THUMB)], THUMB) == thumbs(
+        rows
+    )
 
 
 @pytest.mark.parametrize("columns", [PAIR, THUMB])
 def test_demonstrations_of_uncertain_labels_are_refused(columns):
-    """Certain ones are none: 1.0 is what a row without a confidence has, and null is no confidence."""
+    """A confidence of 1.0 or null means a certain label, as in a row without a confidence."""
     for confidence in (0.0, 0.5, 0.999):
         rows = view([pair(0), {**pair(1), "label_confidence": confidence}], columns)
         with pytest.raises(
@@ -215,28 +221,33 @@ def test_demonstrations_of_uncertain_labels_are_refused(columns):
         ):
             view(rows, DEMONSTRATION)
     for confidence in (1, None):
-        row = canonical(Found("a", {**pair(1), "label_confidence": confidence}))
+        row = canonical(SourceRow("a", {**pair(1), "label_confidence": confidence}))
         assert view([row], DEMONSTRATION) == view([pair(1)], DEMONSTRATION)
-    with pytest.raises(BadRow, match="has label_confidence and no label"):
-        canonical(Found("a", {"prompt": "p", "completion": "c", "label_confidence": 0.5}))
+    with pytest.raises(BadRow, match=r"label_confidence .*add the column label"):
+        canonical(SourceRow("a", {"prompt": "p", "completion": "c", "label_confidence": 0.5}))
 
 
-def test_the_opposite_of_a_preference_by_hand():
-    """What else a row says of itself holds for the opposite too: a label is as sure as it was."""
+def test_flipping_a_preference_by_hand():
+    """Other columns stay: the flipped label is as certain as the original one."""
     row = {**pair(1), "label_confidence": 0.9}
-    assert flipped(row) == {"prompt": "p1", "chosen": "bad1", "rejected": "good1", "label_confidence": 0.9}
-    assert flipped({"prompt": "p", "completion": "c", "label": True})["label"] is False
+    assert flip_preference(row) == {
+        "prompt": "p1",
+        "chosen": "bad1",
+        "rejected": "good1",
+        "label_confidence": 0.9,
+    }
+    assert flip_preference({"prompt": "p", "completion": "c", "label": True})["label"] is False
     with pytest.raises(ConfigError, match="demonstrations"):
-        flipped({"prompt": "p", "completion": "c"})
+        flip_preference({"prompt": "p", "completion": "c"})
 
 
 def test_all_rows_must_be_of_one_kind():
     with pytest.raises(DataError, match=r"line 2: is one of demonstrations, but most rows are pairs"):
-        read(found(pair(1), {"prompt": "p", "completion": "c"}), "error")
+        read(source_rows(pair(1), {"prompt": "p", "completion": "c"}), "error")
 
 
 def test_a_column_that_is_no_name_is_counted_and_not_quoted():
     """A file whose keys are somebody's words must not be told by them."""
     raw = {"question": "q", "my knee hurts": 1, "x" * 33: 2}
     with pytest.raises(BadRow, match=r"got question\+2 others$"):
-        canonical(Found("a.jsonl line 1", raw))
+        canonical(SourceRow("a.jsonl line 1", raw))

@@ -21,7 +21,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def rows(path: Path, on_bad_row: str = "error", **options: str):
-    return read(Jsonl(str(path), **options).find(0, 1), on_bad_row)
+    return read(Jsonl(str(path), **options).rows(0, 1), on_bad_row)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
@@ -53,26 +53,26 @@ def test_a_malformed_row_is_named_by_file_line_and_reason_and_never_quoted(tmp_p
     assert sum(table.skipped.values()) == 2
 
 
-def test_bytes_that_are_no_text_are_a_bad_row(tmp_path):
+def test_bytes_that_are_not_text_are_a_bad_row(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json.dumps(PAIR).encode() + b'\n{"prompt": "\xff"}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl line 2: is no UTF-8 text"):
+    with pytest.raises(DataError, match=r"a\.jsonl line 2: .*UTF-8"):
         rows(tmp_path / "a.jsonl")
 
 
 def test_a_cut_gzip_file_is_refused(tmp_path):
     path = write(tmp_path / "a.jsonl.gz", *[json.dumps(PAIR)] * 50)
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz is no complete gzip file: .* 50 lines can be read"):
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz .*gzip.* 50 lines"):
         rows(path)
 
 
-def test_a_path_that_leads_nowhere_is_refused(tmp_path):
+def test_a_path_without_a_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no \.jsonl or \.jsonl\.gz file at .*gone\.jsonl"):
         rows(tmp_path / "gone.jsonl")
     with pytest.raises(ConfigError, match=r"no \.jsonl or"):
         rows(tmp_path)
     with pytest.raises(ConfigError, match=r"needs data\.path"):
-        list(Jsonl().find(0, 1))
+        list(Jsonl().rows(0, 1))
 
 
 def test_the_stamp_changes_with_the_file(tmp_path):

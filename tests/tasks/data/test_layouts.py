@@ -1,4 +1,4 @@
-"""Files as users bring them: each is read exactly, or refused in one line that says where and what to do."""
+"""Files in many layouts: each is read exactly, or refused in one line that names the place and the remedy."""
 
 import bz2
 import gzip
@@ -82,7 +82,7 @@ def gz(data: bytes) -> bytes:
     return gzip.compress(data, mtime=0)
 
 
-def flipped(data: bytes, place: int) -> bytes:
+def bit_flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
 
 
@@ -183,23 +183,23 @@ REFUSED = {  # what the line must name: file, place, what to do
     ),
     "gzip that ends early": (
         in_file("a.jsonl.gz", gz(LINES)[:-9]),
-        ["a.jsonl.gz is no complete gzip file", "break off", "lines can be read"],
+        ["a.jsonl.gz", "gzip", "break off", "lines can be read"],
     ),
     "gzip with a flipped byte": (
-        in_file("a.jsonl.gz", flipped(gz(LINES), 40)),
-        ["a.jsonl.gz is no complete gzip file", "lines can be read"],
+        in_file("a.jsonl.gz", bit_flipped(gz(LINES), 40)),
+        ["a.jsonl.gz", "gzip", "lines can be read"],
     ),
     "gzip with a flipped checksum": (
-        in_file("a.jsonl.gz", flipped(gz(LINES), len(gz(LINES)) - 6)),
-        ["a.jsonl.gz is no complete gzip file", "checksum", "3 lines can be read"],
+        in_file("a.jsonl.gz", bit_flipped(gz(LINES), len(gz(LINES)) - 6)),
+        ["a.jsonl.gz", "gzip", "checksum", "3 lines can be read"],
     ),
     "gzip with a flipped flag": (
-        in_file("a.jsonl.gz", flipped(gz(LINES), 2)),
-        ["a.jsonl.gz is no complete gzip file"],
+        in_file("a.jsonl.gz", bit_flipped(gz(LINES), 2)),
+        ["a.jsonl.gz", "gzip"],
     ),
     "gzip with a tail": (
         in_file("a.jsonl.gz", gz(LINES) + b"tail"),
-        ["a.jsonl.gz is no complete gzip file", "other data follow"],
+        ["a.jsonl.gz", "gzip", "other data follow"],
     ),
     "a lone surrogate": (
         after_rows(b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}\n'),
@@ -256,13 +256,13 @@ REFUSED = {  # what the line must name: file, place, what to do
         in_folder(northDOTndjson=LINES, southDOTparquet=b"PAR1"),
         ["no .jsonl", "north.ndjson", "south.parquet"],
     ),
-    "rows in a folder below": (
+    "rows in a subfolder": (
         in_folder(trainSLASHnorthDOTjsonl=LINES),
-        ["its folder train holds some", "train"],
+        ["folder train", "train"],
     ),
     "a folder called like a file": (in_folder(northDOTjsonl=None), ["north.jsonl", "is a folder"]),
     "a link to nothing": (dangling, ["north.jsonl", "link"]),
-    "a pipe": (pipe, ["north.jsonl", "is no regular file"]),
+    "a pipe": (pipe, ["north.jsonl", "regular file"]),
     "a client twice": (
         in_folder(northDOTjsonl=LINES, northDOTjsonlDOTgz=gz(LINES)),
         ["north.jsonl and north.jsonl.gz", "client north", "keep one"],
@@ -278,27 +278,27 @@ def test_a_layout_is_read_exactly(tmp_path: Path, layout: str) -> None:
 
 @pytest.mark.parametrize("on_bad_row", ["error", "skip"])
 @pytest.mark.parametrize("layout", REFUSED)
-def test_a_layout_is_refused_in_a_line_that_says_where_and_what_to_do(
+def test_a_refused_layout_is_an_error_of_one_line_with_place_and_remedy(
     tmp_path: Path, layout: str, on_bad_row: str
 ) -> None:
-    """Where other rows are good, `skip` keeps exactly those and counts one; never a word of a row in the message."""
+    """With `skip`, good rows are kept and one bad row is counted; no message quotes a row."""
     build, parts = REFUSED[layout]
     path = build(tmp_path)
     try:
-        left = table(path, on_bad_row)
+        result = table(path, on_bad_row)
     except AccordError as error:
-        said = str(error)
+        message = str(error)
     else:
         assert on_bad_row == "skip"
-        assert [dict(entry.row) for entry in left.entries] == PAIRS
-        (where,) = set(left.first.values())
-        said = f"{where}: {'; '.join(left.skipped)}"
-    assert [part for part in parts if part not in said] == []
-    assert "\n" not in said
-    assert SECRET not in said
+        assert [dict(entry.row) for entry in result.entries] == PAIRS
+        (where,) = set(result.first.values())
+        message = f"{where}: {'; '.join(result.skipped)}"
+    assert [part for part in parts if part not in message] == []
+    assert "\n" not in message
+    assert SECRET not in message
 
 
-def test_what_is_beside_the_rows_is_listed(tmp_path: Path) -> None:
+def test_files_that_are_not_read_are_listed(tmp_path: Path) -> None:
     build = in_folder(
         northDOTjsonl=LINES,
         northDOTcsv=b"",
@@ -310,11 +310,11 @@ def test_what_is_beside_the_rows_is_listed(tmp_path: Path) -> None:
     assert table(build(tmp_path)).unread == ("README.md", "dataset_info.json", "north.csv", "old/")
 
 
-def test_the_first_rows_of_a_damaged_file_are_not_used(tmp_path: Path) -> None:
-    """Its checksum says that something is wrong and not where: no row can be relied on, under skip as well."""
+def test_no_row_of_a_damaged_file_is_used(tmp_path: Path) -> None:
+    """A wrong checksum does not say where the damage is, so no row can be relied on, even with skip."""
     many = gz(LINES * 2000)
     (tmp_path / "north.jsonl").write_bytes(LINES)
-    (tmp_path / "south.jsonl.gz").write_bytes(flipped(many, len(many) - 6))
+    (tmp_path / "south.jsonl.gz").write_bytes(bit_flipped(many, len(many) - 6))
     with pytest.raises(AccordError, match=r"south\.jsonl\.gz .* 6000 lines can be read") as error:
         table(tmp_path, "skip")
     assert "south" not in error.value.outside()

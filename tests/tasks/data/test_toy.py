@@ -10,11 +10,11 @@ from tasks.toy_base.language import DETAILS, POLITE, Answer, topics
 
 
 def entries(toy: Toy, seed: int = 1, clients: int = 8):
-    return read(toy.find(seed, clients), "error").entries
+    return read(toy.rows(seed, clients), "error").entries
 
 
 def parsed(prompt: str, text: str) -> tuple[int, Answer]:
-    """The topic's place and the answer's features, read back from the words alone."""
+    """The topic's number and the answer's features, parsed from the text alone."""
     place = next(n for n, topic in enumerate(topics()) if f" {topic.animal} " in prompt)
     fact = next(n for n, words in enumerate(topics()[place].facts) if words in text)
     polite = text.startswith(POLITE)
@@ -23,11 +23,11 @@ def parsed(prompt: str, text: str) -> tuple[int, Answer]:
 
 
 def test_every_client_has_its_pairs_and_its_type():
-    found = entries(Toy())
-    assert Counter((e.owner, e.heldout) for e in found) == {
+    all_entries = entries(Toy())
+    assert Counter((e.owner, e.heldout) for e in all_entries) == {
         (f"client-{client}", heldout): 48 for client in range(8) for heldout in (False, True)
     }
-    assert all(tuple(e.row) == PAIR for e in found)
+    assert all(tuple(e.row) == PAIR for e in all_entries)
     assert [Toy().truth(client) for client in range(8)] == [0, 1] * 4
     assert Counter(Toy(types=4).truth(client) for client in range(8)) == dict.fromkeys(range(4), 2)
 
@@ -47,15 +47,15 @@ def test_without_noise_the_chosen_answer_has_the_higher_utility(types):
 
 
 def test_utility_by_hand():
-    """Right fact 3, wanted style 2, polite 1.5; type 0 wants brief answers and type 1 detailed ones."""
+    """Right fact 3, preferred style 2, polite 1.5; type 0 prefers brief answers and type 1 detailed ones."""
     answer = Answer(fact=1, polite=True, detailed=False, cautious=True)
     assert Toy().utility(answer, 0, right=1) == 6.5
     assert Toy().utility(answer, 1, right=1) == 4.5
     assert Toy().utility(replace(answer, fact=0, polite=False, detailed=True), 1, right=1) == 2.0
 
 
-def test_an_answer_is_worth_what_its_words_are_worth_to_a_client():
-    """The utility of the pair that a client was given, read back from its text; babble is worth nothing."""
+def test_the_utility_of_a_text_is_that_of_its_parsed_answer():
+    """The utility of a client's pairs, parsed from their text; an unknown answer has utility 0."""
     toy = Toy(types=3, label_noise=0.0)
     assert isinstance(toy, Planted)
     assert len(set(toy.questions())) == len(toy.questions()) == 4 * len(topics())
@@ -84,8 +84,10 @@ def test_noise_flips_training_labels_only():
 
 
 def test_held_out_questions_are_never_asked_in_training():
-    found = entries(Toy())
-    trained, held = ({e.row["prompt"] for e in found if e.heldout == heldout} for heldout in (False, True))
+    all_entries = entries(Toy())
+    trained, held = (
+        {e.row["prompt"] for e in all_entries if e.heldout == heldout} for heldout in (False, True)
+    )
     assert len(held) > 20  # most of the 24 topics come up
     assert not trained & held
 
@@ -110,19 +112,19 @@ def test_types_disagree_about_the_same_pair():
     assert toy.utility(brief, 1, right=0) < toy.utility(detailed, 1, right=0)
 
 
-def test_a_heavy_type_decides_wherever_its_feature_differs_and_it_differs_as_often_as_asked():
-    """8 x 96 pairs at 0.6: 461 +- 14; four sigma allowed. Every one of them goes by the length that the type wants."""
-    found = entries(Toy(type_weight=6.0, type_differs=0.6, label_noise=0.0))
+def test_a_large_type_weight_decides_where_the_feature_differs_which_is_at_the_configured_rate():
+    """8 x 96 pairs at 0.6: 461 +- 14; four sigma allowed. In all of them the type's preferred length decides."""
+    all_entries = entries(Toy(type_weight=6.0, type_differs=0.6, label_noise=0.0))
     differ = 0
-    for entry in found:
-        one, two = (parsed(entry.row["prompt"], entry.row[side])[1].detailed for side in PAIR[1:])
-        if one != two:
+    for entry in all_entries:
+        first, second = (parsed(entry.row["prompt"], entry.row[side])[1].detailed for side in PAIR[1:])
+        if first != second:
             differ += 1
-            assert one == bool(int(entry.owner.removeprefix("client-")) % 2)
+            assert first == bool(int(entry.owner.removeprefix("client-")) % 2)
     assert 405 < differ < 517
 
 
-def test_the_world_is_a_function_of_seed_and_federation():
+def test_rows_depend_on_seed_and_number_of_clients():
     rows = [
         [e.row for e in entries(Toy(), seed, clients)] for seed, clients in ((1, 4), (1, 4), (2, 4), (1, 5))
     ]
@@ -132,7 +134,7 @@ def test_the_world_is_a_function_of_seed_and_federation():
     assert World.draw(1).right != World.draw(2).right
 
 
-def test_prompts_are_public_questions_and_the_same_for_everybody():
+def test_prompts_are_distinct_public_questions():
     prompts = Toy().prompts()
     assert len(prompts) == len(set(prompts)) == 6
     assert prompts[0] == "What does the fox eat?"
@@ -149,6 +151,6 @@ def test_prompts_are_public_questions_and_the_same_for_everybody():
         {"type_differs": 1.5},
     ],
 )
-def test_impossible_worlds_are_refused(bad):
+def test_options_out_of_range_are_refused(bad):
     with pytest.raises(ConfigError, match=r"data\."):
         Toy(**bad)

@@ -90,12 +90,12 @@ def written(folder: Path, **files: bytes) -> Path:
     return folder
 
 
-def test_a_folder_without_config_says_what_it_is(whole: Path, tmp_path: Path) -> None:
+def test_a_folder_without_config_is_refused_with_what_it_holds(whole: Path, tmp_path: Path) -> None:
     adapter = written(tmp_path / "adapter", adapter_config__json=b'{"base_model_name_or_path": "org/base"}')
     assert "adapter of 'org/base'" in refusal(adapter)
     assert "GGUF" in refusal(written(tmp_path / "gguf", tiny__gguf=b"GGUF"))
     assert str(whole) in refusal(whole.parent)
-    assert str(whole) in refusal(whole.parent.parent), "two levels down, as snapshots of a cache are"
+    assert str(whole) in refusal(whole.parent.parent), "two levels down, like the snapshots of a cache"
     assert "is empty" in refusal(written(tmp_path / "empty"))
     assert "notes.txt" in refusal(written(tmp_path / "other", notes__txt=b"-"))
     assert "maker's own format" in refusal(written(tmp_path / "meta", params__json=b"{}"))
@@ -112,7 +112,7 @@ def test_the_home_folder_is_expanded(model: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "expected"),
     [
         (b"", "is empty"),
         (LFS, "git lfs pull"),
@@ -121,19 +121,17 @@ def test_the_home_folder_is_expanded(model: Path, monkeypatch: pytest.MonkeyPatc
         (None, "damaged or cut short"),  # the last bytes are missing
     ],
 )
-def test_a_file_that_is_not_whole_is_named(
-    model: Path, shards: Path, content: bytes | None, words: str
-) -> None:
+def test_an_incomplete_file_is_named(model: Path, shards: Path, content: bytes | None, expected: str) -> None:
     for folder, name in ((model, WEIGHTS), (shards, sorted(p.name for p in shards.glob("*.safetensors"))[1])):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[:-7] if content is None else content)
         line = refusal(folder)
-        assert words in line
+        assert expected in line
         assert str(folder / name) in line
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "expected"),
     [
         ("config.json", LFS, "git lfs pull"),
         ("config.json", b'{"half": ', "is not JSON"),
@@ -144,27 +142,27 @@ def test_a_file_that_is_not_whole_is_named(
         ("tokenizer.json", b'{"model": 3}', "no usable tokenizer"),
     ],
 )
-def test_small_files_are_checked_too(model: Path, name: str, content: bytes, words: str) -> None:
+def test_small_files_are_checked_too(model: Path, name: str, content: bytes, expected: str) -> None:
     (model / name).write_bytes(content)
     line = refusal(model)
-    assert words in line
+    assert expected in line
     assert str(model) in line
 
 
-def test_an_index_and_its_files_belong_together(shards: Path) -> None:
+def test_an_index_must_match_its_files(shards: Path) -> None:
     index = json.loads((shards / INDEX).read_text())
     first, second = sorted(set(index["weight_map"].values()))[:2]
     (shards / second).rename(shards / "away")
     assert f"lacks {second}" in refusal(shards)
     (shards / "away").rename(shards / second)
     name = next(n for n, file in index["weight_map"].items() if file == first)
-    for places, words in (
+    for places, expected in (
         ({**index["weight_map"], name: second}, "lacks 1 tensor"),
-        ({**index["weight_map"], name: "../other.safetensors"}, "beside it"),
+        ({**index["weight_map"], name: "../other.safetensors"}, "'../other.safetensors'"),
         ({}, "no weight_map"),
     ):
         (shards / INDEX).write_text(json.dumps({"weight_map": places}))
-        assert words in refusal(shards)
+        assert expected in refusal(shards)
 
 
 def test_tensors_that_are_missing_or_of_another_shape_are_refused(model: Path, tmp_path: Path) -> None:
@@ -197,13 +195,13 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(model: Path, tmp_path
 
 
 def test_a_token_for_images_may_be_beyond_the_embedding_of_a_text_model(model: Path) -> None:
-    """As in gemma-3-1b-it; a row that spells it out has no embedding there, and is refused."""
+    """As in gemma-3-1b-it; a row that spells the token out is refused."""
     inner = tiny.tokenizer().backend_tokenizer
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    named = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, extra_special_tokens={"image_token": "<image>"}, **names
     )
-    named.save_pretrained(model)
+    tokenizer.save_pretrained(model)
     base = load_base(ModelConfig(name=str(model)), LoraConfig())
     encoder = Encoder(base.tokenizer, "none", 64, on_bad_row="skip", vocabulary=embedding_rows(base.causal))
     assert encoder.example("a", ["b", "c"])
@@ -212,42 +210,42 @@ def test_a_token_for_images_may_be_beyond_the_embedding_of_a_text_model(model: P
 
 
 def test_a_tokenizer_without_a_vocabulary_is_refused(model: Path) -> None:
-    """transformers makes an empty one from the class name alone."""
+    """transformers creates an empty one from the class name alone."""
     (model / "tokenizer.json").unlink()
     (model / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     assert "has no vocabulary" in refusal(model)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "most"), [("gpt2", 512), ("llama", None), ("opt", 64), ("gpt_neo", 64)]
+    ("architecture", "limit"), [("gpt2", 512), ("llama", None), ("opt", 64), ("gpt_neo", 64)]
 )
-def test_rows_longer_than_the_learned_positions_are_refused(architecture: str, most: int | None) -> None:
+def test_rows_longer_than_the_learned_positions_are_refused(architecture: str, limit: int | None) -> None:
     small = {"vocab_size": 20, "max_position_embeddings": 64, "hidden_size": 8, "num_attention_heads": 2}
-    more = {
+    options = {
         "opt": {"ffn_dim": 8, "num_hidden_layers": 1, "word_embed_proj_dim": 8},
         "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 2},
     }
     config = (
-        AutoConfig.for_model(architecture, **small, **more[architecture])
-        if architecture in more
+        AutoConfig.for_model(architecture, **small, **options[architecture])
+        if architecture in options
         else tiny.config(architecture)
     )
     causal = AutoModelForCausalLM.from_config(config)
-    assert learned_positions(causal) == most
-    check_length(causal, most or 10**6, "m")
-    if most:
-        with pytest.raises(ConfigError, match=f"at most {most}"):
-            check_length(causal, most + 1, "m")
+    assert learned_positions(causal) == limit
+    check_length(causal, limit or 10**6, "m")
+    if limit:
+        with pytest.raises(ConfigError, match=f"at most {limit}"):
+            check_length(causal, limit + 1, "m")
 
 
-def test_an_answer_ends_where_the_positions_end(tmp_path: Path) -> None:
+def test_an_answer_ends_at_the_last_position(tmp_path: Path) -> None:
     """A prompt of 512 tokens leaves room for one more, which is not read again."""
     base = load_base(ModelConfig(name=str(tiny.folder(tmp_path / "gpt2", "gpt2"))), LoraConfig())
     for length in (500, 512):
         assert len(greedy(base, [5] * length)) <= 513 - length
 
 
-def test_code_beside_the_weights_is_never_run(model: Path, tmp_path: Path) -> None:
+def test_code_in_a_model_folder_is_never_run(model: Path, tmp_path: Path) -> None:
     page = json.loads((model / "config.json").read_text())
     trap = tmp_path / "ran"
     (model / "modeling_x.py").write_text(f"open({str(trap)!r}, 'w')")
@@ -264,7 +262,7 @@ def test_code_beside_the_weights_is_never_run(model: Path, tmp_path: Path) -> No
     assert not trap.exists()
 
 
-def test_the_fingerprint_covers_what_is_loaded_and_nothing_else(model: Path, shards: Path) -> None:
+def test_the_fingerprint_covers_exactly_the_loaded_files(model: Path, shards: Path) -> None:
     before = mark(model)
     assert mark(shards) == before
     stray = {"lm_head.weight": torch.zeros(3)}
@@ -284,10 +282,10 @@ def test_the_fingerprint_covers_what_is_loaded_and_nothing_else(model: Path, sha
         )
     save_file(load_file(model / WEIGHTS), shards / WEIGHTS)
     changed(shards, lambda t: t["lm_head.weight"].zero_())
-    assert mark(shards) != before, "one file goes before shards, for transformers too"
+    assert mark(shards) != before, "a single file takes precedence over shards, as in transformers"
 
 
-def test_an_adapter_beside_a_whole_model_is_not_loaded(model: Path) -> None:
+def test_an_adapter_in_the_folder_of_a_model_is_not_loaded(model: Path) -> None:
     base = load_base(ModelConfig(name=str(model)), LoraConfig())
     expected = logits(model)
     base.model.save_pretrained(str(model))
@@ -298,7 +296,7 @@ def test_an_adapter_beside_a_whole_model_is_not_loaded(model: Path) -> None:
     assert logits(model).equal(expected)
 
 
-def test_a_file_in_anothers_place_with_its_size_and_time_is_noticed(model: Path) -> None:
+def test_a_replaced_file_of_equal_size_and_time_is_noticed(model: Path) -> None:
     before, stat = mark(model), (model / WEIGHTS).stat()
     changed(model, lambda t: t["lm_head.weight"].zero_())
     os.utime(model / WEIGHTS, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -334,13 +332,13 @@ def test_pickled_weights_are_converted_once(model: Path, tmp_path: Path, count: 
     assert all(tmp_path / "home" in file.parents for file in files)
     assert len(files) == count
     times = [file.stat().st_mtime_ns for file in files]
-    again = Path(shutil.copytree(model, tmp_path / "copy"))
-    assert mark(again) == mark(model)
-    assert [file.stat().st_mtime_ns for file in weights_of(again).files] == times
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    assert mark(copy) == mark(model)
+    assert [file.stat().st_mtime_ns for file in weights_of(copy).files] == times
 
 
 class Trap:
-    """What a hostile pickle does when it is unpickled."""
+    """A pickled object that runs code when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -367,15 +365,15 @@ def test_a_pickle_that_would_run_code_is_refused(model: Path, tmp_path: Path) ->
     assert not list((tmp_path / "home" / "converted").glob("*/*.safetensors"))
 
 
-def test_other_weights_than_transformers_are_named(model: Path) -> None:
+def test_weights_of_other_formats_are_named(model: Path) -> None:
     without(model, WEIGHTS)
-    for name, words in (
+    for name, expected in (
         ("model.fp16.safetensors", "rename"), ("tf_model.h5", "another framework"), ("tiny.gguf", "GGUF"),
         ("consolidated.00.pth", "maker's own"),
     ):  # fmt: skip
         (model / name).write_bytes(b"-")
         line = refusal(model)
         assert WEIGHTS in line
-        assert words in line
+        assert expected in line
         (model / name).unlink()
     assert "holds no weights" in refusal(model)

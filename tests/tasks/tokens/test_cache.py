@@ -1,4 +1,4 @@
-"""Both caches come back as they were, and a damaged file is made again."""
+"""Both caches return what was stored, and a damaged file is computed again."""
 
 import logging
 from collections import Counter
@@ -25,13 +25,13 @@ def refuse():
 
 
 @pytest.mark.parametrize("made", [MADE, ([], Counter())])
-def test_rows_are_made_once_and_read_back(tmp_path: Path, made) -> None:
+def test_rows_are_encoded_once_and_read_back(tmp_path: Path, made) -> None:
     assert Cache(tmp_path).examples("k", lambda: made) == made
     assert Cache(tmp_path).examples("k", refuse) == made
-    assert [p.name for p in tmp_path.iterdir()] == ["tokens-k.safetensors"]  # nothing half-written beside it
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens-k.safetensors"]  # no temporary file is left
 
 
-def test_references_add_up_over_rounds(tmp_path: Path) -> None:
+def test_references_accumulate_over_rounds(tmp_path: Path) -> None:
     first, second = {"ab" * 16: (-1.5, -2.25)}, {"cd" * 16: (-3.0,)}
     Cache(tmp_path).add_references("m", first)
     Cache(tmp_path).add_references("m", second)
@@ -39,14 +39,16 @@ def test_references_add_up_over_rounds(tmp_path: Path) -> None:
     assert Cache(tmp_path).references("other") == {}
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "garbage", "empty"])
-def test_a_damaged_file_is_made_again(tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flip", "garbage", "empty"])
+def test_a_damaged_file_is_computed_again(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     Cache(tmp_path).examples("k", lambda: MADE)
     Cache(tmp_path).add_references("m", {"ab" * 16: (-1.5,)})
     for file in tmp_path.iterdir():
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
-        file.write_bytes({"cut": data[:-9], "flip": data, "garbage": b"x" * 99, "empty": b""}[harm])
+        file.write_bytes({"cut": data[:-9], "flip": data, "garbage": b"x" * 99, "empty": b""}[damage])
     with caplog.at_level(logging.WARNING):
         assert Cache(tmp_path).examples("k", lambda: MADE) == MADE
         assert Cache(tmp_path).references("m") == {}
@@ -54,14 +56,14 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, harm: str, caplog: pytest.
     assert Cache(tmp_path).examples("k", refuse) == MADE
 
 
-def test_without_a_folder_it_lives_in_memory() -> None:
+def test_without_a_folder_the_cache_is_in_memory() -> None:
     cache = Cache(None)
     assert cache.examples("k", lambda: MADE) == cache.examples("k", refuse) == MADE
     cache.add_references("m", {"ab": (1.0,)})
     assert cache.references("m") == {"ab": (1.0,)}
 
 
-def test_keys_depend_on_rows_and_on_what_reads_them() -> None:
+def test_keys_depend_on_rows_and_on_settings() -> None:
     rows = [{"prompt": "a", "completion": "b", "label": True}]
     keys = {
         rows_key(rows, "kto", 64),

@@ -1,4 +1,4 @@
-"""Chat rows are what the template renders: token ids against TRL 1.16's for templates of every shape."""
+"""Chat rows are rendered by the template: token ids equal those of TRL 1.16 for many kinds of templates."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -18,7 +18,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from core.errors import ConfigError, DataError
 from tasks.base import Example, Row
-from tasks.data.base import BadRow, Found, canonical
+from tasks.data.base import BadRow, SourceRow, canonical
 from tasks.kto import rotated
 from tasks.tokens.chat import TODAY, ChatTemplate
 from tasks.tokens.encode import DIFFERS, NO_CALLS, Encoder
@@ -30,8 +30,8 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments":
 Ids = tuple[list[int], ...]  # a prompt, and the completions behind it
 
 
-def turns(*said: tuple[str, Any], **more: Any) -> list[dict[str, Any]]:
-    return [{"role": role, "content": content, **more} for role, content in said]
+def turns(*messages: tuple[str, Any], **keys: Any) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content, **keys} for role, content in messages]
 
 
 def parts(*texts: str) -> list[dict[str, str]]:
@@ -137,12 +137,12 @@ def at(when: datetime) -> type[datetime]:
 
 @pytest.fixture(autouse=True)
 def trls_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TRL reads the machine's clock: it stands at the date that Accord gives to templates."""
+    """Set the clock that TRL reads to the date that Accord gives to templates."""
     monkeypatch.setattr(chat_template_utils, "datetime", at(TODAY))
 
 
 def ours(row: Row, tokenizer: PreTrainedTokenizerFast, prompt_format: str, *sides: str) -> Ids:
-    row = canonical(Found("here", row))
+    row = canonical(SourceRow("here", row))
     example = Encoder(tokenizer, prompt_format, LONG).example(row["prompt"], [row[side] for side in sides])
     assert example is not None
     return ids_of(example)
@@ -159,8 +159,8 @@ def ids_of(example: Example) -> Ids:
 def joined(row: Row) -> Row:
     """The row with a string for each content in parts."""
     return {
-        side: [{**t, "content": "".join(p["text"] for p in t["content"])} for t in said]
-        for side, said in row.items()
+        side: [{**t, "content": "".join(p["text"] for p in t["content"])} for t in messages]
+        for side, messages in row.items()
     }
 
 
@@ -169,9 +169,9 @@ def wrapped(row: Row) -> Row:
     return {
         side: [
             {**t, "content": parts(t["content"]) if isinstance(t["content"], str) else t["content"]}
-            for t in said
+            for t in messages
         ]
-        for side, said in row.items()
+        for side, messages in row.items()
     }
 
 
@@ -206,7 +206,7 @@ REFUSALS = {"Roles must alternate", "No system role", "One call at a time"}  # i
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_conversations_are_trls_tokens(trl: Trl, name: str, kind: str) -> None:
-    """Or both refuse the row: ours with the template's own words, and none of the row's."""
+    """Or both refuse the row; Accord's message has the template's own text and none of the row's."""
     tokenizer, row = FAMILIES[name].tokenizer(), as_it_takes(name, kind)
     try:
         want, refused = trl.dpo(row, tokenizer), ""
@@ -262,7 +262,7 @@ def test_an_answer_ends_where_the_template_ends_a_turn(name: str) -> None:
     assert encoder.tokenizer.convert_ids_to_tokens(list(encoder.ends)) == list(ends)
 
 
-def test_a_prompt_that_differs_alone_is_counted_and_said_once() -> None:
+def test_a_prompt_that_differs_alone_is_counted_and_noted_once() -> None:
     tokenizer = FAMILIES["deepseek-r1"].tokenizer()
     encoder = Encoder(tokenizer, "chat", LONG)
     assert len(encoder.notes) == 1
@@ -299,7 +299,7 @@ def test_a_template_reads_the_same_date_on_every_day(name: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("form", ["%Y-%m-%d", "%-d. %B %y, %A", "%H:%M%p 100%%", "%%Y", "plain", "%j %U"])
-def test_every_format_of_the_clock(form: str) -> None:
+def test_every_directive_of_the_clock_is_formatted(form: str) -> None:
     """Also one that is not written in the call itself; white space and line breaks of the template stay."""
     template = f"\n  {{% set form = '{form}' %}}\n{{{{ strftime_now(form) }}}}\n"
     tokenizer = Family(template + CHATML_TURNS, tokens=("<|im_start|>", "<|im_end|>")).tokenizer()
@@ -319,7 +319,9 @@ def test_every_format_of_the_clock(form: str) -> None:
         ({"rag": "{{ messages }}"}, "it has several, and none is called 'default'"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_the_tokenizers_fault(template: Any, reason: str) -> None:
+def test_an_unusable_template_is_a_configuration_error_that_names_the_tokenizer(
+    template: Any, reason: str
+) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.name_or_path = "/models/x"
     tokenizer.chat_template = template
@@ -327,7 +329,7 @@ def test_a_template_that_cannot_be_used_is_the_tokenizers_fault(template: Any, r
         Encoder(tokenizer, "auto", LONG)
 
 
-def test_a_function_that_a_template_may_do_without_is_not_missing() -> None:
+def test_an_optional_function_of_a_template_is_not_missing() -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = "{% if tools %}{{ listed(tools) }}{% endif %}" + tiny.CHAT
     assert Encoder(tokenizer, "chat", LONG).example("Hi", ("a",)) is not None
@@ -345,7 +347,7 @@ def test_a_function_that_a_template_may_do_without_is_not_missing() -> None:
         "range(10 ** 9)",
     ],
 )
-def test_what_a_template_cannot_do_with_a_row_is_the_rows_fault_without_its_text(expression: str) -> None:
+def test_a_row_that_a_template_cannot_render_is_a_bad_row_without_its_text(expression: str) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = f"{{% for message in messages %}}{{{{ {expression} }}}}{{% endfor %}}"
     with pytest.raises(DataError, match="row 4: the chat template") as error:
@@ -353,7 +355,7 @@ def test_what_a_template_cannot_do_with_a_row_is_the_rows_fault_without_its_text
     assert "secret" not in str(error.value)
 
 
-def test_a_cut_chat_prompt_keeps_what_the_tokenizer_starts_with() -> None:
+def test_a_cut_chat_prompt_keeps_the_first_tokens_of_the_tokenizer() -> None:
     for name, start in (("gemma", ["<bos>"]), ("chatglm", ["[gMASK]", "<sop>"]), ("zephyr", [])):
         tokenizer = FAMILIES[name].tokenizer()
         example = Encoder(tokenizer, "chat", 40).example("x" * 60, ("y",))
@@ -367,17 +369,20 @@ def test_a_cut_chat_prompt_keeps_what_the_tokenizer_starts_with() -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        ({"role": "user", "content": [{"type": "image", "url": "secret"}]}, "a content part that is no text"),
+        (
+            {"role": "user", "content": [{"type": "image", "url": "secret"}]},
+            "a content part that is not text",
+        ),
         ({"role": "user", "content": [{"type": "text", "text": " "}]}, "empty"),
-        ({"role": "user", "content": ["secret"]}, "a content part that is no text"),
+        ({"role": "user", "content": ["secret"]}, "a content part that is not text"),
         ({"role": "assistant", "content": None}, "empty"),
         ({"role": "assistant", "tool_calls": []}, "empty"),
         ({"role": "assistant", "tool_calls": "secret"}, "tool_calls are not a list"),
     ],
 )
-def test_messages_that_say_nothing_are_refused(message: Row, reason: str) -> None:
+def test_messages_without_usable_content_are_refused(message: Row, reason: str) -> None:
     with pytest.raises(BadRow, match=reason) as error:
-        canonical(Found("here", pair([message])))
+        canonical(SourceRow("here", pair([message])))
     assert "secret" not in str(error.value)
 
 

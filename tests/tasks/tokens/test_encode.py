@@ -21,7 +21,7 @@ def whole(example: Example | None) -> list[str]:
     return [text(example.prompt), *map(text, example.completions)]
 
 
-def test_bos_stands_once_and_eos_ends_every_completion() -> None:
+def test_a_prompt_starts_with_one_bos_and_every_completion_ends_in_eos() -> None:
     example = Encoder(TOKENIZER, "none", 64).example("ab", ("c", "de</s>"))
     assert whole(example) == ["<s>ab", "c</s>", "de</s>"]
 
@@ -30,8 +30,8 @@ def test_bos_stands_once_and_eos_ends_every_completion() -> None:
 def test_formats_are_the_published_bytes(prompt_format: str, key: str) -> None:
     vector = OPENFEDLLM["sft_templates"]
     encoder = Encoder(TOKENIZER, prompt_format, 512)
-    asked = vector["inputs"]["examples"]
-    for i, (q, a) in enumerate(zip(asked["instruction"], asked["response"], strict=True)):
+    examples = vector["inputs"]["examples"]
+    for i, (q, a) in enumerate(zip(examples["instruction"], examples["response"], strict=True)):
         prompt, completion = whole(encoder.example(q, (a,)))
         assert prompt + completion == "<s>" + vector["outputs"][key][i]
         assert text(encoder.prompt(q)) == prompt
@@ -51,11 +51,11 @@ def test_vicuna_takes_a_conversation() -> None:
     assert whole(example) == ["<s>S. USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:", " A2</s>"]
 
 
-@pytest.mark.parametrize("given", ["Q", [{"role": "user", "content": "Q"}]])
-def test_auto_is_the_chat_template_where_there_is_one(given) -> None:
+@pytest.mark.parametrize("prompt", ["Q", [{"role": "user", "content": "Q"}]])
+def test_auto_is_the_chat_template_if_there_is_one(prompt) -> None:
     """The template writes BOS and EOS itself; neither is doubled."""
     encoder = Encoder(tiny.tokenizer(chat=True), "auto", 64)
-    assert whole(encoder.example(given, ("A", "B"))) == [
+    assert whole(encoder.example(prompt, ("A", "B"))) == [
         "<s>user: Q</s>\n<s>assistant: ",
         "A</s>\n",
         "B</s>\n",
@@ -63,10 +63,10 @@ def test_auto_is_the_chat_template_where_there_is_one(given) -> None:
     assert Encoder(TOKENIZER, "auto", 64).prompt_format == "alpaca"
 
 
-def test_a_conversation_that_a_format_cannot_hold_is_refused_without_its_text() -> None:
+def test_a_conversation_that_a_format_cannot_express_is_refused_without_its_text() -> None:
     turns = [{"role": "user", "content": "secret"}, {"role": "assistant", "content": "secret"}]
-    for prompt_format, words in (("alpaca", "one user turn"), ("vicuna_v1.1", "user last")):
-        with pytest.raises(DataError, match=words) as error:
+    for prompt_format, requirement in (("alpaca", "one user turn"), ("vicuna_v1.1", "end with the user")):
+        with pytest.raises(DataError, match=requirement) as error:
             Encoder(TOKENIZER, prompt_format, 64).example(turns, ("x",), row=7)
         assert "row 7" in str(error.value)
         assert "secret" not in str(error.value)
@@ -85,7 +85,7 @@ def test_chat_needs_a_template() -> None:
         ("abcd", ("xy", "z"), ["<s>abcd", "xy</s>", "z</s>"]),  # exactly 8
     ],
 )
-def test_truncation_takes_the_prompts_start_first(prompt: str, completions, want: list[str]) -> None:
+def test_truncation_removes_the_start_of_the_prompt_first(prompt: str, completions, want: list[str]) -> None:
     assert whole(Encoder(TOKENIZER, "none", 8).example(prompt, completions)) == want
 
 
@@ -113,13 +113,13 @@ def test_a_prompt_to_answer_is_cut_at_its_start() -> None:
     assert text(Encoder(TOKENIZER, "none", 4).prompt("abcdef")) == "<s>def"
 
 
-def test_the_key_is_the_content() -> None:
-    one = Example((1, 2), ((3, 4), (5,)))
-    assert key_of(one) == key_of(Example((1, 2), ((3, 4), (5,)), label=True))
-    others = [
+def test_the_key_depends_on_all_token_ids() -> None:
+    example = Example((1, 2), ((3, 4), (5,)))
+    assert key_of(example) == key_of(Example((1, 2), ((3, 4), (5,)), label=True))
+    different = [
         Example((1, 2), ((3,), (4, 5))),
         Example((1,), ((2, 3, 4), (5,))),
         Example((12,), ((3, 4), (5,))),
     ]
-    others.append(Example((1, 2), ((3, 4),), mismatched=(6,)))
-    assert len({key_of(e) for e in [one, *others]}) == 5
+    different.append(Example((1, 2), ((3, 4),), mismatched=(6,)))
+    assert len({key_of(e) for e in [example, *different]}) == 5

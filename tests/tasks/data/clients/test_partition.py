@@ -28,13 +28,13 @@ def test_natural_takes_the_largest_owners_in_the_order_of_their_names():
     assert natural({"b": 3, "a-10": 2, "a-1": 1, "a-2": 2}, 3) == ["a-2", "a-10", "b"]
 
 
-def test_natural_says_when_there_are_too_few_owners():
+def test_natural_refuses_fewer_owners_than_clients():
     with pytest.raises(DataError, match="have 2 natural clients, but the federation has 3"):
         natural({"a": 2, "b": 1}, 3)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 1.0, 100.0])
-def test_dirichlet_hands_out_every_row_once(alpha):
+def test_dirichlet_assigns_every_row_once(alpha):
     labels = ["x"] * 40 + ["y"] * 17
     shares = dirichlet(labels, 5, alpha, 3)
     assert sorted(n for share in shares for n in share) == list(range(57))

@@ -26,16 +26,16 @@ def write(path: Path, owner: str | None, numbers: range) -> Path:
     return path
 
 
-def test_each_task_sees_its_own_view_of_the_same_rows():
+def test_each_task_gets_its_own_view_of_the_same_rows():
     """48 pairs: 48 for dpo, 96 thumbs for kto, 48 demonstrations for sft; held-out rows stay pairs."""
-    made = {task: rows_of(1, 8, task__name=task) for task in ("dpo", "kto", "sft")}
-    assert [len(made[task].train) for task in ("dpo", "kto", "sft")] == [48, 96, 48]
-    pairs = made["dpo"].train
-    assert [row["completion"] for row in made["sft"].train] == [row["chosen"] for row in pairs]
-    assert [row["completion"] for row in made["kto"].train[48:]] == [row["rejected"] for row in pairs]
-    assert made["dpo"].heldout == made["kto"].heldout == made["sft"].heldout
-    assert len({rows.fingerprint for rows in made.values()}) == 1
-    assert made["dpo"].truth == 1
+    views = {task: rows_of(1, 8, task__name=task) for task in ("dpo", "kto", "sft")}
+    assert [len(views[task].train) for task in ("dpo", "kto", "sft")] == [48, 96, 48]
+    pairs = views["dpo"].train
+    assert [row["completion"] for row in views["sft"].train] == [row["chosen"] for row in pairs]
+    assert [row["completion"] for row in views["kto"].train[48:]] == [row["rejected"] for row in pairs]
+    assert views["dpo"].heldout == views["kto"].heldout == views["sft"].heldout
+    assert len({rows.fingerprint for rows in views.values()}) == 1
+    assert views["dpo"].truth == 1
 
 
 def test_a_seed_changes_rows_and_fingerprint():
@@ -48,59 +48,59 @@ def test_a_seed_changes_rows_and_fingerprint():
 def test_the_fingerprint_of_equal_rows_depends_on_the_seed(tmp_path):
     """Keyed by the run's seed: the same private file cannot be recognised in another run."""
     path = str(write(tmp_path / "a.jsonl", None, range(9)))
-    one, two = (rows_of(0, 2, path=path, run__seed=seed, data__eval_fraction=0.0) for seed in (1, 2))
-    assert one.train == two.train
-    assert one.fingerprint != two.fingerprint
+    first, second = (rows_of(0, 2, path=path, run__seed=seed, data__eval_fraction=0.0) for seed in (1, 2))
+    assert first.train == second.train
+    assert first.fingerprint != second.fingerprint
 
 
 def test_a_private_file_replaces_the_source(tmp_path):
     path = str(write(tmp_path / "a.jsonl", None, range(20)))
-    mine = rows_of(2, 3, path=path)
-    assert (len(mine.train), len(mine.heldout), mine.truth) == (15, 5, None)  # data.eval-fraction = 0.25
-    assert sorted(row["prompt"] for row in mine.train + mine.heldout) == sorted(f"p{n}" for n in range(20))
+    rows = rows_of(2, 3, path=path)
+    assert (len(rows.train), len(rows.heldout), rows.truth) == (15, 5, None)  # data.eval-fraction = 0.25
+    assert sorted(row["prompt"] for row in rows.train + rows.heldout) == sorted(f"p{n}" for n in range(20))
 
 
-def test_private_files_give_what_the_simulation_gives_on_the_same_partitions(tmp_path):
+def test_private_files_give_the_same_rows_as_a_shared_folder(tmp_path):
     for client, size in enumerate((6, 30, 12)):
         write(tmp_path / f"site-{client}.jsonl", None, range(100 * client, 100 * client + size))
     for client in range(3):
-        own = rows_of(client, 3, path=str(tmp_path / f"site-{client}.jsonl"))
-        assert own == rows_of(client, 3, data__source="jsonl", data__path=str(tmp_path))
+        private = rows_of(client, 3, path=str(tmp_path / f"site-{client}.jsonl"))
+        assert private == rows_of(client, 3, data__source="jsonl", data__path=str(tmp_path))
 
 
-def test_flipped_clients_want_the_opposite_of_the_same_rows():
-    """Two of eight: training and held-out rows, each in its place; the truth tells them apart."""
-    both = [
+def test_flipped_clients_have_the_same_rows_with_the_opposite_preference():
+    """Two of eight clients, in training and held-out rows; `truth` says which ones are flipped."""
+    runs = [
         [rows_of(c, 8, data__types=1, data__flipped_clients=share) for c in range(8)] for share in (0.0, 0.25)
     ]
-    assert sum(turned.truth or 0 for turned in both[1]) == 2
-    for plain, turned in zip(*both, strict=True):
-        sides = ("chosen", "rejected")[:: -1 if turned.truth else 1]
-        for before, after in ((plain.train, turned.train), (plain.heldout, turned.heldout)):
-            told = [(row["prompt"], *(row[side] for side in sides)) for row in after]
-            assert told == [(row["prompt"], row["chosen"], row["rejected"]) for row in before]
+    assert sum(flipped.truth or 0 for flipped in runs[1]) == 2
+    for plain, flipped in zip(*runs, strict=True):
+        sides = ("chosen", "rejected")[:: -1 if flipped.truth else 1]
+        for before, after in ((plain.train, flipped.train), (plain.heldout, flipped.heldout)):
+            unflipped = [(row["prompt"], *(row[side] for side in sides)) for row in after]
+            assert unflipped == [(row["prompt"], row["chosen"], row["rejected"]) for row in before]
 
 
-def test_who_is_flipped_is_the_same_for_private_files_and_a_type_has_its_opposite(tmp_path):
+def test_private_files_have_the_same_flipped_clients_and_flips_double_the_types(tmp_path):
     for client in range(6):
         write(tmp_path / f"site-{client}.jsonl", None, range(100 * client, 100 * client + 9))
     for client in range(6):
         keys = {"data__flipped_clients": 0.5}
-        own = rows_of(client, 6, path=str(tmp_path / f"site-{client}.jsonl"), **keys)
-        assert own == rows_of(client, 6, data__source="jsonl", data__path=str(tmp_path), **keys)
-        assert own.truth == (own.train[0]["chosen"].startswith("bad"))
+        private = rows_of(client, 6, path=str(tmp_path / f"site-{client}.jsonl"), **keys)
+        assert private == rows_of(client, 6, data__source="jsonl", data__path=str(tmp_path), **keys)
+        assert private.truth == (private.train[0]["chosen"].startswith("bad"))
     kinds = {rows_of(c, 8, data__types=2, data__flipped_clients=0.5).truth for c in range(8)}
     assert kinds <= {0, 1, 2, 3}
     assert len(kinds) > 2
 
 
-def test_centralized_trains_on_flipped_rows_as_they_are():
+def test_centralized_trains_on_flipped_rows():
     keys = {"data__types": 1, "data__flipped_clients": 0.25}
-    every = text(rows_of(0, 8, everyone=True, **keys).train)
-    assert sorted(every) == sorted(r for c in range(8) for r in text(rows_of(c, 8, **keys).train))
+    all_rows = text(rows_of(0, 8, everyone=True, **keys).train)
+    assert sorted(all_rows) == sorted(r for c in range(8) for r in text(rows_of(c, 8, **keys).train))
 
 
-def test_demonstrations_have_no_opposite(tmp_path):
+def test_demonstrations_cannot_be_flipped(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"p{n}", "completion": "c"}) + "\n" for n in range(8)))
     keys = {"data__flipped_clients": 0.5, "task__name": "sft"}
@@ -111,33 +111,38 @@ def test_demonstrations_have_no_opposite(tmp_path):
 def test_pairs_are_split_before_they_become_thumbs(tmp_path):
     """Otherwise one answer of a pair could train and the other be held out."""
     path = str(write(tmp_path / "a.jsonl", None, range(20)))
-    mine = rows_of(0, 1, path=path, task__name="kto", strategy__min_available_nodes=1)
-    assert not {row["prompt"] for row in mine.train} & {row["prompt"] for row in mine.heldout}
-    assert all("chosen" in row for row in mine.heldout)
+    rows = rows_of(0, 1, path=path, task__name="kto", strategy__min_available_nodes=1)
+    assert not {row["prompt"] for row in rows.train} & {row["prompt"] for row in rows.heldout}
+    assert all("chosen" in row for row in rows.heldout)
 
 
-def test_centralized_trains_on_everybodys_training_rows_and_nobodys_held_out_ones(tmp_path):
+def test_centralized_trains_on_the_training_rows_of_all_clients_and_on_no_held_out_row(tmp_path):
     for client in range(3):
         write(tmp_path / f"s{client}.jsonl", None, range(100 * client, 100 * client + 8))
     where = {"data__source": "jsonl", "data__path": str(tmp_path)}
-    alone = [rows_of(client, 3, **where) for client in range(3)]
+    separate = [rows_of(client, 3, **where) for client in range(3)]
     together = rows_of(1, 3, everyone=True, **where)
-    assert together.train == [row for rows in alone for row in rows.train]
-    assert together.heldout == alone[1].heldout
+    assert together.train == [row for rows in separate for row in rows.train]
+    assert together.heldout == separate[1].heldout
 
 
-def test_ktor_deals_everybodys_thumbs_anew():
-    own, dealt = ([rows_of(client, 4, task__name="kto", data__allocation=how) for client in range(4)]
+def test_ktor_redistributes_the_thumbs_of_all_clients():
+    original, redistributed = ([rows_of(client, 4, task__name="kto", data__allocation=how) for client in range(4)]
                   for how in ("ktoo", "ktor"))  # fmt: skip
-    assert [len(rows.train) for rows in dealt] == [96] * 4
-    everything = [Counter(line for rows in clients for line in text(rows.train)) for clients in (own, dealt)]
+    assert [len(rows.train) for rows in redistributed] == [96] * 4
+    everything = [
+        Counter(line for rows in clients for line in text(rows.train))
+        for clients in (original, redistributed)
+    ]
     assert everything[0] == everything[1]
-    assert all(Counter(text(a.train)) != Counter(text(b.train)) for a, b in zip(own, dealt, strict=True))
-    assert [rows.heldout for rows in own] == [rows.heldout for rows in dealt]
+    assert all(
+        Counter(text(a.train)) != Counter(text(b.train)) for a, b in zip(original, redistributed, strict=True)
+    )
+    assert [rows.heldout for rows in original] == [rows.heldout for rows in redistributed]
 
 
 @pytest.mark.parametrize("how", ["iid", "dirichlet"])
-def test_partitions_share_out_training_and_held_out_rows_apart(how):
+def test_training_and_held_out_rows_are_partitioned_separately(how):
     everyone = [rows_of(client, 4, data__partitioner=how, data__dirichlet_alpha=5.0) for client in range(4)]
     natural = [rows_of(client, 4) for client in range(4)]
     for part in ("train", "heldout"):
@@ -147,15 +152,13 @@ def test_partitions_share_out_training_and_held_out_rows_apart(how):
     assert {rows.truth for rows in everyone} == {None}
 
 
-def test_what_needs_every_row_is_refused_where_sites_hold_their_own(tmp_path):
+def test_settings_that_need_all_rows_are_refused_for_private_files(tmp_path):
     path = str(write(tmp_path / "a.jsonl", None, range(9)))
-    with pytest.raises(
-        ConfigError, match="'ktor' needs every row in one place, but client 1 reads its own file"
-    ):
+    with pytest.raises(ConfigError, match=r"data\.allocation = 'ktor' .*client 1"):
         rows_of(1, 2, path=path, task__name="kto", data__allocation="ktor")
-    with pytest.raises(ConfigError, match="'centralized' needs every row"):
+    with pytest.raises(ConfigError, match=r"strategy\.name = 'centralized'"):
         rows_of(1, 2, path=path, everyone=True)
-    with pytest.raises(ConfigError, match=r"data\.partitioner = 'iid' needs every row"):
+    with pytest.raises(ConfigError, match=r"data\.partitioner = 'iid'"):
         rows_of(1, 2, path=path, data__partitioner="iid")
 
 
@@ -182,8 +185,8 @@ def test_a_task_that_needs_pairs_does_not_take_thumbs(tmp_path):
         rows_of(0, 2, path=str(path))
 
 
-def test_bad_rows_of_a_shared_file_are_told_once(tmp_path):
-    """Client 0 tells; a sum over clients is then the true count."""
+def test_bad_rows_of_a_shared_file_are_reported_once(tmp_path):
+    """Client 0 reports them, so that the sum over clients is right."""
     path = write(tmp_path / "a.jsonl", "x", range(8))
     write(path, "y", range(8))
     with path.open("a") as file:
@@ -196,8 +199,8 @@ def test_bad_rows_of_a_shared_file_are_told_once(tmp_path):
     assert sum(rows_of(1, 2, path=str(path), data__on_bad_row="skip").skipped.values()) == 2
 
 
-def test_owners_that_are_no_client_are_counted_by_client_0_with_the_reason(tmp_path):
-    """c has the fewest rows; d liked nothing, so that there is nothing of its to imitate."""
+def test_client_0_reports_owners_that_are_not_clients_with_the_reason(tmp_path):
+    """c has the fewest rows; d has no desirable row to train sft on."""
     path = tmp_path / "a.jsonl"
     rows = [(owner, n) for owner, size in {"a": 4, "b": 5, "c": 3, "d": 9}.items() for n in range(size)]
     path.write_text(

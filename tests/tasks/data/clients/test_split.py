@@ -53,16 +53,16 @@ def test_no_prompt_is_on_both_sides(form, kind):
     assert split.unit == "prompt"
 
 
-def test_prompts_are_compared_by_what_they_ask():
-    """Case, spacing and Unicode form are no difference, and a lone user's message is its text; a role is one."""
+def test_prompts_are_compared_without_case_spacing_and_unicode_form():
+    """A single user message equals its text; another role does not."""
     same = ["Where is it?", "  where is\nit? ", "Where is it\uff1f", messages("Where is it?")]
     assert len({prompt_key(prompt) for prompt in same}) == 1
-    others = [
+    different = [
         "Where is he?",
         [{"role": "system", "content": "Where is it?"}],
         [*messages("x"), *messages("y")],
     ]
-    assert len({prompt_key(prompt) for prompt in [same[0], *others]}) == 4
+    assert len({prompt_key(prompt) for prompt in [same[0], *different]}) == 4
 
 
 def test_rows_of_one_prompt_are_split_by_their_answers():
@@ -87,13 +87,13 @@ def test_rows_of_one_prompt_are_split_by_their_answers():
         ([pair("a", f"good {n}") for n in range(30)] + [pair("b")], 0.25, 1),  # not the 30 rows of a
     ],
 )
-def test_one_side_is_never_empty_while_rows_differ(rows, fraction, held):
+def test_neither_side_is_empty_if_rows_differ(rows, fraction, held):
     split = split_rows(rows, fraction, 0)
     assert (len(split.train), len(split.heldout)) == (len(rows) - held, held)
     assert held or split.unit == "none"
 
 
-def test_a_seed_decides_and_the_order_of_rows_does_not():
+def test_the_split_depends_on_the_seed_and_not_on_the_order_of_rows():
     sizes = {f"prompt {n}": 1 + n % 4 for n in range(40)}
     assert choose(sizes, 0.25, 1) == choose(dict(reversed(sizes.items())), 0.25, 1)
     assert choose(sizes, 0.25, 1) != choose(sizes, 0.25, 2)
@@ -102,7 +102,7 @@ def test_a_seed_decides_and_the_order_of_rows_does_not():
 
 def test_two_clients_hold_out_the_same_prompts():
     """Equal sizes here, so that both take the first ten of the same order; a third lacks half of the prompts."""
-    one, two, three = (
+    first, second, third = (
         {prompt_key(rows[n]["prompt"]) for n in split_rows(rows, 0.25, 3).heldout}
         for rows in (
             [pair(f"q{n}", f"a{n}") for n in range(40)],
@@ -110,12 +110,12 @@ def test_two_clients_hold_out_the_same_prompts():
             [pair(f"q{n}") for n in range(0, 40, 2)],
         )
     )
-    assert one == two
-    assert len(one & three) >= 3
+    assert first == second
+    assert len(first & third) >= 3
 
 
-def test_what_is_shared_is_said(tmp_path):
-    """Of two clients, one asks the same everywhere; the other's held-out prompts are its own alone."""
+def test_the_share_of_prompts_that_are_also_trained_on_is_reported(tmp_path):
+    """Client a has a single prompt; no held-out prompt of client b is trained on."""
     rows = [{**pair("Tell me a joke.", f"joke {n}"), "client_id": "a"} for n in range(8)]
     rows += [{**pair(f"q{n}"), "client_id": "b"} for n in range(8)]
     path = write(tmp_path / "rows.jsonl", rows)
@@ -124,8 +124,8 @@ def test_what_is_shared_is_said(tmp_path):
         {"rows": 2, "unit": "row", "shared": 1.0, "anywhere": 1.0},
         {"rows": 2, "unit": "prompt", "shared": 0.0, "anywhere": 0.0},
     ]
-    mine = client_rows(parse({}), parse({}).task_choice.build(), 0, 1, path=str(path)).split
-    assert mine.anywhere is None  # of other sites' rows nothing is known
+    rows = client_rows(parse({}), parse({}).task_choice.build(), 0, 1, path=str(path)).split
+    assert rows.anywhere is None  # the rows of other sites are unknown
 
 
 def test_prompts_of_other_clients_count_as_trained_on_anywhere(tmp_path):
@@ -140,16 +140,16 @@ def test_prompts_of_other_clients_count_as_trained_on_anywhere(tmp_path):
         assert each.split.anywhere == share_in(each.heldout, trained)
 
 
-def test_rows_dealt_anew_may_share_prompts_and_this_is_said(tmp_path):
-    """ktor deals the training rows of all clients over all clients, whatever each holds out."""
+def test_redistributed_rows_may_share_prompts_and_this_is_reported(tmp_path):
+    """ktor redistributes the training rows of all clients, regardless of held-out prompts."""
     path = tmp_path / "rows.jsonl"
     write(path, [{**pair(f"q{n % 6}", f"x{n}"), "client_id": "ab"[n % 2]} for n in range(24)])
     keys = {"task.name": "kto", "data.allocation": "ktor"}
-    dealt = rows_of(path, 0, 2, **keys)
-    assert dealt.split.shared == share_in(dealt.heldout, {prompt_key(row["prompt"]) for row in dealt.train})
+    rows = rows_of(path, 0, 2, **keys)
+    assert rows.split.shared == share_in(rows.heldout, {prompt_key(row["prompt"]) for row in rows.train})
 
 
-def test_the_toy_keeps_its_own_split():
+def test_the_toy_source_has_its_own_split():
     config = parse({})
-    mine = client_rows(config, config.task_choice.build(), 0, 8)
-    assert (mine.split.unit, mine.split.shared, mine.split.anywhere) == ("source", 0.0, 0.0)
+    rows = client_rows(config, config.task_choice.build(), 0, 8)
+    assert (rows.split.unit, rows.split.shared, rows.split.anywhere) == ("source", 0.0, 0.0)

@@ -1,10 +1,10 @@
-"""Which columns become a row and which are left out; a column that may hold the prompt or a judgement is refused."""
+"""Columns of a row: used, ignored, or refused because they may hold the prompt or a judgement."""
 
 from typing import Any
 
 import pytest
 
-from tasks.data.base import BadRow, ColumnUse, Found, canonical, load, read
+from tasks.data.base import BadRow, ColumnUse, SourceRow, canonical, load, read
 from tasks.data.jsonl import Jsonl
 from tests.paths import REAL
 
@@ -21,17 +21,14 @@ TALK = "\n\nHuman: Hi\n\nAssistant:"
 
 
 def row(raw: dict[str, Any]) -> dict[str, Any]:
-    return dict(canonical(Found("a.jsonl line 1", raw)))
+    return dict(canonical(SourceRow("a.jsonl line 1", raw)))
 
 
 @pytest.mark.parametrize(
     "name", ["question", "query", "input", "title", "text", "Question", "user_query", "topic", "source_text"]
 )
-def test_an_implicit_prompt_is_not_taken_beside_another_text(name):
-    """The words that two answers share are no prompt where a column holds one."""
-    with pytest.raises(
-        BadRow, match=f"has no prompt, and a column {name} that may be it: rename it to prompt"
-    ):
+def test_shared_words_are_not_the_prompt_if_another_column_may_hold_it(name):
+    with pytest.raises(BadRow, match=f"has no prompt.* column {name} .*rename it to prompt"):
         row({**ANSWERS, name: f"Are hares fast? {SECRET}"})
 
 
@@ -42,7 +39,7 @@ def test_text_inside_a_value_counts_as_text(value):
 
 
 @pytest.mark.parametrize(
-    "beside",
+    "extra",
     [
         {},
         {"id": "x-1", "source": "a set", "margin": 2.5},
@@ -51,16 +48,16 @@ def test_text_inside_a_value_counts_as_text(value):
         {"votes": [1, 2]},
     ],
 )
-def test_the_shared_words_are_the_prompt_where_no_other_text_is_left(beside):
-    assert row({**ANSWERS, **beside}) == {"prompt": "Hares are", "chosen": " fast.", "rejected": " slow."}
+def test_shared_words_are_the_prompt_if_no_other_column_holds_text(extra):
+    assert row({**ANSWERS, **extra}) == {"prompt": "Hares are", "chosen": " fast.", "rejected": " slow."}
 
 
-@pytest.mark.parametrize("beside", [{}, {"title": "A talk"}, {"question": "Hi"}])
-def test_conversations_and_transcripts_hold_their_prompt(beside):
-    """A question that stands in the shared turns is not lost."""
-    assert row({"chosen": f"{TALK} yes", "rejected": f"{TALK} no", **beside})["prompt"] == TALK
+@pytest.mark.parametrize("extra", [{}, {"title": "A talk"}, {"question": "Hi"}])
+def test_conversations_and_transcripts_contain_their_prompt(extra):
+    """A question that is part of the shared turns is not lost."""
+    assert row({"chosen": f"{TALK} yes", "rejected": f"{TALK} no", **extra})["prompt"] == TALK
     talk = {"role": "user", "content": "Hi"}
-    assert row({"chosen": [talk, GOOD], "rejected": [talk, BAD], **beside})["prompt"] == [talk]
+    assert row({"chosen": [talk, GOOD], "rejected": [talk, BAD], **extra})["prompt"] == [talk]
 
 
 @pytest.mark.parametrize(
@@ -107,18 +104,18 @@ CONTEXT = {
 
 @pytest.mark.parametrize("kind", [PAIR, THUMB, DEMONSTRATION])
 @pytest.mark.parametrize("name", CONTEXT)
-def test_what_a_prompt_may_need_is_not_left_out(name, kind):
+def test_a_column_that_a_prompt_may_need_is_refused(name, kind):
     with pytest.raises(BadRow, match=f"has a column {name}"):
         row({**kind, name: CONTEXT[name]})
 
 
 @pytest.mark.parametrize("name", [name for name in CONTEXT if name != "image"])
-def test_context_that_is_null_blank_or_in_the_prompt_is_left_out(name):
+def test_context_that_is_null_blank_or_in_the_prompt_is_ignored(name):
     for value in (None, "", " ", [], [{"role": "user", "content": ""}], "about  hares."):
         assert row({**PAIR, name: value}) == PAIR
 
 
-def test_the_messages_that_a_prompt_was_made_of_are_left_out():
+def test_messages_that_the_prompt_repeats_are_ignored():
     turns = [
         {"role": "user", "content": "Tell me about hares."},
         {"role": "assistant", "content": "They are fast."},
@@ -128,8 +125,8 @@ def test_the_messages_that_a_prompt_was_made_of_are_left_out():
         row({**PAIR, "messages": [{"role": "system", "content": "Be brief."}, *turns]})
 
 
-def test_an_input_that_is_no_string_is_not_dropped():
-    with pytest.raises(BadRow, match="instruction and input that are not two strings"):
+def test_an_input_that_is_not_a_string_is_refused():
+    with pytest.raises(BadRow, match=r"instruction and input .*column prompt"):
         row({"instruction": "Double it.", "input": [4], "output": "8"})
 
 
@@ -158,7 +155,7 @@ JUDGEMENTS = {
 
 
 @pytest.mark.parametrize("name", JUDGEMENTS)
-def test_a_judgement_is_not_turned_into_a_demonstration(name):
+def test_a_completion_with_a_judgement_is_not_a_demonstration(name):
     for answer in ("completion", "output", "response"):
         with pytest.raises(BadRow, match=f"has a column {name} that may say how good the answer is"):
             row({"prompt": "Why?", answer: "Because.", name: JUDGEMENTS[name]})
@@ -186,12 +183,12 @@ FACTS = {
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_facts_about_a_row_are_left_out(name):
+def test_metadata_of_a_row_is_ignored(name):
     for kind in (PAIR, THUMB, DEMONSTRATION):
         assert row({**kind, name: FACTS[name]}) == kind
 
 
-def test_a_fact_as_long_as_a_text_is_a_text():
+def test_metadata_as_long_as_a_text_counts_as_text():
     with pytest.raises(BadRow, match="a column source that may be it"):
         row({**ANSWERS, "source": "word " * 60})
 
@@ -203,20 +200,20 @@ def test_a_fact_as_long_as_a_text_is_a_text():
         ({"prompt": "p", "output": "a", "response": "b"}, "has a column response beside output"),
         ({"prompt": "p", "output": "a", "answer_2": "b"}, "has a column answer_2 beside output"),
         ({**PAIR, **THUMB}, "is a pair and a thumb at once"),
-        ({**DEMONSTRATION, "label_confidence": 0.9}, "has label_confidence and no label"),
+        ({**DEMONSTRATION, "label_confidence": 0.9}, "label_confidence .*add the column label"),
         ({"question": "q", "answer": "a"}, r"rename question to prompt and answer to completion"),
         ({**PAIR, "chosen": None}, r"got prompt\+rejected; null: chosen"),
         ({**DEMONSTRATION, "my secret wish": 3}, r"a column \(its name is not shown\)"),
     ],
 )
-def test_a_row_that_can_be_read_in_two_ways_is_refused(raw, reason):
+def test_an_ambiguous_row_is_refused(raw, reason):
     with pytest.raises(BadRow, match=reason) as error:
         row(raw)
     assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("raw", "kept"),
+    ("raw", "expected"),
     [
         ({**PAIR, "label_confidence": None}, PAIR),
         ({**PAIR, "instruction": None, "input": None, "label": None, "completion": None}, PAIR),
@@ -235,16 +232,18 @@ def test_a_row_that_can_be_read_in_two_ways_is_refused(raw, reason):
         ),
     ],
 )
-def test_a_column_that_is_null_decides_nothing(raw, kept):
-    assert row(raw) == kept
+def test_a_null_column_is_ignored(raw, expected):
+    assert row(raw) == expected
 
 
-def test_the_use_of_columns_is_told_by_name():
+def test_used_and_ignored_columns_are_reported_by_name():
     raws = [
         {"instruction": "Why?", "input": "", "output": "x", "id": 1, "judge": "j"},
         {"instruction": "Why?", "input": "now", "output": "x", "somebody's words": "y", "note": "n"},
     ]
-    table = read([Found(f"line {n}", raw, "j", client_column="judge") for n, raw in enumerate(raws)], "error")
+    table = read(
+        [SourceRow(f"line {n}", raw, "j", client_column="judge") for n, raw in enumerate(raws)], "error"
+    )
     assert table.columns == ColumnUse(
         ("prompt from instruction+input", "completion from output", "client from judge"),
         ("id", "note", "1 others"),
@@ -255,9 +254,9 @@ def test_the_use_of_columns_is_told_by_name():
     assert table.columns.outside() == ColumnUse(("prompt", "completion", "client"), ("3 others",))
 
 
-def test_the_kind_of_most_rows_counts_and_not_that_of_the_first():
-    """One label that is missing must not make bad rows of all thumbs."""
-    rows = [Found("line 1", {**THUMB, "label": None}), *[Found(f"line {n}", THUMB) for n in (2, 3)]]
+def test_the_most_frequent_kind_of_row_decides_not_the_first():
+    """One missing label must not turn all thumbs into bad rows."""
+    rows = [SourceRow("line 1", {**THUMB, "label": None}), *[SourceRow(f"line {n}", THUMB) for n in (2, 3)]]
     table = read(rows, "skip")
     assert [dict(entry.row) for entry in table.entries] == [THUMB, THUMB]
     assert table.first == {"is one of demonstrations, but most rows are thumbs": "line 1"}
@@ -270,6 +269,6 @@ def test_the_kind_of_most_rows_counts_and_not_that_of_the_first():
              "hh_rlhf/helpful-online_train", "code_vuln_pref/train", "sft_general/alpaca_cleaned_1000",
              "mtbench_human/pairs_turn1_train", "imdb_pref/dev"]
 )  # fmt: skip
-def test_real_sets_are_read_whole(name):
+def test_real_data_sets_are_read_without_a_bad_row(name):
     path = REAL / f"{name}.jsonl.gz"
     assert not load(Jsonl(str(path)), 0, 1, "error").skipped
