@@ -13,7 +13,7 @@ from core import store
 from core.config import parse
 from core.errors import AccordError, CheckpointError
 from core.factors import MERGED
-from core.flower_patches import shorten_tries
+from core.flower_patches import shorten_fetch_retries
 from core.sections import Config
 from core.types import Json, ServerState
 from server_app.report import console
@@ -41,7 +41,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     run = None
-    shorten_tries()  # a reply is announced before its tensors have come
+    shorten_fetch_retries()  # a reply is announced before its tensors have come
     try:
         config = parse(context.run_config)
         console.speak(config.run.log_format)

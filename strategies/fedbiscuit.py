@@ -100,7 +100,7 @@ class FedBiscuit(FedBis):
         return 1 if self.soft_balance else cohort // self.selectors
 
     def client_rule(self) -> ClientRule:
-        return replace(super().client_rule(), aside=self.grouping_fraction)
+        return replace(super().client_rule(), comparison_share=self.grouping_fraction)
 
     # --- who trains what -------------------------------------------------------------
 

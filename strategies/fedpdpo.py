@@ -24,7 +24,7 @@ class FedPDPO(FedAvg):
             raise ConfigError(f"strategy.personal-steps must not be negative, got {self.personal_steps!r}")
 
     def client_rule(self) -> ClientRule:
-        return replace(super().client_rule(), opening=self.personal_steps)
+        return replace(super().client_rule(), newcomer_steps=self.personal_steps)
 
 
 PLUGIN = FedPDPO

@@ -50,7 +50,7 @@ def test_even_a_rule_that_asks_for_it_by_name_gets_nothing():
 
 
 def test_newcomers_open_with_their_own_parts():
-    assert FedPDPO().client_rule().opening == 10
+    assert FedPDPO().client_rule().newcomer_steps == 10
     assert FedPDPO(personal_steps=0).client_rule() == FedAvg().client_rule()
     with pytest.raises(ConfigError, match=r"strategy.personal-steps must not be negative"):
         FedPDPO(personal_steps=-1)

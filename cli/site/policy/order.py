@@ -101,7 +101,7 @@ def _beside(config: Config, order: Order) -> Iterator[str]:
     """Comparisons and votes are answered as the strategy and the task have them."""
     knobs = order.knobs
     if "compare" in knobs:
-        if not config.build_strategy().client_rule().aside:
+        if not config.build_strategy().client_rule().comparison_share:
             yield f"compare with strategy.name = {config.strategy_choice.name!r}, which compares nothing"
         if lost := [name for name in str(knobs["compare"]).split(",") if name not in order.trees]:
             yield f"compare names {shown(lost[0])}, which is not in the order"
