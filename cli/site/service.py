@@ -22,7 +22,7 @@ from types import FrameType
 import grpc
 
 from cli.site import telemetry
-from cli.site.policy.guard import Guarded
+from cli.site.policy.guard import GuardedSite
 from cli.site.policy.rules import Policy
 from cli.site.site_file import SiteFile
 from client_app import handle as client_messages
@@ -170,7 +170,7 @@ def _guard(policy: str) -> Guard:
     if not policy:
         return lambda site, claim: site
     rules = Policy.read(Path(policy))
-    return lambda site, claim: Guarded(site, rules, claim)
+    return lambda site, claim: GuardedSite(site, rules, claim)
 
 
 def _server(service: Service, token: str) -> grpc.Server:

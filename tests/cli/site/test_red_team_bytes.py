@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from cli.site.policy.guard import Guarded
+from cli.site.policy.guard import GuardedSite
 from cli.site.service import Service
 from cli.site.site_file import SiteFile
 from client_app.main import train
@@ -130,7 +130,7 @@ def test_a_site_does_three_things(lab, caplog, kind):
     assert "\nERROR forged" not in caplog.text
 
 
-class Fails(Guarded):
+class Fails(GuardedSite):
     """A site with a fault, whose text quotes a row, as those of libraries do."""
 
     def train(self, order: Order) -> Update:
