@@ -26,7 +26,7 @@ from server_app.rlft.align import Rlft, Selectors
 from server_app.run_folder import RunFolder, provenance
 from server_app.server_files import check_files, eval_prompts
 from strategies.base import Strategy
-from strategies.rounds.session import Live
+from strategies.rounds.session import RunContext
 from tasks.base import Task
 from tasks.forward.setup import load_base
 from tasks.model.adapter import initial_adapter, is_untouched, save_adapter, set_adapter
@@ -102,7 +102,7 @@ class Run:
         rounds = self.config.run.num_server_rounds
         try:
             if state.round < rounds or not self.records:
-                state = self.strategy.run(grid, self._live(simulation=simulation), state, rounds)
+                state = self.strategy.run(grid, self._context(simulation=simulation), state, rounds)
             self._finish(state)
         except BaseException as error:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
@@ -111,10 +111,10 @@ class Run:
                     self._leave(f"failed: {reason}")
             raise
 
-    def _live(self, *, simulation: bool) -> Live:
+    def _context(self, *, simulation: bool) -> RunContext:
         c = self.config
         knobs = {"run": self.folder.name, "base": self.base.fingerprint}
-        return Live(
+        return RunContext(
             knobs={**knobs, **({"simulation": True} if simulation else {})},
             min_available_nodes=c.strategy.min_available_nodes,
             fraction_train=c.strategy.fraction_train,
@@ -122,7 +122,7 @@ class Run:
             fault=c.fault,
             eval_every=c.eval.every,
             spool=self.folder.path,
-            brief=self.task.brief,
+            task_knobs=self.task.brief,
             on_hello=self._on_hello,
             on_round=self._on_round,
             say=console.say,

@@ -34,7 +34,7 @@ def count(kind: str, outcome: str, seconds: float) -> None:
 
 
 def serve(port: int) -> None:
-    """Serve metrics on loopback from a thread; any path answers (a health check). Raises ConfigError if the port is taken."""
+    """Serve metrics on loopback from a thread; any path answers. Raises ConfigError if the port is taken."""
     try:
         start_http_server(port, "127.0.0.1")
     except OSError as error:
