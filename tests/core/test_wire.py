@@ -79,7 +79,7 @@ def test_anything_but_a_flat_float32_array_is_refused(array):
 
 
 def test_a_tree_that_many_orders_carry_is_encoded_once():
-    seen: wire.Seen = {}
-    first, second = (wire.encode_order(Order(c, {"global": TREE}), seen) for c in (0, 1))
+    encoded: wire.Seen = {}
+    first, second = (wire.encode_order(Order(c, {"global": TREE}), encoded) for c in (0, 1))
     assert first["tree.global"] is second["tree.global"]
     assert wire.decode_order(second).client == 1
