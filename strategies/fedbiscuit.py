@@ -197,7 +197,7 @@ class FedBiscuit(FedBis):
             missing = [np.nan] * len(names)
             groups = exact(
                 np.array([losses.get(str(c), missing) for c in clients]),
-                now=current,
+                current=current,
                 fixed=[c not in reported for c in clients],
                 hysteresis=self.hysteresis,
                 softness=self.soft_balance,

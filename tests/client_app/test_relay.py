@@ -104,7 +104,7 @@ def test_a_site_that_dies_of_every_message_is_given_up(place, tmp_path):
         process.kill()
         process.wait()
     waiting.join()
-    assert failure(said[0]).endswith("went away 3 times before it answered")
+    assert failure(said[0]).endswith("disconnected 3 times before it answered; see its log")
 
 
 @pytest.mark.parametrize("wait", ["soon", -1.0])

@@ -80,8 +80,8 @@ def test_an_override_arrives():
             {"rlft.epochs": 1},
             "needs task.name = 'selector' or 'reward', whose adapters can judge answers; 'dpo'",
         ),
-        ({**RLFT, "strategy.name": "local"}, "the server holds no judge of answers"),
-        ({**RLFT, "lora.aggregation": "fedsa"}, "the server holds no judge of answers"),
+        ({**RLFT, "strategy.name": "local"}, "the server has no selector"),
+        ({**RLFT, "lora.aggregation": "fedsa"}, "the server has no selector"),
         ({**RLFT, "rlft.policy": "both"}, "rlft.policy = 'both' makes a policy for each selector"),
         ({**RLFT, "rlft.min-confidence": 0.4}, "rlft.min-confidence must be in [0.5, 1), got 0.4"),
         ({**RLFT, "rlft.completions": 1}, "rlft.completions must be at least 2, got 1"),
@@ -132,7 +132,7 @@ def test_an_override_arrives():
         ),
         (
             {"train.local-epochs": 1.0, "train.total-epochs": 3.0},
-            "train.local-epochs = 1.0 and train.total-epochs = 3.0 both say how many steps a client takes",
+            "train.local-epochs = 1.0 and train.total-epochs = 3.0 both set how many steps a client takes",
         ),
         (
             {"train.min-learning-rate": 1e-6},

@@ -139,18 +139,18 @@ def leaking(message, update):
             "the norm of its delta is 101, fault.max-delta-norm = 100",
         ),
         (reply(delta(w=torch.zeros(2), v=torch.zeros(2))), "names differ"),
-        (reply(lambda u: replace(u, trees={})), "it sends [], expected are ['delta']"),
-        (reply(lambda u: replace(u, trees={**u.trees, "more": {}})), "it sends ['delta', 'more']"),
-        (reply(lambda u: replace(u, examples=-5)), "it says -5 examples"),
+        (reply(lambda u: replace(u, trees={})), "trees [], expected ['delta']"),
+        (reply(lambda u: replace(u, trees={**u.trees, "more": {}})), "trees ['delta', 'more']"),
+        (reply(lambda u: replace(u, examples=-5)), "-5 examples"),
         (reply(lambda u: replace(u, examples=10**12)), "fault.max-examples = 100000000"),
-        (reply(lambda u: replace(u, examples=3)), "it says 3 examples, at the start it said 2"),
-        (reply(lambda u: replace(u, tokens=-1)), "it says -1 tokens"),
+        (reply(lambda u: replace(u, examples=3)), "3 examples, but its hello reported 2"),
+        (reply(lambda u: replace(u, tokens=-1)), "-1 tokens"),
         (reply(lambda u: replace(u, metrics={"loss": math.nan})), "metric 'loss' is nan"),
         (reply(lambda u: replace(u, metrics={"loss": "low"})), "unreadable reply"),
-        (reply(lambda u: replace(u, client=2)), "it says client 2"),
-        (reply(lambda u: replace(u, adapter="mine")), "it says client 1, adapter 'mine'"),
+        (reply(lambda u: replace(u, client=2)), "the reply names client 2"),
+        (reply(lambda u: replace(u, adapter="mine")), "the reply names client 1, adapter 'mine'"),
         (lambda m, u: Message(wire.encode_facts({"client": 1}), reply_to=m), "unreadable reply"),
-        (lambda m, u: leaking(m, u), "it sends the private tensor 'private.w' in delta"),
+        (lambda m, u: leaking(m, u), "private tensor 'private.w' in delta"),
     ],
 )
 def test_a_bad_reply_is_left_out_and_named(bad, reason):
@@ -165,7 +165,7 @@ def test_too_few_replies_stop_the_run_with_the_last_round_kept():
     kept: list = []
     with pytest.raises(
         RoundFailed,
-        match=r"round 1: 2 of 3 clients answered, 3 are needed by fault.min-replies = 3 .*\(client 1: no",
+        match=r"round 1: 2 of 3 clients answered, 3 are required by fault.min-replies = 3 .*\(client 1: no",
     ):
         federate(1, bad=lambda *_: None, fault=replace(CONTEXT.fault, min_replies=3), kept=kept)
     assert [s.round for s in kept] == [0]
@@ -180,13 +180,13 @@ def test_too_few_clients_is_said():
 
 def test_two_nodes_of_one_partition_are_refused():
     strategy, twins = FedAvg(), Loopback([10, 11, 12], lambda n, m: answer(10, m))
-    with pytest.raises(ConfigError, match="two nodes say that they are partition-id 0"):
+    with pytest.raises(ConfigError, match="two nodes have partition-id 0"):
         strategy.run(twins, CONTEXT, strategy.init({"global": X}, 7), 1)
 
 
 def test_a_share_of_the_clients_can_be_the_quorum():
     with pytest.raises(
-        RoundFailed, match=r"2 of 3 clients answered, 3 are needed .* fault.min-fraction = 0.7"
+        RoundFailed, match=r"2 of 3 clients answered, 3 are required .* fault.min-fraction = 0.7"
     ):
         federate(1, bad=lambda *_: None, fault=replace(CONTEXT.fault, min_fraction=0.7))
     assert federate(1, bad=lambda *_: None, fault=replace(CONTEXT.fault, min_fraction=0.6))[0][-1].round == 1
@@ -206,11 +206,11 @@ def test_the_next_round_asks_again_whoever_failed():
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [
-        ({"examples": -3}, "says examples = -3"),
-        ({"examples": 10**15}, "a whole number of 0..100000000 is expected"),
-        ({"client": "one"}, "says client = 'one'"),
-        ({"census": {"n": math.nan}}, "names with numbers are expected"),
-        ({"census": [3]}, "names with numbers are expected"),
+        ({"examples": -3}, "examples = -3"),
+        ({"examples": 10**15}, "from 0 to 100000000"),
+        ({"client": "one"}, "client = 'one'"),
+        ({"census": {"n": math.nan}}, "expected finite numbers by name"),
+        ({"census": [3]}, "expected finite numbers by name"),
     ],
 )
 def test_a_hello_that_lies_is_refused(lie, reason):
@@ -258,7 +258,7 @@ def test_too_few_are_left_when_a_policy_refuses():
 
 
 def test_waiting_for_clients_is_said(monkeypatch):
-    monkeypatch.setattr(session, "PATIENT_S", 0.05)
+    monkeypatch.setattr(session, "QUIET_S", 0.05)
     told: list[str] = []
     with pytest.raises(RoundFailed, match="2 clients connected within"):
         FedAvg().run(
@@ -410,8 +410,8 @@ def test_a_garbled_hello_is_one_line(json):
     [
         (Update(1, 4, "global", {}, {"acc": math.nan}), "metric 'acc' is nan"),
         (Update(1, 4, "global", {}, {"acc": "high"}), "unreadable reply"),  # type: ignore[dict-item]
-        (Update(1, -4, "global", {}, {"acc": 1.0}), "it says -4 examples"),
-        (Update(1, 4, "global", {"delta": {}}, {"acc": 1.0}), "it sends ['delta'] with its scores"),
+        (Update(1, -4, "global", {}, {"acc": 1.0}), "-4 examples"),
+        (Update(1, 4, "global", {"delta": {}}, {"acc": 1.0}), "trees ['delta'] with its scores"),
     ],
 )
 def test_bad_scores_are_left_out_and_named(update, reason):

@@ -31,18 +31,18 @@ class GuardedSite:
     claim: Claim
 
     def hello(self, knobs: Json) -> Json:
-        with self._in_few_words("hello"):
+        with self._errors_without_details("hello"):
             order = Order(self.site.node.client, {}, "", knobs=knobs)
             self._admit("hello", order)
             self._check_row_counts("hello", order)
             return release_facts(self.policy, self.site.hello(knobs))
 
     def train(self, order: Order) -> Update:
-        with self._in_few_words("train"):
+        with self._errors_without_details("train"):
             return self._act("train", order)
 
     def evaluate(self, order: Order) -> Update:
-        with self._in_few_words("evaluate"):
+        with self._errors_without_details("evaluate"):
             return self._act("evaluate", order)
 
     @contextmanager

@@ -48,7 +48,7 @@ def large(o: Order) -> Order:
     return replace(o, trees={**o.trees, "more": {"x": torch.zeros(1 << 18)}})
 
 
-FEW = "over fewer than the 20 rows"
+FEW = "min-rows = 20"
 SELECTORS = {"strategy.name": "fedbiscuit", "strategy.selectors": 2, "strategy.warmup-rounds": 1}
 WORDS = {"lora.target-modules": "embed_tokens"}
 KTOR = {"task.name": "kto", "data.allocation": "ktor"}
@@ -86,9 +86,9 @@ ATTACKS = [
     Attack("an adapter named by a log line", r"a tree named 'x\\nE", twist=adapter("x\nERROR forged")),
     Attack("a memory before the first", "recall = -1 in round 1", twist=lambda o: replace(o, recall=-1), open=False),
     Attack("a memory of the future", "recall = 1 in round 1", twist=lambda o: replace(o, recall=1), open=False),
-    Attack("an order for another client", "for client 2 has come to client 0", twist=lambda o: replace(o, client=2)),
+    Attack("an order for another client", "client 2 .* client 0", twist=lambda o: replace(o, client=2)),
     Attack("numbers that are none", "global holds NaN or Inf", twist=tensors(lambda t: t * float("nan"))),
-    Attack("an order that is too large", "an order of .* bytes; this site takes 1048576", twist=large),
+    Attack("an order that is too large", "an order of .* bytes; .* max-order-bytes = 1048576", twist=large),
     Attack("the length of rows", "a DataError; this site's log", {"train.on-long-row": "error", "train.max-length": 8},
            open=False),
 ]  # fmt: skip
@@ -168,7 +168,7 @@ def test_rounds_do_not_go_on_for_ever(lab):
     site, free = lab(), lab("free", policy=None)
     said = [refused(site.order(order(shift=i * 1e-3, rnd=1 + i % 3))) for i in range(5)]
     assert said[:3] == ["", "", ""]
-    assert all("has had its 3 answers to train" in reason for reason in said[3:])
+    assert all("all 3 answers to train" in reason for reason in said[3:])
     assert not any(refused(free.order(order(shift=i * 1e-3))) for i in range(5))
 
 
@@ -183,7 +183,7 @@ def test_all_runs_have_one_budget(lab):
     site = lab()
     said = [refused(site.order(order(run=f"r{i % 2}", shift=i * 1e-3))) for i in range(6)]
     assert [bool(reason) for reason in said] == [False] * 4 + [True] * 2
-    assert "has given the 4 answers to train that it gives in all" in said[4]
+    assert "all 4 answers to train" in said[4]
 
 
 def test_scores_do_not_go_on_for_ever(lab):
@@ -197,7 +197,7 @@ def test_a_run_cannot_ask_the_same_of_other_rows(lab):
     site = lab()
     assert not refused(site.order(order()))
     for keys in ({"run.seed": 7}, {"eval.max-rows": 21}, {"data.eval-fraction": 0.41}):
-        assert "began here with another configuration" in refused(site.order(order(), keys={**KEYS, **keys}))
+        assert "another configuration" in refused(site.order(order(), keys={**KEYS, **keys}))
 
 
 def test_noise_cannot_be_averaged_away(lab):
@@ -222,8 +222,6 @@ def test_the_memory_of_another_run_is_not_recalled(lab):
     site, free = lab(policy=replace(POLICY, strategies=("scaffold",))), lab("free", policy=None)
     for one in (site, free):
         assert not refused(one.order(asked(1, 0), keys=keys, owner="anna"))
-    assert "another configuration or another owner" in refused(
-        site.order(asked(2, 1), keys=keys, owner="eve")
-    )
+    assert "another configuration or owner" in refused(site.order(asked(2, 1), keys=keys, owner="eve"))
     assert not refused(free.order(asked(2, 1), keys=keys, owner="eve"))
     assert not refused(site.order(asked(2, 1), keys=keys, owner="anna"))

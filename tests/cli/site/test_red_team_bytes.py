@@ -65,7 +65,7 @@ MALFORMED: dict[str, Callable[[Path], RecordDict]] = {
     "no array": lambda path: forged(b""),
     "a tensor of something else": lambda path: forged(layout=[["embedding", [16384]]]),
     "a tensor too many": lambda path: forged(layout=[*NAMES, ["embedding", [0]]]),
-    "a client's own part": lambda path: own_part(),
+    "a client's private part": lambda path: own_part(),
     "other shapes": lambda path: forged(layout=[[name, shape[::-1]] for name, shape in NAMES]),
     "negative shapes": lambda path: forged(layout=[["x", [-1, -16384]]]),
     "a layout that is none": lambda path: forged(layout=7),
@@ -93,7 +93,7 @@ def test_what_is_no_order_is_refused_and_nothing_in_it_is_run(lab, tmp_path, wha
 
 
 def test_a_clients_own_parts_come_from_nobody_else(lab):
-    assert "a client's own parts come from nobody else" in lab().send("train", own_part())["failure"][1]
+    assert "private tensors must not come from the server" in lab().send("train", own_part())["failure"][1]
 
 
 def test_a_site_is_as_it_was_after_all_of_these(lab, tmp_path):

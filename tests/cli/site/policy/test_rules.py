@@ -32,7 +32,7 @@ def test_one_line_opens_a_site_for_tries_but_not_its_disk(tmp_path):
     policy = read(tmp_path, "open = true")
     for keys in ({}, {"task.name": "kto"}, {"strategy.name": "probe"}, {"train.engine": "trl"}):
         policy.admit(CLAIM, parse(keys))
-    with pytest.raises(PolicyRefused, match="this site alone says what is read and written on its disk"):
+    with pytest.raises(PolicyRefused, match="only this site decides"):
         policy.admit(CLAIM, parse({"data.source": "jsonl", "data.path": "/etc"}))
 
 
@@ -56,9 +56,9 @@ def test_what_the_file_says_goes_before_open(tmp_path):
         ("max-rounds = true", "max-rounds must be int, got True"),
         ("max-rounds = 0", "max-rounds must be above 0 and finite, got 0"),
         ("max-norm = nan", "max-norm must be above 0 and finite, got nan"),
-        ("updates = 'noised'", "noise needs updates = 'noised' and a multiplier above 0"),
-        ("noise-multiplier = 1.0", "noise needs updates = 'noised' and a multiplier above 0"),
-        ("min-rows = 5", "round-counts-to = 10 would round min-rows = 5 down to no rows"),
+        ("updates = 'noised'", "updates = 'noised' with a multiplier above 0"),
+        ("noise-multiplier = 1.0", "updates = 'noised' with a multiplier above 0"),
+        ("min-rows = 5", "round-counts-to = 10 .* min-rows = 5 "),
         ("facts = ['rows']", "facts must be of census, data, skipped, truth, got 'rows'"),
         ("tasks = [", "is not TOML"),
     ],
@@ -107,7 +107,7 @@ def test_the_advisor_needs_consent_of_its_own():
         parse({"strategy.name": "probe"}),
         {"tasks": ("*",), "models": (("*", ""),), "sources": ("*",)},
     )
-    with pytest.raises(PolicyRefused, match="has not agreed to `accord advise`"):
+    with pytest.raises(PolicyRefused, match="advise = false"):
         Policy(strategies=("*",), **asks).admit(CLAIM, config)
     Policy(strategies=("fedavg",), advise=True, **asks).admit(CLAIM, config)
 
