@@ -379,7 +379,7 @@ def test_a_port_that_another_sites_supernode_has_is_named(tmp_path):
         port = taken.getsockname()[1]
         make(tmp_path, HEAD + f"[sites.north]\nport = {port}\n")
         with pytest.raises(
-            ConfigError, match=rf"cannot listen on 127.0.0.1:{port}.*`port` of \[sites.north\]"
+            ConfigError, match=rf"cannot listen on 127.0.0.1:{port}.*`port` in \[sites.north\]"
         ):
             Supervisor(NodeKit.read(tmp_path / "kits" / "sites" / "north")).run()
 
@@ -408,7 +408,7 @@ INACTIVE = "[code: 2004] Failed to activate SuperNode.\n"
 @pytest.mark.parametrize(
     ("said", "worked", "seen", "message"),
     [
-        (INACTIVE, False, False, "does not take the key of north, SHA256:"),
+        (INACTIVE, False, False, "refuses the key of north, SHA256:"),
         (INACTIVE, False, True, "the server still takes the previous SuperNode for alive"),
         (ENDED, False, False, "refuses the signature of north: the clocks of the two machines"),
         (ENDED + "Traceback ...\nRuntimeError: x\n", True, True, "the server refused its key"),
@@ -420,9 +420,9 @@ INACTIVE = "[code: 2004] Failed to activate SuperNode.\n"
 def test_the_end_of_a_supernode_is_put_into_words(tmp_path, said, worked, seen, message):
     make(tmp_path)
     supervisor = Supervisor(NodeKit.read(tmp_path / "kits" / "sites" / "north"))
-    supervisor.seen.parent.mkdir()
+    supervisor.last_active.parent.mkdir()
     if seen:
-        supervisor.seen.touch()
+        supervisor.last_active.touch()
     try:
         got = supervisor.reason(said, worked=worked)
     except ConfigError as error:

@@ -30,7 +30,7 @@ def test_a_node_that_names_a_site_never_opens_its_own_rows(tmp_path):
     node = {**WHO, "site": f"unix:{tmp_path}/none.sock"}
     failure = wire.failure_of(hello(node, site__mode="embedded", site__wait_s=0.2))
     assert failure
-    assert failure.reason.startswith("nobody answers at unix:")
+    assert failure.reason.startswith("no site answered at unix:")
 
 
 @pytest.mark.parametrize("mode", [{}, {"site__mode": "embedded"}])

@@ -58,7 +58,7 @@ def test_a_site_that_nobody_started_is_waited_for_as_long_as_told(tmp_path):
     )
     assert 1.4 < time.monotonic() - started < 6
     assert failure(record).startswith(
-        f"SiteError: nobody answers at unix:{tmp_path}/s.sock within site.wait-s = 1.5 s"
+        f"SiteError: no site answered at unix:{tmp_path}/s.sock within site.wait-s = 1.5 s"
     )
 
 

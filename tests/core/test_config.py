@@ -105,7 +105,7 @@ def test_an_override_arrives():
             {"strategy.weighting": "big"},
             "strategy.weighting must be one of auto | examples | uniform | tokens, got",
         ),
-        ({"strategy.robust": "median", "strategy.weighting": "tokens"}, "'median' does not weigh clients"),
+        ({"strategy.robust": "median", "strategy.weighting": "tokens"}, "'median' ignores weights"),
         ({"fault.min-fraction": 1.5}, "fault.min-fraction must be in [0, 1], got 1.5"),
         (
             {"strategy.sampling": "some"},
@@ -166,5 +166,5 @@ def test_a_number_that_is_not_finite_is_refused(key, value):
 
 
 def test_a_number_that_flower_cannot_carry_is_refused():
-    with pytest.raises(ConfigError, match=r"run.seed must be a finite number, below"):
+    with pytest.raises(ConfigError, match=r"run.seed must be a finite number of magnitude below"):
         parse({"run.seed": 2**63})

@@ -43,9 +43,9 @@ def test_sleeps_grow_with_idle_time_up_to_what_flower_would_sleep(monkeypatch):
     sleep = Sleep()
     sleep(0.5)
     sleep(3)
-    sleep.busy -= 50
+    sleep.last_work -= 50
     sleep(3)
-    sleep.busy -= 1000
+    sleep.last_work -= 1000
     sleep(3)
     assert slept == pytest.approx([0.02, 0.02, 1.0, 3.0], abs=0.01)
 

@@ -73,13 +73,13 @@ ATTACKS = [
            own_file=False),
     Attack("a data set of the server's", "data.source = 'hub'", {"data.source": "hub", "data.dataset": "json"}),
     Attack("a place to write to", "client.state-dir = 'SECRET", {"client.state-dir": "SECRET"}),
-    Attack("rows of everybody", "train with 'rows'", twist=knob(rows="all", steps_factor=3), open=False),
+    Attack("rows of everybody", "train with knob 'rows'", twist=knob(rows="all", steps_factor=3), open=False),
     Attack("rows dealt anew", "task.name = 'kto'", KTOR, open=False),
     Attack("a run of endless rounds", "num-server-rounds = 1000000", {"run.num-server-rounds": 10**6}),
-    Attack("a round beyond the last", "train in round 4 of 1..3", twist=knob(rnd=4)),
+    Attack("a round beyond the last", "train in round 4; expected 1 to 3", twist=knob(rnd=4)),
     Attack("steps without end", "passes over the rows", {"train.total-epochs": 30.0}, knob(clients=10**5), open=False),
-    Attack("a knob that nobody knows", "train with 'dump'", twist=knob(dump="rows")),
-    Attack("a knob of the evaluation", "train with 'finish-steps'", twist=knob(finish_steps=3)),
+    Attack("a knob that nobody knows", "train with knob 'dump'", twist=knob(dump="rows")),
+    Attack("a knob of the evaluation", "train with knob 'finish-steps'", twist=knob(finish_steps=3)),
     Attack("a number that is none", "z0 = nan", twist=knob(z0=float("nan"))),
     Attack("a run named by a path", "run = '../../x'", twist=knob(run="../../x"), open=False),
     Attack("an adapter named by a path", "a tree named '../x'", twist=adapter("../x")),
@@ -89,7 +89,7 @@ ATTACKS = [
     Attack("an order for another client", "client 2 .* client 0", twist=lambda o: replace(o, client=2)),
     Attack("numbers that are none", "global holds NaN or Inf", twist=tensors(lambda t: t * float("nan"))),
     Attack("an order that is too large", "an order of .* bytes; .* max-order-bytes = 1048576", twist=large),
-    Attack("the length of rows", "a DataError; this site's log", {"train.on-long-row": "error", "train.max-length": 8},
+    Attack("the length of rows", "DataError; see this site's log", {"train.on-long-row": "error", "train.max-length": 8},
            open=False),
 ]  # fmt: skip
 
@@ -153,7 +153,7 @@ def test_a_bad_row_is_told_by_its_kind_of_error(lab):
         )
     assert site.order(order())["failure"] == [
         "SiteError",
-        "train ended in a DataError; this site's log says more",
+        "train failed with DataError; see this site's log",
     ]
     said = refused(free.order(order()))
     assert "malformed JSON" in said

@@ -110,7 +110,7 @@ def test_an_unexpected_failure_tells_no_text(served, here):
     """The text of an exception can quote a row: neither the answer nor the log has it, both say where it was."""
     bad = wire.encode_order(replace(order(here), adapter="marker-9d2c"))
     assert re.match(
-        r"KeyError: unexpected, at site.py:\d+; the client's log says more$",
+        r"KeyError: unexpected error at site.py:\d+; see the client's log$",
         failure(served.ask("train", bad)),
     )
     assert "KeyError at\n" in served.log
