@@ -24,10 +24,8 @@ from tasks.model.base import Base
 from tasks.scoring.generate import Talker
 from tasks.tokens.encode import Encoder
 
-ADAPTER, PRIVATE = (
-    "adapter",
-    "private",
-)  # folders: for PeftModel.from_pretrained; tensors that peft cannot load
+# folders: one for PeftModel.from_pretrained, one for the tensors that peft cannot load
+ADAPTER, PRIVATE = "adapter", "private"
 
 
 def folder(state_dir: Path, run: str, client: int) -> Path:

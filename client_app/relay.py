@@ -23,9 +23,7 @@ FORMAT = 1  # version of the messages that a relay sends
 TOKEN = "accord-token"  # metadata key, on loopback
 RETRY_S = 0.05  # between two attempts to reach the site
 CONNECT_S = 5.0  # on loopback
-NOT_SENT = (
-    "failed to connect"  # gRPC's text: the process that listened was ending and did not get the message
-)
+NOT_SENT = "failed to connect"  # gRPC's text when the listening process ended before it got the message
 LOSSES = 3  # number of lost answers after which the message fails
 Keys = Mapping[str, bool | int | float | str]
 OPTIONS = [

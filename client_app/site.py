@@ -128,22 +128,22 @@ class Site:
         share = min(share, MAX_COMPARISON_ROWS / len(rows))
         most = 2 * max(2, share * len(rows))
         seed = seed_for(self.config.run.seed, "aside", self.node.client)
-        train, comparison = partition.held_out([prompt_key(row["prompt"]) for row in rows], share, seed)
-        if not comparison or len(comparison) > most:
+        train, comparison_rows = partition.held_out([prompt_key(row["prompt"]) for row in rows], share, seed)
+        if not comparison_rows or len(comparison_rows) > most:
             split = split_rows(rows, share, seed)
-            train, comparison = split.train, split.heldout
-        if len(comparison) > most:
-            train, comparison = partition.held_out([answers_key(row) for row in rows], share, seed)
-        return [rows[n] for n in train], [rows[n] for n in comparison]
+            train, comparison_rows = split.train, split.heldout
+        if len(comparison_rows) > most:
+            train, comparison_rows = partition.held_out([answers_key(row) for row in rows], share, seed)
+        return [rows[n] for n in train], [rows[n] for n in comparison_rows]
 
     def counts(self) -> tuple[int, int, int]:
         """Return the numbers of usable rows to train on, to compare adapters on, and held out."""
         base, parts = self.base(), self.parts()
-        train, comparison = [
+        train, comparison_rows = [
             engine.usable(base, self.task, rows, self.config, self.cache).kept for rows in parts
         ]
         heldout = engine.heldout_of(base, self.task, self._heldout(), self.config, self.cache)
-        return len(train), len(comparison), len(heldout)
+        return len(train), len(comparison_rows), len(heldout)
 
     def drawn(self, order: Order, rows: int) -> int:
         """Return the largest number of the client's `rows` that the training of `order` can draw."""
@@ -154,19 +154,18 @@ class Site:
         """Describe this client and its data in counts and fingerprints; no row is included."""
         self._rule()  # so that a strategy that the engine cannot run is refused before the first round
         base, rows = self.base(str(knobs.get("base", ""))), self.rows()
-        train, comparison = self.parts()
+        train, comparison_rows = self.parts()
         examples = engine.examples(base, self.task, train, self.config, self.cache)
-        shared = share_in(comparison, {prompt_key(row["prompt"]) for row in train})
+        shared = share_in(comparison_rows, {prompt_key(row["prompt"]) for row in train})
         untrained = [
-            engine.usable(base, self.task, comparison, self.config, self.cache),
+            engine.usable(base, self.task, comparison_rows, self.config, self.cache),
             engine.usable_heldout(base, self.task, self._heldout(), self.config, self.cache),
         ]
         skipped = Counter(rows.skipped)
         for part in (examples, *untrained):
             skipped.update(part.skipped)
-        own_file = bool(
-            self.node.data_path
-        )  # the names of its columns and of files next to it may be private
+        # names of the columns of a site's own file, and of files next to it, may be private
+        own_file = bool(self.node.data_path)
         columns = rows.columns.outside() if own_file else rows.columns
         return {
             "client": self.node.client,
@@ -182,7 +181,11 @@ class Site:
             "base": base.fingerprint,
             "truth": rows.truth,
             "heldout": rows.split.facts(),
-            **({} if shared is None else {"aside": {"rows": len(comparison), "shared": round(shared, 4)}}),
+            **(
+                {}
+                if shared is None
+                else {"aside": {"rows": len(comparison_rows), "shared": round(shared, 4)}}
+            ),
         }
 
     def _names(self, rows: ClientRows, knobs: Mapping[str, Scalar]) -> Json:
@@ -268,10 +271,8 @@ class Site:
                 base, self.task, self._heldout(), trees, weights, self.config, self.cache
             )
         order = self._complete(base, order)
-        tree, merged = (
-            self._rule().scored(order, self._with_private_parts(base, recalled)),
-            order.trees.get(MERGED),
-        )
+        tree = self._rule().scored(order, self._with_private_parts(base, recalled))
+        merged = order.trees.get(MERGED)
         finish = int(knobs.get(FINISH, 0))
         if finish:
             tree = self._fine_tuned(base, order, tree, finish)

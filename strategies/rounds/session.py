@@ -41,9 +41,7 @@ class RunContext:
     fault: FaultConfig
     eval_every: int
     spool: Path  # folder for updates that wait for their turn
-    task_knobs: Callable[
-        [Mapping[str, float]], dict[str, Scalar]
-    ]  # task settings computed from the pooled counts
+    task_knobs: Callable[[Mapping[str, float]], dict[str, Scalar]]  # task settings from the pooled counts
     on_hello: Callable[[Mapping[int, Json]], None]  # receives the clients' hellos by client
     on_round: Callable[[ServerState, Json], None]  # commits the round: state and record
     say: Callable[[str], None] = log.info  # prints a line for the user
@@ -128,9 +126,8 @@ class Exchange:
     bytes_up: int = 0
     seconds: float = 0.0  # from the first message to the last reply
     aggregate_seconds: float = 0.0  # checking, folding and merging replies; partly within `seconds`
-    node_of: dict[str, int] = field(
-        default_factory=dict
-    )  # message id to node, which Flower's own errors do not name
+    # message id to node, because Flower's own errors do not name the node
+    node_of: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
