@@ -113,7 +113,7 @@ def delta(**trees):
 def leaking(message, update):
     """What an honest client's encoder refuses: the name is put in afterwards."""
     tree = update.trees["delta"]
-    with pytest.raises(TreeMismatch, match=r"delta: 'private.w' is a client's own and goes into no message"):
+    with pytest.raises(TreeMismatch, match=r"delta: 'private.w' is private"):
         wire.encode_update(delta(**tree, **{"private.w": torch.zeros(2)})(update))
     record = wire.encode_update(delta(**tree, **{"secret_.w": torch.zeros(2)})(update))
     record["facts"]["layouts"] = record["facts"]["layouts"].replace("secret_.w", "private.w")
@@ -150,7 +150,7 @@ def leaking(message, update):
         (reply(lambda u: replace(u, client=2)), "the reply names client 2"),
         (reply(lambda u: replace(u, adapter="mine")), "the reply names client 1, adapter 'mine'"),
         (lambda m, u: Message(wire.encode_facts({"client": 1}), reply_to=m), "unreadable reply"),
-        (lambda m, u: leaking(m, u), "private.w"),
+        (lambda m, u: leaking(m, u), "private tensor 'private.w' in delta"),
     ],
 )
 def test_a_bad_reply_is_left_out_and_named(bad, reason):
