@@ -134,7 +134,7 @@ def test_updates_are_clipped_whatever_the_server_asks(lab):
 
 def test_the_hello_says_counts_and_a_base(lab):
     site = lab()
-    assert refused(site.send("hello", hello(everything=True))).startswith("hello with 'everything'")
+    assert refused(site.send("hello", hello(everything=True))).startswith("hello with knob 'everything'")
     said = site.send("hello", hello())
     assert said.keys() == {
         "client", "clients", "base", "examples", "census", "data", "skipped", "truth", "loads",

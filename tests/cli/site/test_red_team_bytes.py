@@ -142,7 +142,7 @@ def test_an_unforeseen_error_is_told_without_its_text(lab, caplog):
     service = Service(SiteFile("unix:/nowhere", 0, 3), lambda one, claim: Fails(one, POLICY, claim))
     site.answers.append(service.answer(message("train", wire.encode_order(order()))))
     kind, reason = facts_of(site.answers[-1])["failure"]
-    assert (kind, reason.partition(":")[0]) == ("ValueError", "unexpected, at test_red_team_bytes.py")
+    assert (kind, reason.partition(":")[0]) == ("ValueError", "unexpected error at test_red_team_bytes.py")
     assert "in train" in caplog.text
 
 
@@ -155,5 +155,5 @@ def test_a_client_without_a_site_process_keeps_an_errors_text_as_well(caplog):
     answer = train(asked, Context(7, 1, node, RecordDict(), {})).content["facts"]
     assert isinstance(answer, ConfigRecord)
     kind, reason = json.loads(str(answer["json"]))["failure"]
-    assert (kind, reason.partition(":")[0]) == ("TypeError", "unexpected, at wire.py")
+    assert (kind, reason.partition(":")[0]) == ("TypeError", "unexpected error at wire.py")
     assert MARKER not in reason + caplog.text

@@ -99,7 +99,11 @@ def test_noise_of_two_answers_has_nothing_in_common(change):
             "'private.head.w', which is not a tensor",
         ),
         ("train", {"delta": {**TREE, "embedding": torch.zeros(2)}}, "'embedding', which is not a tensor"),
-        ("train", {"delta": {"x.lora_A.weight": torch.zeros(3, 2)}}, "'x.lora_A.weight', which is not a tensor"),
+        (
+            "train",
+            {"delta": {"x.lora_A.weight": torch.zeros(3, 2)}},
+            "'x.lora_A.weight', which is not a tensor",
+        ),
         ("train", {"delta": {"x.lora_A.weight": torch.full((2, 3), math.nan)}}, "NaN or Inf"),
         ("train", {"delta": {"x.lora_A.weight": torch.full((2, 3), math.inf)}}, "NaN or Inf"),
     ],
