@@ -89,7 +89,7 @@ ATTACKS = [
     Attack("an order for another client", "client 2 .* client 0", twist=lambda o: replace(o, client=2)),
     Attack("numbers that are none", "global holds NaN or Inf", twist=tensors(lambda t: t * float("nan"))),
     Attack("an order that is too large", "an order of .* bytes; .* max-order-bytes = 1048576", twist=large),
-    Attack("the length of rows", "DataError; see this site's log", {"train.on-long-row": "error", "train.max-length": 8},
+    Attack("the length of rows", "DataError; see this site", {"train.on-long-row": "error", "train.max-length": 8},
            open=False),
 ]  # fmt: skip
 
