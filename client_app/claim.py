@@ -1,12 +1,12 @@
-"""Claim: where a message says that it comes from."""
+"""The origin that a message claims."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Where a message says that it comes from: told by the app that the server uploaded, and no proof."""
+    """The origin that a message claims. The app that the server uploaded writes it, so it proves nothing."""
 
-    run: str  # Flower's id of the run
-    owner: str  # the account that started it; "" where Flower does not say
-    app: str  # the bundle's hash, or the name of its folder, which ends in how the hash begins
+    run: str  # Flower's run id
+    owner: str  # the account that started the run; "" where Flower does not say
+    app: str  # the bundle's hash, or the name of its folder, which ends in the first digits of that hash

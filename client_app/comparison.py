@@ -1,4 +1,4 @@
-"""What a client says of several adapters: the loss of each on rows set aside, and their vote on held-out pairs."""
+"""A client's comparison of several adapters: their losses on its comparison rows, their vote on held-out pairs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +23,7 @@ from tasks.training.loop import row_losses, weight
 def losses(
     base: Base,
     task: Task,
-    aside: Sequence[Row],
+    comparison_rows: Sequence[Row],
     trees: Mapping[str, Tree],
     knobs: Mapping[str, Scalar],
     config: Config,
@@ -31,14 +31,15 @@ def losses(
     *,
     seed: int,
 ) -> Metrics:
-    """`loss/<name>`: the task's loss under each adapter; empty for a client without rows for it.
+    """Return `loss/<name>`, the task's loss under each adapter; empty if the client has no usable comparison rows.
 
-    knobs["race"] above 0 drops an adapter that is clearly behind; `race/scored` is the share of the work then done.
+    With knobs["race"] above 0 an adapter that is clearly behind is dropped early, and `race/scored` is the share of
+    the (adapter, row) pairs that were scored.
     """
-    kept = engine.encode_rows(base, task, aside, config, cache).usable
-    if not kept:
+    usable_rows = engine.encode_rows(base, task, comparison_rows, config, cache).usable
+    if not usable_rows:
         return {}
-    rows = task.prepare(kept, seed=seed, max_length=config.train.max_length)
+    rows = task.prepare(usable_rows, seed=seed, max_length=config.train.max_length)
     rng_for(seed, "race").shuffle(rows)
     refs = reference_logps(base, rows, cache) if task.needs_reference else {}
     z = float(knobs.get("race", 0.0))
@@ -47,13 +48,13 @@ def losses(
         set_adapter(base, trees[name])
         return row_losses(base, task, rows[start:stop], refs=refs, knobs=knobs)
 
-    found = race(list(trees), [weight(task, [row]) for row in rows], score, z=z)
-    told = {f"loss/{name}": loss for name, loss in found.losses.items()}
-    return {**told, "race/scored": found.scored} if z else told
+    result = race(list(trees), [weight(task, [row]) for row in rows], score, z=z)
+    metrics = {f"loss/{name}": loss for name, loss in result.losses.items()}
+    return {**metrics, "race/scored": result.scored} if z else metrics
 
 
 def ballots(text: str) -> dict[str, float]:
-    """The weight of each adapter in a vote, from "c0:5,c1:7"."""
+    """Parse the weights of adapters in a vote, such as "c0:5,c1:7"."""
     return {name: float(weight) for name, weight in (ballot.split(":") for ballot in text.split(","))}
 
 
@@ -66,7 +67,7 @@ def vote(
     config: Config,
     cache: Cache,
 ) -> Metrics:
-    """`vote/accuracy`: how often the soft vote of the adapters picks the chosen answer; empty without pairs."""
+    """Return `vote/accuracy`, how often the weighted soft vote picks the chosen answer; empty without pairs."""
     examples = engine.heldout_of(base, task, heldout, config, cache)
     if not examples:
         return {}

@@ -1,4 +1,4 @@
-"""An exception that nobody foresaw, told without its text: that may quote a row."""
+"""Report an unexpected exception without its message, which may quote a row."""
 
 import logging
 import traceback
@@ -9,9 +9,14 @@ from core.framing import Failure
 log = logging.getLogger(__name__)
 
 
-def unexpected(error: Exception, what: str) -> Failure:
-    """What the server is told: where it happened; the log says by which way."""
-    log.error("%s: %s at\n%s", what, type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+def unexpected_failure(error: Exception, request: str) -> Failure:
+    """Log the stack trace of `error` and return a failure that names only its type, file and line.
+
+    request: how the log names the message that was being answered.
+    """
+    log.error(
+        "%s: %s at\n%s", request, type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
+    )
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
-    return Failure(type(error).__name__, f"unexpected, at {place}; the client's log says more")
+    return Failure(type(error).__name__, f"unexpected error at {place}; see the client's log")

@@ -1,4 +1,4 @@
-"""One message at a site, however it came: parse, admit, act, release, encode."""
+"""Answer one message at a client, by whichever way it came: parse, check, act, encode."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 KINDS = ("hello", "train", "evaluate")
 
 
-class Answers(Protocol):
-    """A Site, or what stands before it and checks."""
+class Responder(Protocol):
+    """Answers orders: a Site, or a wrapper that enforces the site's policy."""
 
     def hello(self, knobs: Json) -> Json: ...
 
@@ -32,7 +32,7 @@ class Answers(Protocol):
     def evaluate(self, order: Order) -> Update: ...
 
 
-Guard = Callable[[Site, Claim], Answers]  # puts a site behind its policy
+Guard = Callable[[Site, Claim], Responder]  # wraps a site in its policy
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,11 @@ def handle(
     guard: Guard = lambda site, claim: site,
     make_room: Callable[[str, Config], None] = lambda run, config: None,
 ) -> RecordDict:
-    """The answer; an AccordError becomes one line in it, anything else is the caller's to report.
+    """Return the reply record; an AccordError becomes a one-line failure in it, other exceptions propagate.
 
-    facts: who the site is, as in a node config.
-    make_room: called with the run and its configuration before anything is loaded.
+    facts: the client's node config.
+    guard: wraps the site in its policy.
+    make_room: called with the run's id and configuration before anything is loaded.
     """
     try:
         config = _parsed(tuple(sorted(request.keys.items())))
@@ -60,26 +61,25 @@ def handle(
         return _answer(request, guard(site_for(config, Node.read(facts)), request.claim))
     except AccordError as error:
         log.error("%s: %s", type(error).__name__, error)
-        reason = (
-            error.outside() if facts.get("data-path") else str(error)
-        )  # its file may be named after a person
+        # a site's own file may be named after a person
+        reason = error.outside() if facts.get("data-path") else str(error)
         return encode_failure(Failure(type(error).__name__, reason))
 
 
-def _answer(request: Request, site: Answers) -> RecordDict:
+def _answer(request: Request, site: Responder) -> RecordDict:
     kind, before = request.kind, loads()
     if kind == "hello":
-        said = site.hello(wire.decode_facts(request.record))
-        return wire.encode_facts({**said, "loads": loads() - before})
+        hello = site.hello(wire.decode_facts(request.record))
+        return wire.encode_facts({**hello, "loads": loads() - before})
     if kind not in KINDS:
-        raise SiteError(f"a site answers hello, train and evaluate, not {kind!r}")
+        raise SiteError(f"a message must be one of {', '.join(KINDS)}, got {kind!r}")
     order = wire.decode_order(request.record)
     update = site.train(order) if kind == "train" else site.evaluate(order)
     return wire.encode_update(replace(update, loads=loads() - before))
 
 
 def release() -> None:
-    """Let go of what the last message was answered with, the base model excepted."""
+    """Drop the cached site with its rows and tokens; the base model stays loaded."""
     site_for.cache_clear()
 
 
@@ -88,6 +88,6 @@ def _parsed(flat: tuple[tuple[str, Scalar], ...]) -> Config:
     return parse(dict(flat))
 
 
-@lru_cache(maxsize=1)  # with the tokens of one client of one run
+@lru_cache(maxsize=1)  # a site holds the tokens of one client of one run
 def site_for(config: Config, node: Node) -> Site:
     return site_of(config, node)

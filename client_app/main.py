@@ -1,4 +1,4 @@
-"""The ClientApp: hand a message to the resident site where the node names one, else to the site in this process."""
+"""The ClientApp: pass a message to the resident site if the node config names one, else answer it in this process."""
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -30,7 +30,7 @@ def _answer(kind: str, message: Message, context: Context) -> RecordDict:
         return relay(kind, message.content, context.run_id, keys, node)
     if keys.get("site.mode") == "resident":
         reason = (
-            "site.mode = 'resident', and this client names no site in its --node-config "
+            "site.mode = 'resident', but this client's --node-config has no "
             "\"site='unix:///run/accord/site.sock'\"; start `accord site` there, or set site.mode = 'embedded'"
         )
         return encode_failure(Failure("ConfigError", reason))
@@ -38,12 +38,12 @@ def _answer(kind: str, message: Message, context: Context) -> RecordDict:
 
 
 def _embedded(kind: str, message: Message, context: Context) -> RecordDict:
-    # seconds, which a relay and Ray's start need not wait for
-    from client_app.failures import unexpected
+    # imported here: it takes seconds, which a relay and the start of Ray's actors should not pay
+    from client_app.failures import unexpected_failure
     from client_app.handle import Claim, Request, handle
 
     claim = Claim(str(context.run_id), "", app_folder())
     try:
         return handle(Request(kind, context.run_config, message.content, claim), context.node_config)
-    except Exception as error:  # Flower would send its text to the server
-        return encode_failure(unexpected(error, f"run={context.run_id} {kind}"))
+    except Exception as error:  # Flower would send its message to the server
+        return encode_failure(unexpected_failure(error, f"run={context.run_id} {kind}"))

@@ -1,4 +1,4 @@
-"""A client's own model on its own disk, as it was scored after the last round: to talk and to rank answers with."""
+"""A client's personal model on its own disk: exported after the last round, loaded to generate and rank answers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,8 @@ from tasks.model.base import Base
 from tasks.scoring.generate import Talker
 from tasks.tokens.encode import Encoder
 
-ADAPTER, PRIVATE = "adapter", "private"  # folders: for PeftModel.from_pretrained; what peft does not know
+# folders: one for PeftModel.from_pretrained, one for the tensors that peft cannot load
+ADAPTER, PRIVATE = "adapter", "private"
 
 
 def folder(state_dir: Path, run: str, client: int) -> Path:
@@ -35,14 +36,17 @@ def export(
     base: Base,
     tree: Mapping[str, Tensor],
     merged: Mapping[str, Tensor] | None,
-    place: Path,
+    target: Path,
     config: Config,
     factor: float | None,
 ) -> None:
-    """Write the model that `tree` makes of the base. factor: lambda of implicit + lambda explicit reward, if known."""
+    """Write the personal model, the base with `tree` and `merged`, to the folder `target`.
+
+    factor: lambda in the combined reward, implicit + lambda x explicit; None if it was not fitted.
+    """
     task, lora = config.task_choice.build(), {n: t for n, t in tree.items() if not is_private(n)}
-    with store.writing(place):
-        save_adapter(base, lora, place / ADAPTER, base_name=config.model.name, merged=merged)
+    with store.writing(target):
+        save_adapter(base, lora, target / ADAPTER, base_name=config.model.name, merged=merged)
     facts = {
         "base": base.fingerprint,
         "parts": asdict(task.private_parts),
@@ -51,21 +55,21 @@ def export(
         "prompt_format": config.data.prompt_format,
         "max_length": config.train.max_length,
     }
-    store.save(place / PRIVATE, {PRIVATE: {n: t for n, t in tree.items() if is_private(n)}}, facts)
+    store.save(target / PRIVATE, {PRIVATE: {n: t for n, t in tree.items() if is_private(n)}}, facts)
 
 
 @dataclass(frozen=True)
-class Own:
-    """A client's own model, read back."""
+class PersonalModel:
+    """A client's personal model, loaded."""
 
     talker: Talker
     reward_scale: float
     factor: float  # lambda
 
     def rewards(self, prompt: str, answers: Sequence[str]) -> list[float]:
-        """Of each answer: the implicit reward plus, if the client has a head for it, lambda times the explicit."""
+        """Return each answer's reward: implicit + lambda x explicit, the latter if the client has a reward head."""
         example = self.talker.encoder.example(prompt, list(answers))
-        assert example is not None, "an encoder that truncates skips nothing"
+        assert example is not None, "an encoder that truncates never skips a row"
         base, forks = self.talker.base, [(example.prompt, example.completions)]
         with torch.no_grad():
             logps, _, explicit = completion_scores(base, forks)
@@ -74,20 +78,22 @@ class Own:
         return (implicit if explicit is None else implicit + self.factor * explicit).tolist()
 
 
-def load(model: ModelConfig, place: Path) -> Own:
-    """What `export` wrote, on the base that `model` names. It is in use until this process sets another adapter.
+def load(model: ModelConfig, folder: Path) -> PersonalModel:
+    """Load what `export` wrote to `folder`, on the base that `model` names.
 
-    Raises BaseMismatch if it was trained on another base.
+    The base is shared by the process: setting another adapter on it changes this model too.
+
+    Raises BaseMismatch if the model was trained on another base.
     """
-    trees, facts = store.load(place / PRIVATE)
-    peft = json.loads((place / ADAPTER / "adapter_config.json").read_text())
+    trees, facts = store.load(folder / PRIVATE)
+    peft = json.loads((folder / ADAPTER / "adapter_config.json").read_text())
     lora = LoraConfig(r=peft["r"], alpha=peft["lora_alpha"], target_modules=targets_of(peft))
     base = load_base(model, lora, Parts(**facts["parts"]))
     if base.fingerprint != facts["base"]:
         raise BaseMismatch(
-            f"{place} was trained on base model {facts['base'][:12]}; {model.name!r} is {base.fingerprint[:12]}"
+            f"{folder} was trained on base model {facts['base'][:12]}; {model.name!r} is {base.fingerprint[:12]}"
         )
-    tree: Tree = load_file(place / ADAPTER / "adapter_model.safetensors")
+    tree: Tree = load_file(folder / ADAPTER / "adapter_model.safetensors")
     set_adapter(base, {**tree, **trees[PRIVATE]})
     talker = Talker(base, Encoder(base.tokenizer, facts["prompt_format"], facts["max_length"]))
-    return Own(talker, facts["reward_scale"], 1.0 if facts["lambda"] is None else facts["lambda"])
+    return PersonalModel(talker, facts["reward_scale"], 1.0 if facts["lambda"] is None else facts["lambda"])

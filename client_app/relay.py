@@ -1,6 +1,7 @@
-"""Pass a message on to the resident site process and its answer back: what Flower starts anew for every message.
+"""Relay a message to the resident site process and return its answer.
 
-It imports neither torch nor the configuration; the app that a server uploads never sees a row.
+Flower starts a ClientApp process for every message, so this module imports neither torch nor the configuration. The
+app that a server uploads never sees a row.
 """
 
 import logging
@@ -18,12 +19,12 @@ from core.framing import Failure, RecordDict, encode_failure, pack, unpack
 log = logging.getLogger(__name__)
 
 METHOD = "/accord.Site/Answer"
-FORMAT = 1  # of what a relay sends
+FORMAT = 1  # version of the messages that a relay sends
 TOKEN = "accord-token"  # metadata key, on loopback
-KNOCK_S = 0.05
+RETRY_S = 0.05  # between two attempts to reach the site
 CONNECT_S = 5.0  # on loopback
-NOT_SENT = "failed to connect"  # gRPC's words: it was a dying process that listened
-LOSSES = 3  # answers that may be lost on the way before the message is given up
+NOT_SENT = "failed to connect"  # gRPC's text when the listening process ended before it got the message
+LOSSES = 3  # number of lost answers after which the message fails
 Keys = Mapping[str, bool | int | float | str]
 OPTIONS = [
     ("grpc.max_send_message_length", -1),  # the site has its own limit
@@ -36,7 +37,7 @@ OPTIONS = [
 
 
 def relay(kind: str, record: RecordDict, run: int, keys: Keys, node: Keys) -> RecordDict:
-    """The site's answer; where there is none, one line that says why. node: site, and site-token on loopback."""
+    """Return the site's answer, or a one-line failure. node: has `site`, and `site-token` if that is on loopback."""
     try:
         head = {
             "format": FORMAT,
@@ -58,14 +59,16 @@ def relay(kind: str, record: RecordDict, run: int, keys: Keys, node: Keys) -> Re
 
 
 def app_folder() -> str:
-    """The folder of this app, whose name ends in the bundle's hash where Flower has unpacked it."""
+    """Return the name of this app's folder; it ends in the bundle's hash if Flower unpacked it."""
     return Path(__file__).resolve().parents[1].name
 
 
 def ask(address: str, data: bytes, token: str, wait_s: float) -> bytes:
-    """Send, wait, receive. A site that is away is waited for so many seconds each time; SiteError after that.
+    """Send `data` to the site and return its answer.
 
-    A message whose answer was lost is sent again: a site gives the same answer to the same order.
+    A message whose answer was lost is sent again; this is safe because a site gives the same answer to the same order.
+
+    Raises SiteError if the site cannot be reached for `wait_s` seconds, refuses, or loses LOSSES answers.
     """
     metadata = ((TOKEN, token),) if token else ()
     lost, deadline = 0, time.monotonic() + wait_s
@@ -76,7 +79,7 @@ def ask(address: str, data: bytes, token: str, wait_s: float) -> bytes:
                 with grpc.insecure_channel(address, OPTIONS) as channel:
                     return channel.unary_unary(METHOD)(data, metadata=metadata)
             except grpc.RpcError as error:
-                code, details = error.code(), error.details()  # type: ignore[attr-defined]  # a Call as well
+                code, details = error.code(), error.details()  # type: ignore[attr-defined]  # an RpcError is also a Call
             if code is not grpc.StatusCode.UNAVAILABLE:
                 raise SiteError(f"the site at {address} refuses: {details} ({code.name})")
             if NOT_SENT not in (details or ""):
@@ -87,30 +90,30 @@ def ask(address: str, data: bytes, token: str, wait_s: float) -> bytes:
                 continue
         if time.monotonic() > deadline:
             raise SiteError(
-                f"nobody answers at {address} within site.wait-s = {wait_s:g} s; is `accord site` running there?"
+                f"no site answered at {address} within site.wait-s = {wait_s:g} s; is `accord site` running there?"
             )
-        time.sleep(KNOCK_S)
-    raise SiteError(f"the site at {address} went away {LOSSES} times before it answered")
+        time.sleep(RETRY_S)
+    raise SiteError(f"the site at {address} disconnected {LOSSES} times before it answered; see its log")
 
 
 def _listens(address: str) -> bool:
-    """Whether somebody does. (A channel that is asked this takes 0.2 s to close.)"""
+    """Whether a process listens at the address. (A gRPC channel could tell too, but then takes 0.2 s to close.)"""
     try:
         _connect(address).close()
-    except (OSError, ValueError):  # of a port that is no number
+    except (OSError, ValueError):  # ValueError: the port is not a number
         return False
     return True
 
 
 def _connect(address: str) -> socket.socket:
     if address.startswith("unix:"):
-        line = socket.socket(socket.AF_UNIX)
+        connection = socket.socket(socket.AF_UNIX)
         try:
-            line.connect(address.removeprefix("unix:").removeprefix("//"))
+            connection.connect(address.removeprefix("unix:").removeprefix("//"))
         except OSError:
-            line.close()
+            connection.close()
             raise
-        return line
+        return connection
     host, _, port = address.rpartition(":")
     return socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S)
 
@@ -119,4 +122,6 @@ def _token(path: str) -> str:
     try:
         return Path(path).expanduser().read_text().strip() if path else ""
     except OSError as error:
-        raise ConfigError(f"site-token = {path!r} of the node config: {error.strerror}") from error
+        raise ConfigError(
+            f"site-token = {path!r} in the node config cannot be read: {error.strerror}"
+        ) from error

@@ -1,4 +1,4 @@
-"""What a client does with an order: plain values in, plain values out; the Flower app is a thin face on it."""
+"""Site: how a client carries out orders. Plain values in, plain values out; the Flower app is a thin adapter to it."""
 
 import os
 import time
@@ -34,25 +34,25 @@ from tasks.tokens.cache import Cache
 from tasks.tokens.encode import Encoder
 from tasks.training import engine, schedule
 from tasks.training.loop import TrainReport
-from tasks.training.stepper import PLAIN, LocalHooks
+from tasks.training.stepper import PLAIN
 
-MOST_ASIDE = 200  # rows
+MAX_COMPARISON_ROWS = 200
 
 
 @dataclass(frozen=True)
 class Node:
-    """Who this client is: the facts of its node config."""
+    """A client's identity and paths, from its node config."""
 
     client: int  # partition-id
     clients: int  # num-partitions
-    data_path: str = ""  # its own private file; "": its share of the configured source
+    data_path: str = ""  # the client's own private file; "": its share of the configured source
     state_dir: str = ""
-    name: str = ""  # from the provisioning
-    simulated: bool = False  # the node config says nothing but the two numbers above, as in a simulation
+    name: str = ""  # given by `accord provision`
+    simulated: bool = False  # the node config holds only the two numbers above, as in a simulation
 
     @staticmethod
     def read(node_config: Mapping[str, Scalar]) -> "Node":
-        """Raises ConfigError when the SuperNode was started without saying who it is."""
+        """Raises ConfigError if the node config lacks partition-id or num-partitions, or they are out of range."""
         try:
             client, clients = int(node_config["partition-id"]), int(node_config["num-partitions"])
         except (KeyError, ValueError) as error:
@@ -62,7 +62,7 @@ class Node:
             ) from error
         if not 0 <= client < clients:
             raise ConfigError(
-                f"partition-id must be in 0..num-partitions - 1 = 0..{clients - 1}, got {client}"
+                f"partition-id must be from 0 to num-partitions - 1 = {clients - 1}, got {client}"
             )
         texts = [str(node_config.get(key, "")) for key in ("data-path", "state-dir", "site-name")]
         return Node(client, clients, *texts, simulated=len(node_config) == 2)
@@ -70,7 +70,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Site:
-    """One client: its configuration, its data, its disk."""
+    """One client: its configuration, data and disk."""
 
     config: Config
     node: Node
@@ -82,7 +82,7 @@ class Site:
             return Path(chosen or "~/.accord").expanduser()
         except RuntimeError as error:
             raise ConfigError(
-                "this user has no home folder for caches and private memory; set client.state-dir, or ACCORD_HOME"
+                "this user has no home folder for caches and private memory; set client.state-dir or ACCORD_HOME"
             ) from error
 
     @property
@@ -97,14 +97,19 @@ class Site:
     def cache(self) -> Cache:
         return Cache(self.state_dir / "cache" / str(self.node.client))
 
-    def base(self, named: str = "") -> Base:
-        """The base model, loaded once per process; BaseMismatch if the server's is another."""
+    def base(self, expected: str = "") -> Base:
+        """Return the base model, loaded once per process.
+
+        expected: the fingerprint that the server named; "" skips the check.
+
+        Raises BaseMismatch if the fingerprints differ.
+        """
         base = load_base(self.config.model, self.config.lora, self.task.private_parts)
         check_length(base.causal, self.config.train.max_length, self.config.model.name)
-        if named and base.fingerprint != named:
+        if expected and base.fingerprint != expected:
             raise BaseMismatch(
-                f"client {self.node.client} holds another base model than the server: "
-                f"{base.fingerprint[:12]} here, {named[:12]} there, both as {self.config.model.name!r}"
+                f"client {self.node.client} has a different base model than the server: fingerprint "
+                f"{base.fingerprint[:12]} here, {expected[:12]} there, both as {self.config.model.name!r}"
             )
         return base
 
@@ -112,55 +117,55 @@ class Site:
         return _rows(self.config, self.node, everyone, stamp(self.config, self.node.data_path))
 
     def parts(self, *, everyone: bool = False) -> tuple[list[Row], list[Row]]:
-        """The rows to train on, and those set aside to compare adapters.
+        """Split the client's training rows into rows to train on and rows on which adapters are compared.
 
-        Rows of one prompt are on one side, unless the prompts say too little for that: where all ask the same, or the
-        fewest rows that prompts leave to set aside are more than twice as many as wanted, answers are kept together.
+        All rows of a prompt are on one side. Where that is impossible (one prompt for all rows, or whole prompts would
+        give more than twice the wanted number of comparison rows), all rows of an answer are on one side.
         """
-        rows, share = self.rows(everyone=everyone).train, self._rule().aside
+        rows, share = self.rows(everyone=everyone).train, self._rule().comparison_share
         if not share:
             return rows, []
-        share = min(share, MOST_ASIDE / len(rows))
+        share = min(share, MAX_COMPARISON_ROWS / len(rows))
         most = 2 * max(2, share * len(rows))
         seed = seed_for(self.config.run.seed, "aside", self.node.client)
-        train, aside = partition.held_out([prompt_key(row["prompt"]) for row in rows], share, seed)
-        if not aside or len(aside) > most:
+        train, comparison_rows = partition.held_out([prompt_key(row["prompt"]) for row in rows], share, seed)
+        if not comparison_rows or len(comparison_rows) > most:
             split = split_rows(rows, share, seed)
-            train, aside = split.train, split.heldout
-        if len(aside) > most:
-            train, aside = partition.held_out([answers_key(row) for row in rows], share, seed)
-        return [rows[n] for n in train], [rows[n] for n in aside]
+            train, comparison_rows = split.train, split.heldout
+        if len(comparison_rows) > most:
+            train, comparison_rows = partition.held_out([answers_key(row) for row in rows], share, seed)
+        return [rows[n] for n in train], [rows[n] for n in comparison_rows]
 
     def counts(self) -> tuple[int, int, int]:
-        """How many usable rows this client trains on, sets aside to compare adapters, and scores."""
-        base, (train, aside) = self.base(), self.parts()
-        kept = [
-            engine.encode_rows(base, self.task, rows, self.config, self.cache).usable
-            for rows in (train, aside)
+        """Return the numbers of usable rows to train on, to compare adapters on, and held out."""
+        base, parts = self.base(), self.parts()
+        train, comparison_rows = [
+            engine.encode_rows(base, self.task, rows, self.config, self.cache).usable for rows in parts
         ]
         heldout = engine.heldout_of(base, self.task, self._heldout(), self.config, self.cache)
-        return len(kept[0]), len(kept[1]), len(heldout)
+        return len(train), len(comparison_rows), len(heldout)
 
     def drawn(self, order: Order, rows: int) -> int:
-        """How many of its `rows` a client at most sees in the training that an order asks for."""
+        """Return the largest number of the client's `rows` that the training of `order` can draw."""
         cfg = schedule.of_round(self.config.train, rows, order.knobs, self.config.run.num_server_rounds)
         return min(rows, cfg.local_steps * cfg.per_device_batch_size * cfg.gradient_accumulation_steps)
 
     def hello(self, knobs: Mapping[str, Scalar]) -> Json:
-        """Who this client is and what it holds, in counts and fingerprints; never a row."""
-        self._rule()  # refuses before the first round what the engine cannot do
+        """Describe this client and its data in counts and fingerprints; no row is included."""
+        self._rule()  # so that a strategy that the engine cannot run is refused before the first round
         base, rows = self.base(str(knobs.get("base", ""))), self.rows()
-        train, aside = self.parts()
+        train, comparison_rows = self.parts()
         examples = engine.encode_training_rows(base, self.task, train, self.config, self.cache)
-        shared = share_in(aside, {prompt_key(row["prompt"]) for row in train})
-        others = [
-            engine.encode_rows(base, self.task, aside, self.config, self.cache),
+        shared = share_in(comparison_rows, {prompt_key(row["prompt"]) for row in train})
+        untrained = [
+            engine.encode_rows(base, self.task, comparison_rows, self.config, self.cache),
             engine.encode_heldout_rows(base, self.task, self._heldout(), self.config, self.cache),
         ]
         skipped = Counter(rows.skipped)
-        for part in (examples, *others):
+        for part in (examples, *untrained):
             skipped.update(part.skipped)
-        own_file = bool(self.node.data_path)  # whose columns and neighbours may be somebody's words
+        # names of the columns of a site's own file, and of files next to it, may be private
+        own_file = bool(self.node.data_path)
         columns = rows.columns.outside() if own_file else rows.columns
         return {
             "client": self.node.client,
@@ -176,13 +181,17 @@ class Site:
             "base": base.fingerprint,
             "truth": rows.truth,
             "heldout": rows.split.facts(),
-            **({} if shared is None else {"aside": {"rows": len(aside), "shared": round(shared, 4)}}),
+            **(
+                {}
+                if shared is None
+                else {"aside": {"rows": len(comparison_rows), "shared": round(shared, 4)}}
+            ),
         }
 
     def _names(self, rows: ClientRows, knobs: Mapping[str, Scalar]) -> Json:
-        """What this client is called, and which owners of rows are no client.
+        """Return the client's name, and the owners of rows that are not clients.
 
-        Only in a simulation do names come from the data: file names and worker ids may identify people.
+        Names come from the data only in a simulation: file names and worker ids may identify people.
         """
         if self.node.simulated and knobs.get("simulation"):
             name, left_out = rows.owner, rows.left_out
@@ -195,39 +204,39 @@ class Site:
         return {key: value for key, value in (("name", name), ("left_out", left_out)) if value}
 
     def train(self, order: Order) -> Update:
-        """One local training: recall, load the adapter, train, keep what is private, send what is shared."""
+        """Run one local training from the order's adapter and recalled memory; return the trees to share."""
         started, knobs = time.monotonic(), order.knobs
         rnd, rule = int(knobs["rnd"]), self._rule()
         memory = Memory(self.state_dir, str(knobs["run"]), self.node.client)
         base = self.base(str(knobs["base"]))
-        kept_before = memory.load(order.recall)
-        private = self._with_parts(base, kept_before)
+        recalled = memory.load(order.recall)
+        private = self._with_private_parts(base, recalled)
         rows, _ = self.parts(everyone=knobs.get("rows") == "all")
         examples = engine.encode_training_rows(base, self.task, rows, self.config, self.cache)
-        order = self._whole(base, order)
+        order = self._complete(base, order)
         before = rule.start(order, private)
         loaded = time.monotonic()
         rounds = self.config.run.num_server_rounds
         cfg = schedule.of_round(self.config.train, len(examples.usable), knobs, rounds)
-        bend = LocalHooks(
+        hooks = Bend(
             correct=rule.correct(order, private),
             after_step=rule.after_step(order, private, cfg.learning_rate),
             trains=lambda name: rule.learns(name, rnd),
-            private_steps=rule.opening if rnd > 1 and not kept_before else 0,
+            private_steps=rule.newcomer_steps if rnd > 1 and not recalled else 0,
             wants_gradients=rule.wants_gradients,
             moments=private,
         )
-        report = self._fit(base, order, before, examples.usable, cfg, bend)
+        report = self._fit(base, order, before, examples.usable, cfg, hooks)
         after = {**get_adapter(base), **get_private(base)}
         outcome = Outcome(before, after, report.steps, cfg.learning_rate, report.gradients)
-        shared, kept = rule.finish(order, private, outcome)
-        kept |= report.moments
+        shared, memories = rule.finish(order, private, outcome)
+        memories |= report.moments
         if rule.pull:
-            bend = LocalHooks(correct=rule.pull(order), trains=bend.trains)
-            self._fit(base, order, private.get(PERSONAL, before), examples.usable, cfg, bend, "personal")
-            kept[PERSONAL] = get_adapter(base)
-        if kept and processes.is_leader():
-            memory.save(rnd, kept, recalled=order.recall)
+            hooks = Bend(correct=rule.pull(order), trains=hooks.trains)
+            self._fit(base, order, private.get(PERSONAL, before), examples.usable, cfg, hooks, "personal")
+            memories[PERSONAL] = get_adapter(base)
+        if memories and processes.is_leader():
+            memory.save(rnd, memories, recalled=order.recall)
         seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
         sums = {SUM + name: value for name, value in report.sums.items()}
         metrics = {**report.metrics, "learning_rate": cfg.learning_rate, **sums, **seconds}
@@ -238,46 +247,47 @@ class Site:
             shared,
             metrics,
             tokens=sum(len(completion) for e in examples.usable for completion in e.completions),
-            kept=bool(kept),
+            kept=bool(memories),
         )
 
     def evaluate(self, order: Order) -> Update:
-        """Score the client's held-out rows with the adapter it would use itself; compare adapters where asked to.
+        """Score the held-out rows with the adapter that the client would use; compare several if the order asks for it.
 
-        After the last round a client whose model is its own writes it down (client_app/personal_model.py).
+        After the last round a client with a personal model exports it (client_app/personal_model.py).
         """
         knobs = order.knobs
-        kept = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
+        recalled = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
         base = self.base(str(knobs["base"]))
-        beside: Metrics = {}
+        comparisons: Metrics = {}
         if "compare" in knobs:
             trees = self._adapters(base, order, str(knobs["compare"]).split(","))
-            beside |= comparison.losses(
+            comparisons |= comparison.losses(
                 base, self.task, self.parts()[1], trees, knobs, self.config, self.cache, seed=self._data_seed
             )
         if "vote" in knobs:
             weights = comparison.ballots(str(knobs["vote"]))
             trees = self._adapters(base, order, weights)
-            beside |= comparison.vote(
+            comparisons |= comparison.vote(
                 base, self.task, self._heldout(), trees, weights, self.config, self.cache
             )
-        order = self._whole(base, order)
-        tree, merged = self._rule().scored(order, self._with_parts(base, kept)), order.trees.get(MERGED)
+        order = self._complete(base, order)
+        tree = self._rule().scored(order, self._with_private_parts(base, recalled))
+        merged = order.trees.get(MERGED)
         finish = int(knobs.get(FINISH, 0))
         if finish:
-            tree = self._finished(base, order, tree, finish)
+            tree = self._fine_tuned(base, order, tree, finish)
         set_adapter(base, tree, merged)
         metrics: Metrics = engine.evaluate(base, self.task, self._heldout(), self.config, self.cache)
         metrics |= self._truth(base, int(knobs["rnd"]))
         last = int(knobs["rnd"]) == self.config.run.num_server_rounds
-        if last and (finish or kept.keys() & {"own", PERSONAL}) and processes.is_leader():
+        if last and (finish or recalled.keys() & {"own", PERSONAL}) and processes.is_leader():
             folder = personal_model.folder(self.state_dir, str(knobs["run"]), self.node.client)
             personal_model.export(base, tree, merged, folder, self.config, metrics.get("combined/lambda"))
         examples = int(metrics.pop("examples", 0))
-        return Update(self.node.client, examples, order.adapter, {}, {**metrics, **beside})
+        return Update(self.node.client, examples, order.adapter, {}, {**metrics, **comparisons})
 
     def _truth(self, base: Base, rnd: int) -> Metrics:
-        """What the model's own answers are worth before and after a run on a source that knows the truth."""
+        """Score the model's generated answers before and after a run, if the source has a planted truth."""
         source = self.config.source_choice.build()
         planted = isinstance(source, Planted) and not self.node.data_path and self.task.reads == "logps"
         if not planted or rnd not in (0, self.config.run.num_server_rounds):
@@ -297,27 +307,27 @@ class Site:
         base: Base,
         order: Order,
         start: Tree,
-        kept: Sequence[Example],
+        examples: Sequence[Example],
         cfg: TrainConfig,
-        bend: LocalHooks,
+        hooks: Bend,
         purpose: str = "batches",
     ) -> TrainReport:
-        """Train from `start`; `purpose` seeds the batches. The result is in the base."""
+        """Train the base's adapter in place from `start`; `purpose` seeds the batches."""
         set_adapter(base, start, order.trees.get(MERGED))
         return engine.train(
             base,
             self.task,
-            kept,
+            examples,
             cfg,
             seed=seed_for(self.config.run.seed, purpose, int(order.knobs["rnd"]), self.node.client),
             data_seed=self._data_seed,
             knobs=order.knobs,
             cache=self.cache,
-            hooks=bend,
+            hooks=hooks,
         )
 
-    def _finished(self, base: Base, order: Order, tree: Tree, steps: int) -> Tree:
-        """The client's own model after so many more plain steps on its own rows."""
+    def _fine_tuned(self, base: Base, order: Order, tree: Tree, steps: int) -> Tree:
+        """Return `tree` after `steps` more plain optimiser steps on the client's rows."""
         examples = engine.encode_training_rows(base, self.task, self.parts()[0], self.config, self.cache)
         rounds = self.config.run.num_server_rounds
         cfg = schedule.of_round(self.config.train, len(examples.usable), order.knobs, rounds)
@@ -325,24 +335,27 @@ class Site:
         self._fit(base, order, tree, examples.usable, cfg, PLAIN, FINISH)
         return {**get_adapter(base), **get_private(base)}
 
-    def _with_parts(self, base: Base, memory: dict[str, Tree]) -> dict[str, Tree]:
-        """The client's memory; private parts that it does not hold yet are at their start."""
-        own = memory.get("own", {})
-        if base.private_parts.tensors.keys() <= own.keys():
+    def _with_private_parts(self, base: Base, memory: dict[str, Tree]) -> dict[str, Tree]:
+        """Return `memory` with the initial values of private parts that it does not hold yet."""
+        private = memory.get("own", {})
+        if base.private_parts.tensors.keys() <= private.keys():
             return memory
-        return {**memory, "own": {**base.private_parts.start(self.config.run.seed, self.node.client), **own}}
+        return {
+            **memory,
+            "own": {**base.private_parts.start(self.config.run.seed, self.node.client), **private},
+        }
 
     def _adapters(self, base: Base, order: Order, names: Iterable[str]) -> dict[str, Tree]:
-        """Several adapters of an order, each whole."""
-        return {name: self._whole(base, replace(order, adapter=name)).trees[name] for name in names}
+        """Return several adapters of an order, each complete."""
+        return {name: self._complete(base, replace(order, adapter=name)).trees[name] for name in names}
 
     @property
     def _data_seed(self) -> int:
-        """Of what stays fixed for this client over all rounds."""
+        """The seed of what stays fixed for this client over all rounds."""
         return seed_for(self.config.run.seed, "pairs", self.node.client)
 
-    def _whole(self, base: Base, order: Order) -> Order:
-        """The order with the tensors that its adapter leaves out: they are at the common start."""
+    def _complete(self, base: Base, order: Order) -> Order:
+        """Return the order with the tensors that its adapter omits; they have the common initial values."""
         tree = order.trees[order.adapter]
         if base.adapter.keys() <= tree.keys():
             return order
@@ -350,23 +363,23 @@ class Site:
         return replace(order, trees={**order.trees, order.adapter: tree})
 
     def _rule(self) -> ClientRule:
-        """What the strategy asks of this client; ConfigError for what the chosen engine cannot do."""
+        """Return the strategy's client rule. Raises ConfigError if the engine cannot carry it out."""
         rule = self.strategy.client_rule()
         if self.config.train.engine == "trl" and not rule.plain:
             raise ConfigError(
-                f"strategy.name = {self.config.strategy_choice.name!r} changes the local steps, which "
+                f"strategy.name = {self.config.strategy_choice.name!r} changes the local optimiser steps, which "
                 "train.engine = 'trl' cannot do; use train.engine = 'accord'"
             )
         return rule
 
 
-@lru_cache(maxsize=32)  # one actor of a simulation serves many clients; rows are a function of these
+@lru_cache(maxsize=32)  # an actor of a simulation serves many clients; `files` changes with the files
 def _rows(config: Config, node: Node, everyone: bool, files: Json) -> ClientRows:
     task = config.task_choice.build()
     return client_rows(config, task, node.client, node.clients, path=node.data_path, everyone=everyone)
 
 
 def forget_rows() -> None:
-    """Let go of the rows that this process has read."""
+    """Drop the cached rows of all clients of this process."""
     _rows.cache_clear()
     forget_tables()

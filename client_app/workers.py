@@ -1,4 +1,4 @@
-"""A site of several processes (tasks/forward/processes.py): the leader answers, the others repeat each step."""
+"""A site of several processes (tasks/forward/processes.py): the leader answers, the followers repeat each step."""
 
 import logging
 from collections.abc import Callable
@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 END = ("end", None, None)
 
 
-class Led(Site):
-    """A leader's site, behind the policy: the others hear only of what is done."""
+class LeaderSite(Site):
+    """The leader's site, which broadcasts each request that passed the policy to the followers."""
 
     def hello(self, knobs: Json) -> Json:
         processes.broadcast(("hello", self.config, knobs))
@@ -30,17 +30,18 @@ class Led(Site):
 
 
 def site_of(config: Config, node: Node) -> Site:
-    return Led(config, node) if processes.size() > 1 and processes.is_leader() else Site(config, node)
+    """Return the site to answer with: a LeaderSite in the leading process of several, else a plain Site."""
+    return LeaderSite(config, node) if processes.size() > 1 and processes.is_leader() else Site(config, node)
 
 
 def follow(
     node: Node, make_room: Callable[[str, Config], None], site: Callable[[Config, Node], Site]
 ) -> None:
-    """Do beside the leader what it does, until it ends; what fails here fails there as well, and is told there."""
-    while (what := processes.broadcast())[0] != END[0]:
-        kind, config, asked = what
+    """Repeat the leader's requests until it ends. An error here occurs at the leader as well, which reports it."""
+    while (request := processes.broadcast())[0] != END[0]:
+        kind, config, argument = request
         make_room(str(hash(config)), config)
         try:
-            getattr(site(config, node), kind)(asked)
-        except Exception as error:  # its text may quote a row
+            getattr(site(config, node), kind)(argument)
+        except Exception as error:  # its message may quote a row
             log.error("rank=%d %s: %s", processes.rank(), kind, type(error).__name__)

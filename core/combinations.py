@@ -1,4 +1,4 @@
-"""Values of a configuration that cannot stand together, refused before anything is loaded."""
+"""Refuse values of a configuration that cannot be combined, before anything is loaded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,12 @@ from core.types import Scalar
 
 
 def check_combinations(config: Config, page: Mapping[str, Scalar]) -> None:
-    """Raise ConfigError for values that are right one by one and impossible together; page: the defaults."""
+    """Raise ConfigError for values that are valid separately but not together. page: the defaults."""
     task, strategy, source = config.task_choice.name, config.strategy_choice.name, config.source_choice.name
     if config.fault.min_replies > config.strategy.min_available_nodes:
         raise ConfigError(
             f"fault.min-replies = {config.fault.min_replies} is above strategy.min-available-nodes = "
-            f"{config.strategy.min_available_nodes}: a round could never close; lower the first or raise the second"
+            f"{config.strategy.min_available_nodes}: no round could be completed; lower the first or raise the second"
         )
     if config.data.allocation != "ktoo" and task != "kto":
         raise ConfigError(
@@ -26,16 +26,16 @@ def check_combinations(config: Config, page: Mapping[str, Scalar]) -> None:
         )
     if config.data.prompt_format != "auto" and task in ("selector", "reward"):
         raise ConfigError(
-            f"data.prompt-format = {config.data.prompt_format!r} has no effect with task.name = {task!r}, whose "
-            "prompts are its own"
+            f"data.prompt-format = {config.data.prompt_format!r} has no effect with task.name = {task!r}, which "
+            "has its own prompts"
         )
     _check_private(task, strategy)
     _check_train(config.train)
     _check_rlft(config, page)
     if config.train.optimizer_state == "keep" and config.lora.aggregation in ("flora", "flexlora"):
         raise ConfigError(
-            f"train.optimizer-state = 'keep': with lora.aggregation = {config.lora.aggregation!r} A and B are others "
-            "in every round, and the moments of the last ones are not theirs; use 'reset'"
+            f"train.optimizer-state = 'keep': with lora.aggregation = {config.lora.aggregation!r} A and B are replaced "
+            "in every round, so the moments of the previous ones do not apply; use 'reset'"
         )
     if strategy == "fedbiscuit":
         _check_selectors(config, dict(config.strategy_choice.options))
@@ -59,12 +59,12 @@ def check_combinations(config: Config, page: Mapping[str, Scalar]) -> None:
 def _check_private(task: str, strategy: str) -> None:
     if task == "pdpo" and strategy in ("scaffold", "ditto", "fedbis", "fedbiscuit", "centralized"):
         raise ConfigError(
-            f"task.name = 'pdpo' gives every client parts of its own, which strategy.name = {strategy!r} does not know "
-            "what to do with; use fedpdpo, fedavg, fedprox, local or a server optimiser"
+            f"task.name = 'pdpo' gives every client private parts, which strategy.name = {strategy!r} does not "
+            "support; use fedpdpo, fedavg, fedprox, local or a server optimiser"
         )
     if strategy == "fedpdpo" and task != "pdpo":
         raise ConfigError(
-            f"strategy.name = 'fedpdpo' is for task.name = 'pdpo': with {task!r} a client has no parts of its own"
+            f"strategy.name = 'fedpdpo' is for task.name = 'pdpo': with {task!r} a client has no private parts"
         )
 
 
@@ -77,8 +77,8 @@ def _check_selectors(config: Config, options: Mapping[str, Any]) -> None:
         )
     if config.train.optimizer_state == "keep":
         raise ConfigError(
-            "train.optimizer-state = 'keep': with strategy.name = 'fedbiscuit' a client trains one selector after "
-            "another, and the moments of the last one are not theirs; use 'reset'"
+            "train.optimizer-state = 'keep': with strategy.name = 'fedbiscuit' a client trains several "
+            "selectors in turn, so the moments of the previous one do not apply; use 'reset'"
         )
 
 
@@ -96,12 +96,12 @@ def _check_rlft(config: Config, page: Mapping[str, Scalar]) -> None:
     if strategy == "local" or config.lora.aggregation == "fedsa":
         raise ConfigError(
             f"rlft.epochs = {rlft.epochs}: with strategy.name = {strategy!r} and lora.aggregation = "
-            f"{config.lora.aggregation!r} what clients learn stays with them, and the server holds no judge of answers"
+            f"{config.lora.aggregation!r} clients keep what they learn, so the server has no selector to judge answers"
         )
     if config.data.flipped_clients and rlft.judge in ("auto", "truth"):
         raise ConfigError(
             f"rlft.judge = {rlft.judge!r} knows what clients want before data.flipped-clients = "
-            f"{config.data.flipped_clients} turns it round; use pairs | none"
+            f"{config.data.flipped_clients} reverses it; use pairs | none"
         )
     if rlft.policy != "population" and strategy != "fedbiscuit":
         raise ConfigError(
@@ -122,7 +122,7 @@ def _check_train(train: TrainConfig) -> None:
             raise ConfigError("train.optimizer-state = 'keep' needs train.engine = 'accord'")
     if train.local_epochs and train.total_epochs:
         raise ConfigError(
-            f"train.local-epochs = {train.local_epochs} and train.total-epochs = {train.total_epochs} both say "
+            f"train.local-epochs = {train.local_epochs} and train.total-epochs = {train.total_epochs} both set "
             "how many steps a client takes; set one of them to 0"
         )
     if train.lr_schedule == "constant" and train.min_learning_rate:

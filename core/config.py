@@ -1,4 +1,4 @@
-"""Configuration: parsed once, at the edge, into frozen values; below that nobody sees a string key."""
+"""Parse the configuration once into a frozen Config; no other code reads string keys."""
 
 import difflib
 import tomllib
@@ -20,8 +20,8 @@ CHOOSERS = {  # section: the key that names its plugin, and their package
     "strategy": ("strategy.name", "strategies"),
     "data": ("data.source", "tasks.data"),
 }
-FITTED = ("task.beta",)  # 0 stands for the value that fits the rows
-LIMIT = 2**63  # of what Flower carries and clocks can wait for
+FITTED = ("task.beta",)  # keys whose value 0 stands for the value recommended for the rows
+LIMIT = 2**63  # of numbers: Flower sends 64-bit integers
 POSITIVE = (
     "run.num-server-rounds", "lora.r", "lora.alpha", "train.learning-rate", "train.local-steps",
     "train.per-device-batch-size", "train.gradient-accumulation-steps", "train.max-length",
@@ -49,13 +49,13 @@ NOT_NEGATIVE = (
 
 @cache
 def defaults() -> dict[str, Scalar]:
-    """Every key and its default, from the page `[tool.flwr.app.config]` of pyproject.toml."""
+    """Return every key and its default, from the table `[tool.flwr.app.config]` of pyproject.toml."""
     page = tomllib.loads(PAGE.read_text())["tool"]["flwr"]["app"]["config"]
     return flatten(page)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
-    """Nested tables to dotted keys."""
+    """Flatten nested tables to dotted keys."""
     out: dict[str, Scalar] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -66,7 +66,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
 
 
 def parse(flat: Mapping[str, Scalar]) -> Config:
-    """The run config of Flower (fused with the page's defaults) to a Config.
+    """Return the Config of a flat configuration, with defaults for absent keys.
 
     Raises ConfigError for an unknown key, a wrong type, a value out of range or an impossible
     combination, before anything is loaded.
@@ -82,41 +82,43 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
     if fitting := fitting_defaults(values):
         values |= fitting
         choices["task"] = _choose("task", [str(values["task.name"])], values)[0]
-    wanted = [name.strip() for name in str(values["eval.benchmarks"]).split(",") if name.strip()]
-    judging = ["preference"] if values["rlft.judge"] == "pairs" else []
-    evals = _choose("eval", list(dict.fromkeys(wanted + judging)), values)
+    benchmarks = [name.strip() for name in str(values["eval.benchmarks"]).split(",") if name.strip()]
+    judges = ["preference"] if values["rlft.judge"] == "pairs" else []
+    evals = _choose("eval", list(dict.fromkeys(benchmarks + judges)), values)
     sections = {section: _section(cls, section, values) for section, cls in SECTIONS.items()}
     config = Config(
         **sections,
         task_choice=choices["task"],
         strategy_choice=choices["strategy"],
         source_choice=choices["data"],
-        benchmarks=tuple(choice for choice in evals if choice.name in wanted),
-        judge=next((choice for choice in evals if choice.name in judging), None),
+        benchmarks=tuple(choice for choice in evals if choice.name in benchmarks),
+        judge=next((choice for choice in evals if choice.name in judges), None),
         flat=tuple(sorted(values.items())),
     )
     check_combinations(config, page)
     for choice in (*choices.values(), *evals):
-        choice.build()  # a plugin checks its own values when it is made
+        choice.build()  # a plugin checks its own values at construction
     config.build_strategy().check_participation(config.strategy)
     return config
 
 
 def fitting_defaults(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The values that 0 stands for in FITTED keys: what the source of the rows recommends, else the task's own default.
+    """Return the values that 0 stands for in FITTED keys: the data source's recommendation, else the task's default.
 
     values: every key; the plugins that they name must exist.
     """
-    own = knobs(plugin("tasks", str(values["task.name"])))
+    options = knobs(plugin("tasks", str(values["task.name"])))
     recommended = vars(plugin("tasks.data", str(values["data.source"]))).get("RECOMMENDED", {})
     read = {
-        key: own[short] for key in FITTED if (short := key.removeprefix("task.")) in own and not values[key]
+        key: options[short]
+        for key in FITTED
+        if (short := key.removeprefix("task.")) in options and not values[key]
     }
     return {key: recommended.get(key, default) for key, default in read.items()}
 
 
-def checked(key: str, value: Any) -> Scalar:  # Any: the outside world
-    """`value` if `key` exists and takes its type; an int is accepted where a float is meant."""
+def checked(key: str, value: Any) -> Scalar:  # Any: unchecked input
+    """Return `value`; an int becomes a float for a float key. Raises ConfigError for an unknown key or a wrong type."""
     page = defaults()
     if key not in page:
         near = difflib.get_close_matches(key, page, n=1)
@@ -124,7 +126,7 @@ def checked(key: str, value: Any) -> Scalar:  # Any: the outside world
         raise ConfigError(f"unknown key {key!r}{hint}")
     want = type(page[key])
     if want in (int, float) and type(value) in (int, float) and not abs(value) < LIMIT:
-        raise ConfigError(f"{key} must be a finite number, below 2^63 in size, got {value!r}")
+        raise ConfigError(f"{key} must be a finite number of magnitude below 2^63, got {value!r}")
     if want is float and type(value) is int:
         return float(value)
     if type(value) is not want:
@@ -146,44 +148,50 @@ def _section(cls: type[Any], section: str, values: Mapping[str, Scalar]) -> Any:
     return cls(**options)
 
 
-def _choose(section: str, wanted: list[str], values: Mapping[str, Scalar]) -> list[Choice]:
-    """The plugins named, each with its own keys; a key of the section that none of them reads must be untouched."""
+def _choose(section: str, plugins: list[str], values: Mapping[str, Scalar]) -> list[Choice]:
+    """Return the named plugins with their options.
+
+    Raises ConfigError for an unknown plugin, and for a key of the section that was changed but that none of them reads.
+    """
     key, package = CHOOSERS.get(section, ("eval.benchmarks", "evals"))
-    own: dict[str, dict[str, Scalar]] = {}
-    for name in wanted:
+    options_of: dict[str, dict[str, Scalar]] = {}
+    for name in plugins:
         try:
-            own[name] = knobs(plugin(package, name))
+            options_of[name] = knobs(plugin(package, name))
         except ConfigError as error:
             raise ConfigError(f"{key} = {name!r}: {error}") from error
     prefix = f"{section}."
-    read = _read(section, own.values())
+    read = _keys_read(section, options_of.values())
     for full, value in values.items():
         if full.startswith(prefix) and full not in read and value != defaults()[full]:
-            mine = ", ".join(sorted(prefix + k for keys in own.values() for k in keys)) or "none"
+            available = ", ".join(sorted(prefix + k for keys in options_of.values() for k in keys)) or "none"
             raise ConfigError(
-                f"{full} = {value!r} has no effect with {key} = {', '.join(wanted)!r}, whose own keys are: {mine}"
+                f"{full} = {value!r} has no effect with {key} = {', '.join(plugins)!r}, whose keys are: {available}"
             )
     return [
         Choice(package, name, tuple(sorted((short, values[prefix + short]) for short in keys)))
-        for name, keys in own.items()
+        for name, keys in options_of.items()
     ]
 
 
-def _read(section: str, own: Iterable[Mapping[str, Scalar]]) -> set[str]:
-    """The keys of a section that have an effect with plugins of these own keys."""
+def _keys_read(section: str, options: Iterable[Mapping[str, Scalar]]) -> set[str]:
+    """Return the full keys of a section that plugins with these options read."""
     key, _ = CHOOSERS.get(section, ("eval.benchmarks", "evals"))
     shared = {f.name.replace("_", "-") for f in fields(SECTIONS[section])} if section in SECTIONS else set()
-    return {key} | {f"{section}.{short}" for short in shared | {k for keys in own for k in keys}}
+    return {key} | {f"{section}.{short}" for short in shared | {k for keys in options for k in keys}}
 
 
 def without_effect(chosen: Mapping[str, Scalar], keys: Iterable[str]) -> set[str]:
-    """Those of `keys` that the plugins in `chosen` ({"strategy.name": ...}) ignore; ConfigError for an unknown one."""
-    lost: set[str] = set()
+    """Return those of `keys` that the plugins in `chosen` ({"strategy.name": ...}) ignore.
+
+    Raises ConfigError for an unknown plugin.
+    """
+    ignored: set[str] = set()
     for section, (key, package) in CHOOSERS.items():
         if key in chosen:
-            read = _read(section, [knobs(plugin(package, str(chosen[key])))])
-            lost |= {k for k in keys if k.startswith(f"{section}.") and k not in read}
-    return lost
+            read = _keys_read(section, [knobs(plugin(package, str(chosen[key])))])
+            ignored |= {k for k in keys if k.startswith(f"{section}.") and k not in read}
+    return ignored
 
 
 def _check_ranges(values: Mapping[str, Scalar]) -> None:

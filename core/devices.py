@@ -1,11 +1,11 @@
-"""Where a model may run: what a machine without CUDA cannot do is refused before anything is loaded or started."""
+"""Check model.device and model.dtype against the machine's GPUs, before anything is loaded."""
 
 from core.errors import ConfigError
 from core.sections import ModelConfig
 
 
 def check_device(model: ModelConfig, gpus: int) -> None:
-    """Raise ConfigError for a model.device or model.dtype that a machine with so many CUDA devices cannot run."""
+    """Raise ConfigError for a model.device or model.dtype that needs more than `gpus` CUDA devices."""
     index = model.device.removeprefix("cuda:")
     if not (
         model.device in ("auto", "cpu", "cuda", "balanced") or (index != model.device and index.isdecimal())

@@ -1,12 +1,12 @@
-"""The errors a user can meet; each message says what was expected, what came, where, and what to do."""
+"""Errors that a user can see; each message says what was expected, what was received, where, and what to do."""
 
 from collections.abc import Iterable
 
 
 class AccordError(Exception):
-    """Base of every error that Accord raises on purpose.
+    """Base of all errors that Accord raises deliberately.
 
-    names: those of files in the message. They may identify a person, and do not leave a site.
+    names: file names in the message, which may identify a person and must not leave a site.
     """
 
     def __init__(self, message: str = "", *, names: Iterable[str] = ()) -> None:
@@ -14,7 +14,7 @@ class AccordError(Exception):
         self.names = tuple(sorted((name for name in names if name), key=len, reverse=True))
 
     def outside(self) -> str:
-        """The message as it may leave a site."""
+        """Return the message as it may leave a site, without file names."""
         text = str(self)
         for name in self.names:
             text = text.replace(name, "the site's file")
@@ -22,7 +22,7 @@ class AccordError(Exception):
 
 
 class ConfigError(AccordError):
-    """The user's mistake: a key, a value, a combination, a missing file."""
+    """A mistake of the user: a wrong key, value or combination, or a missing file."""
 
 
 class DataError(AccordError):
@@ -30,32 +30,32 @@ class DataError(AccordError):
 
 
 class TreeMismatch(AccordError):
-    """Two adapters that do not have the same names and shapes."""
+    """Two trees whose names or shapes differ."""
 
 
 class MemoryMissing(AccordError):
-    """A client was asked for a version of its private memory that its disk does not hold."""
+    """A version of private memory that the client's disk does not hold."""
 
 
 class BaseMismatch(AccordError):
-    """A client's base model is not the one the server named."""
+    """A client's base model is not the server's."""
 
 
 class FrameError(AccordError):
-    """Bytes between a relay and its site that are no message of Accord."""
+    """Bytes between a relay and its site that are not a message of Accord."""
 
 
 class SiteError(AccordError):
-    """A site that cannot be reached, or will not answer this."""
+    """A site that cannot be reached or does not answer a message."""
 
 
 class RoundFailed(AccordError):
-    """Too few replies to close a round; nothing of it was kept."""
+    """Too few replies for a round; the round leaves no trace."""
 
 
 class CheckpointError(AccordError):
-    """A run folder that cannot be continued."""
+    """A run folder that cannot be written or resumed."""
 
 
 class PolicyRefused(AccordError):
-    """What a site's own policy does not let in or out; its line holds no private text."""
+    """An order or answer that a site's policy refuses; the message holds no private text."""

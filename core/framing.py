@@ -1,4 +1,4 @@
-"""A Flower record as bytes and back, and a failure as a record: what a relay needs, without torch."""
+"""Encode a Flower record as bytes and back, and a failure as a record. A relay uses this, so no torch is imported."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ LENGTH = 8  # bytes of the header's length, little endian
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that could not do what it was asked; `reason` is one line, free of private text."""
+    """Why a client could not carry out an order; `reason` is one line without private text."""
 
     kind: str
     reason: str
@@ -24,12 +24,15 @@ def encode_failure(failure: Failure) -> RecordDict:
 
 
 def facts_only(facts: object) -> RecordDict:
-    """A message without tensors; `facts` is what json.dumps takes."""
+    """Return a message without tensors; `facts` must be a JSON value."""
     return RecordDict({FACTS: ConfigRecord({"json": json.dumps(facts), "layouts": "{}"})})
 
 
 def pack(head: object, record: RecordDict) -> bytes:
-    """A head (what json.dumps takes) and a record of arrays and plain values: a length, JSON, the arrays' bytes."""
+    """Encode a head (a JSON value) and a record as a length, JSON, and the bytes of the arrays.
+
+    Raises FrameError if the record holds anything but arrays and plain values.
+    """
     layout, buffers = [], []
     for name, part in record.items():
         if isinstance(part, ArrayRecord):
@@ -38,16 +41,16 @@ def pack(head: object, record: RecordDict) -> bytes:
         elif isinstance(part, ConfigRecord):
             layout.append([name, dict(part)])
         else:
-            raise FrameError(f"{name!r} is a {type(part).__name__}; arrays and plain values can be passed on")
+            raise FrameError(f"{name!r} is a {type(part).__name__}; only arrays and plain values can be sent")
     try:
         text = json.dumps({"head": head, "record": layout}).encode()
     except TypeError as error:
-        raise FrameError(f"the message holds a value that is no plain value: {error}") from error
+        raise FrameError(f"the message holds a value that is not plain: {error}") from error
     return b"".join([len(text).to_bytes(LENGTH, "little"), text, *buffers])
 
 
 def unpack(data: bytes) -> tuple[object, RecordDict]:
-    """What `pack` was given; FrameError for anything else, and nothing is read beyond what arrived."""
+    """Decode what `pack` encoded. Raises FrameError for anything else; sizes are checked against the received bytes."""
     try:
         start = LENGTH + int.from_bytes(data[:LENGTH], "little")
         document = json.loads(data[LENGTH:start])
@@ -69,4 +72,4 @@ def unpack(data: bytes) -> tuple[object, RecordDict]:
             raise ValueError(f"{len(data) - start} bytes too many")
         return document["head"], record
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise FrameError(f"no message of Accord: {type(error).__name__}") from error
+        raise FrameError(f"not a message of Accord: {type(error).__name__}") from error

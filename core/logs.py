@@ -1,4 +1,4 @@
-"""Log lines as JSON, for whoever collects them: one object a line."""
+"""Log lines as JSON, one object per line, for log collectors."""
 
 import json
 import logging
@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 
 
 def json_line(level: str, logger: str, message: str, **facts: object) -> str:
-    """time, level, logger, message, and the facts beside them, which json.dumps takes."""
+    """Return a line with time, level, logger, message and `facts`, which must be JSON values."""
     when = datetime.now(UTC).isoformat(timespec="milliseconds")
-    said = {"time": when, "level": level, "logger": logger, "message": message, **facts}
-    return json.dumps(said, ensure_ascii=False)
+    entry = {"time": when, "level": level, "logger": logger, "message": message, **facts}
+    return json.dumps(entry, ensure_ascii=False)
 
 
 class JsonLines(logging.Formatter):
-    """A line of JSON for each record."""
+    """Format each record as a line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         return json_line(record.levelname, record.name, record.getMessage())

@@ -1,4 +1,4 @@
-"""The file is the registry: `build("strategies", "fedadam", ...)` is the class PLUGIN of strategies/fedadam.py."""
+"""Find plugins by file name: `build("strategies", "fedadam", ...)` makes the class PLUGIN of strategies/fedadam.py."""
 
 import difflib
 import importlib
@@ -12,13 +12,13 @@ from core.types import Scalar
 
 
 def names(package: str) -> list[str]:
-    """The plugins of a package, found without importing them: every file but base.py, no folders."""
+    """List the plugins of a package without importing them: every file except base.py, no folders."""
     path = importlib.import_module(package).__path__
     return sorted(m.name for m in pkgutil.iter_modules(path) if not m.ispkg and m.name != "base")
 
 
 def plugin(package: str, name: str) -> type[Any]:  # any dataclass: the packages have different contracts
-    """The class behind a name; ConfigError with a did-you-mean, or with what to install."""
+    """Return the class of a plugin. Raises ConfigError for an unknown name, or if a module that it needs is missing."""
     have = names(package)
     if name not in have:
         near = difflib.get_close_matches(name, have, n=1)
@@ -34,10 +34,10 @@ def plugin(package: str, name: str) -> type[Any]:  # any dataclass: the packages
 
 
 def knobs(cls: type[Any]) -> dict[str, Scalar]:
-    """The keys of a plugin and their defaults: its dataclass fields in kebab case."""
+    """Return the options of a plugin and their defaults: its dataclass fields in kebab case."""
     return {f.name.replace("_", "-"): f.default for f in fields(cls) if f.default is not MISSING}
 
 
 def build(package: str, name: str, options: Mapping[str, Scalar]) -> Any:  # the package's own contract
-    """An instance of the plugin; `options` are its keys in kebab case."""
+    """Make an instance of the plugin; the keys of `options` are in kebab case."""
     return plugin(package, name)(**{k.replace("-", "_"): v for k, v in options.items()})

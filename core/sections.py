@@ -1,4 +1,4 @@
-"""What a configuration holds: a frozen value for each section of the page and the plugins chosen, in one."""
+"""Config: a frozen dataclass for each section of pyproject.toml's configuration, and the chosen plugins."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -60,7 +60,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The keys of `data` that belong to no single source."""
+    """The keys of `data` that every source obeys."""
 
     partitioner: Literal["natural", "iid", "dirichlet"] = "natural"
     dirichlet_alpha: float = 0.5
@@ -136,7 +136,7 @@ class SiteConfig:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plugin by name, with its own keys."""
+    """A plugin and the values of its options."""
 
     package: str
     name: str
@@ -164,11 +164,11 @@ class Config:
     source_choice: Choice
     benchmarks: tuple[Choice, ...]
     judge: Choice | None  # the benchmark that judges the policy, for rlft.judge = pairs
-    flat: tuple[tuple[str, Scalar], ...]  # every key as it ran, sorted; config.toml of a run
+    flat: tuple[tuple[str, Scalar], ...]  # every key with its value, sorted; a run's config.toml
 
     def build_strategy(self) -> Any:  # strategies.base.Strategy
-        """The strategy under lora.*; ConfigError where they do not fit."""
-        return self.strategy_choice.build().under(self.lora)
+        """Return the strategy with lora.* applied. Raises ConfigError if they cannot be combined."""
+        return self.strategy_choice.build().with_lora(self.lora)
 
 
 SECTIONS: dict[str, type[Any]] = {

@@ -1,6 +1,6 @@
-"""A folder on disk, whole or absent: written beside its place, flushed, then renamed.
+"""Atomic files and folders: written under a temporary name, flushed to disk, then renamed.
 
-Whatever writes raises CheckpointError, one line, when the disk refuses; what stood before still stands.
+Every function that writes raises CheckpointError, in one line, if the disk fails; the previous content then remains.
 """
 
 import json
@@ -23,7 +23,7 @@ TENSORS, FACTS = "tensors.safetensors", "facts.json"
 
 
 def save(folder: Path, trees: Mapping[str, Mapping[str, Tensor]], facts: Json) -> None:
-    """Write named trees and facts to `folder`, replacing what stood there; a crash leaves the old or the new."""
+    """Write named trees and facts to `folder`, replacing its content; a crash leaves the old or the new content."""
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
@@ -56,7 +56,7 @@ def _put(part: Path, folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Tree], Json]:
-    """What `save` wrote; FileNotFoundError if it is absent."""
+    """Return what `save` wrote. Raises FileNotFoundError if it is absent."""
     document = json.loads((folder / FACTS).read_text())
     trees: dict[str, Tree] = {name: {} for name in document["trees"]}
     for full, tensor in load_file(folder / TENSORS).items():
@@ -66,7 +66,7 @@ def load(folder: Path) -> tuple[dict[str, Tree], Json]:
 
 
 def rounds(parent: Path) -> list[int]:
-    """The rounds saved under `parent` as folders 00007, ascending; parts of a crash are not counted."""
+    """Return the rounds saved under `parent` (in folders such as 00007), ascending, without incomplete ones."""
     if not parent.is_dir():
         return []
     return sorted(int(p.name) for p in parent.iterdir() if p.name.isdigit() and (p / FACTS).is_file())
@@ -77,14 +77,14 @@ def round_folder(parent: Path, rnd: int) -> Path:
 
 
 def prune(parent: Path, keep: set[int]) -> None:
-    """Delete the saved rounds that are not in `keep`, and what crashes left behind."""
+    """Delete the saved rounds that are not in `keep`, and remains of crashes."""
     for path in list(parent.iterdir()) if parent.is_dir() else []:
         if path.name.startswith(".") or (path.name.isdigit() and int(path.name) not in keep):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
+    """Replace a small file atomically."""
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         with writing(path):
@@ -97,7 +97,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line to a file for good."""
+    """Append a line to a file and flush it to disk."""
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(line)
         file.flush()
@@ -105,7 +105,7 @@ def append(path: Path, line: str) -> None:
 
 
 def lines(path: Path) -> list[Json]:
-    """The JSON lines of a file that grows by append(); what a crash left of the last one is cut off."""
+    """Return the JSON lines of a file written by append(); an incomplete last line is removed from the file."""
     if not path.is_file():
         return []
     whole = path.read_bytes()
@@ -118,12 +118,12 @@ def lines(path: Path) -> list[Json]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A disk that is full or refuses, in one line."""
+    """Turn errors of the disk into a one-line CheckpointError that names `path`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise CheckpointError(f"cannot write {path}: {why}; free space or mend the disk") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise CheckpointError(f"cannot write {path}: {reason}; free space or repair the disk") from error
 
 
 def _flush(path: Path) -> None:

@@ -22,7 +22,7 @@ def same_layout(a: Mapping[str, Tensor], b: Mapping[str, Tensor], *, where: str 
 
 
 def zip_map(f: Callable[..., Tensor], first: Mapping[str, Tensor], *rest: Mapping[str, Tensor]) -> Tree:
-    """f applied to each name of `first` and the same name of the others; raises TreeMismatch."""
+    """Apply f to the tensors of equal name in all trees. Raises TreeMismatch if their layouts differ."""
     for other in rest:
         same_layout(first, other)
     return {name: f(tensor, *(r[name] for r in rest)) for name, tensor in first.items()}
@@ -41,12 +41,12 @@ def scale(a: Mapping[str, Tensor], factor: float) -> Tree:
 
 
 def norm(a: Mapping[str, Tensor]) -> float:
-    """The L2 norm over all entries of all tensors; NaN or Inf if an entry is."""
+    """Return the L2 norm over all entries of all tensors; not finite if an entry is not."""
     return float(torch.linalg.vector_norm(flat(a))) if a else 0.0
 
 
 def flat(tree: Mapping[str, Tensor]) -> Tensor:
-    """All entries as one 1-d tensor, in the tree's order; a view where the tensors lie one behind the other."""
+    """Return all entries as one 1-d tensor in the tree's order; a view if the tensors are adjacent in memory."""
     tensors = [t.detach() for t in tree.values()]
     if not tensors:
         return torch.zeros(0)
@@ -59,11 +59,11 @@ def flat(tree: Mapping[str, Tensor]) -> Tensor:
 
 
 def unflat(numbers: Tensor, shapes: Mapping[str, Sequence[int]]) -> Tree:
-    """Views of a 1-d tensor under names and shapes; the reverse of `flat`."""
+    """Return views of a 1-d tensor under names and shapes; the inverse of `flat`. Raises TreeMismatch."""
     if not all(type(n) is int and n >= 0 for shape in shapes.values() for n in shape):
-        raise TreeMismatch("a shape is a list of whole numbers that are not negative")
+        raise TreeMismatch("a shape must be a list of non-negative integers")
     sizes = [prod(shape) for shape in shapes.values()]
     if numbers.dim() != 1 or len(numbers) != sum(sizes):
-        raise TreeMismatch(f"{numbers.numel()} numbers arrived, the layout names {sum(sizes)}")
+        raise TreeMismatch(f"got {numbers.numel()} numbers, the layout has {sum(sizes)}")
     parts = numbers.split(sizes) if sizes else ()
     return {name: part.view(*shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -1,4 +1,4 @@
-"""The nouns that cross the network boundary, and what the server remembers."""
+"""The messages between server and clients, and the server's state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,46 +7,46 @@ from typing import Any
 from core.tree import Tree
 
 Scalar = bool | int | float | str
-Json = Any  # what json.dumps takes
+Json = Any  # any JSON value
 Metrics = dict[str, float]  # a metric without data is absent, never 0
 
 
 @dataclass(frozen=True)
 class Client:
-    """Who is there."""
+    """A connected client."""
 
-    id: int  # data partition; stable across restarts; never Flower's node id
+    id: int  # data partition: stable across restarts, unlike Flower's node id
     examples: int  # training rows it holds
 
 
 @dataclass(frozen=True)
 class Order:
-    """Server to one client, one round."""
+    """The server's message to one client in a round."""
 
     client: int
-    trees: Mapping[str, Tree]  # adapters by name, plus what the algorithm adds ("control")
-    adapter: str = "global"  # which of them to train or score
-    recall: int = 0  # private memory to start from: the round that wrote it; 0 = none
+    trees: Mapping[str, Tree]  # adapters by name, and trees that the algorithm adds ("control")
+    adapter: str = "global"  # name of the one to train or score
+    recall: int = 0  # round whose private memory to load; 0: none
     knobs: Mapping[str, Scalar] = field(default_factory=dict)  # {"rnd": 3, ...}
 
 
 @dataclass(frozen=True)
 class Update:
-    """Client to server, after training or after an evaluation."""
+    """A client's reply to a training or evaluation order."""
 
     client: int
-    examples: int  # rows it holds: its weight
+    examples: int  # rows of the client, its weight in the mean
     adapter: str
     trees: Mapping[str, Tree]  # {"delta": after - before}; empty after an evaluation
     metrics: Metrics
     tokens: int = 0  # completion tokens in its rows; 0 after an evaluation
-    kept: bool = False  # private memory was saved for this round; the server names it in later orders
-    loads: int = 0  # how often the base model had to be loaded to answer
+    kept: bool = False  # whether private memory was saved in this round; later orders recall it
+    loads: int = 0  # how often the base model was loaded for this reply
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the server remembers; a checkpoint is exactly this."""
+    """Everything that the server remembers between rounds; a checkpoint stores exactly this."""
 
     seed: int
     round: int  # last completed; 0 before the first

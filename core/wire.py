@@ -1,4 +1,4 @@
-"""Values to Flower records and back. An adapter travels as one flat float32 array with its layout beside it."""
+"""Encode values as Flower records and back. A tree travels as one flat float32 array and its layout."""
 
 import json
 import warnings
@@ -21,18 +21,19 @@ TREE = "tree."
 Part = TypeVar("Part", ArrayRecord, ConfigRecord)
 
 
-Seen = MutableMapping[int, tuple[Tree, ArrayRecord]]  # trees already encoded, by identity
+# by id of a tree; the tree itself is held so that its id is not reused
+EncodedTrees = MutableMapping[int, tuple[Tree, ArrayRecord]]
 
 
-def encode_order(order: Order, seen: Seen | None = None) -> RecordDict:
-    """`seen` lets the orders of a round share one encoding of the tree that all of them carry."""
+def encode_order(order: Order, encoded: EncodedTrees | None = None) -> RecordDict:
+    """Encode an order. encoded: shared by the orders of a round, so that a tree that all carry is encoded once."""
     facts = {
         "client": order.client,
         "adapter": order.adapter,
         "recall": order.recall,
         "knobs": dict(order.knobs),
     }
-    return _encode(order.trees, facts, seen)
+    return _encode(order.trees, facts, encoded)
 
 
 def decode_order(record: RecordDict) -> Order:
@@ -59,7 +60,7 @@ def decode_update(record: RecordDict) -> Update:
 
 
 def encode_facts(facts: Json) -> RecordDict:
-    """A message without tensors: the hello."""
+    """Encode a message without tensors: a hello."""
     return facts_only(facts)
 
 
@@ -68,7 +69,7 @@ def decode_facts(record: RecordDict) -> Json:
 
 
 def failure_of(message: Message) -> Failure | None:
-    """Why a reply carries no result, or None: an error of Flower's, or one our client put into words."""
+    """Return why a reply has no result: an error of Flower, or a Failure of the client; None if it has one."""
     if message.has_error():
         return Failure("Flower", message.error.reason or f"error code {message.error.code}")
     record = message.content.get(FACTS)
@@ -79,24 +80,24 @@ def failure_of(message: Message) -> Failure | None:
 
 
 def size_of(record: RecordDict) -> int:
-    """Bytes of the payload: tensors and facts, without the transport's framing."""
-    # record.array_records would be shorter, but is a cycle that keeps the tensors until the garbage collector comes
+    """Return the payload's bytes: tensors and facts, without the transport's framing."""
+    # not record.array_records: it makes a reference cycle that keeps the tensors until a garbage collection
     tensors = sum(len(a.data) for r in record.values() if isinstance(r, ArrayRecord) for a in r.values())
     return tensors + sum(
         len(str(v)) for r in record.values() if isinstance(r, ConfigRecord) for v in r.values()
     )
 
 
-def _encode(trees: Mapping[str, Tree], facts: Json, seen: Seen | None = None) -> RecordDict:
+def _encode(trees: Mapping[str, Tree], facts: Json, encoded: EncodedTrees | None = None) -> RecordDict:
     record, layouts = RecordDict(), {}
-    seen = {} if seen is None else seen
+    encoded = {} if encoded is None else encoded
     for name, tree in trees.items():
         if private := [key for key in tree if is_private(key)]:
-            raise TreeMismatch(f"{name}: {private[0]!r} is a client's own and goes into no message")
+            raise TreeMismatch(f"{name}: {private[0]!r} is private to a client and must not be sent")
         layouts[name] = [(key, list(t.shape)) for key, t in tree.items()]
-        if id(tree) not in seen:
-            seen[id(tree)] = tree, ArrayRecord({"flat": Array(_float32(tree))})
-        record[TREE + name] = seen[id(tree)][1]
+        if id(tree) not in encoded:
+            encoded[id(tree)] = tree, ArrayRecord({"flat": Array(_float32(tree))})
+        record[TREE + name] = encoded[id(tree)][1]
     record[FACTS] = ConfigRecord({"json": json.dumps(facts), "layouts": json.dumps(layouts)})
     return record
 
@@ -115,23 +116,23 @@ def _decode(record: RecordDict) -> tuple[dict[str, Tree], Json]:
 def _part(record: RecordDict, name: str, kind: type[Part]) -> Part:
     part = record[name]
     if not isinstance(part, kind):
-        raise TreeMismatch(f"{name!r} is a {type(part).__name__}, a {kind.__name__} is expected")
+        raise TreeMismatch(f"{name!r} is a {type(part).__name__}, expected a {kind.__name__}")
     return part
 
 
 def _float32(tree: Tree) -> np.ndarray:
-    # float32 always: numpy has no bfloat16, and Flower's Array goes through numpy
+    # always float32: Flower's Array is made from numpy, which has no bfloat16
     return flat({n: t.detach().to("cpu", torch.float32) for n, t in tree.items()}).numpy()
 
 
 def _numbers(array: Array) -> torch.Tensor:
-    """The numbers of a flat array where they lie in the message: read-only, not copied as Array.numpy() would."""
+    """Return the numbers of a flat array as a read-only view of the message; Array.numpy() would copy them."""
     stream = BytesIO(array.data)
     if npy.read_magic(stream) != (1, 0):
-        raise TreeMismatch("the array is not in numpy's format 1.0")
+        raise TreeMismatch("the array is not in numpy format 1.0")
     shape, _, dtype = npy.read_array_header_1_0(stream)
     if dtype != np.float32 or len(shape) != 1:
-        raise TreeMismatch(f"a flat float32 array is expected, {dtype} of shape {shape} arrived")
+        raise TreeMismatch(f"expected a flat float32 array, got {dtype} of shape {shape}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.frombuffer(array.data, dtype=np.float32, offset=stream.tell()))

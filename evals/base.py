@@ -1,4 +1,4 @@
-"""Benchmark: a model that answers and scores goes in, numbers come out. Nothing here is federated."""
+"""Benchmark: contract of the plugins that evaluate one model on the server."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,24 +7,24 @@ from core.types import Metrics
 
 
 class Talker(Protocol):
-    """A model as a benchmark sees it; prompts are put into the model's own format inside."""
+    """A model as a benchmark uses it; it applies the model's prompt format itself."""
 
     def generate(self, prompts: Sequence[str]) -> list[str]:
-        """The greedy answer to each prompt."""
+        """Return the greedy answer to each prompt."""
         ...
 
     def logprob(self, prompt: str, answers: Sequence[str]) -> list[float]:
-        """The log-probability of each answer, summed over its tokens, in nats."""
+        """Return the log-probability of each answer in nats, summed over its tokens."""
         ...
 
 
 class Benchmark(Protocol):
-    """A plugin of evals/: a dataclass whose fields are keys of the section `eval`."""
+    """A plugin of evals/: a dataclass whose fields are options of the section `eval`."""
 
     def check(self) -> None:
-        """Raises ConfigError or DataError when its data are not there; called before anything is trained."""
+        """Raise ConfigError or DataError if its data cannot be used; called before training."""
         ...
 
     def run(self, talker: Talker) -> Metrics:
-        """The numbers of one model; a metric without data is absent. Raises DataError for unusable data."""
+        """Return the metrics of one model; one without data is absent. Raises DataError for unusable data."""
         ...

@@ -1,6 +1,6 @@
-"""Preference accuracy on a public file of pairs that the server holds: does the model find the chosen answer likelier?
+"""Preference accuracy on a file of pairs on the server: the share of pairs whose chosen answer is likelier.
 
-The central counterpart of the clients' held-out accuracy (`logps/accuracies`), on the same definition.
+The central counterpart of the clients' held-out `logps/accuracies`, with the same definition.
 """
 
 import gzip
@@ -25,14 +25,15 @@ class Preference:
 
     def run(self, talker: Talker) -> Metrics:
         rows = _read(self.pairs)
-        right = 0
+        correct = 0
         for row in rows:
             chosen, rejected = talker.logprob(row["prompt"], (row["chosen"], row["rejected"]))
-            right += chosen > rejected
-        return {"logps/accuracies": right / len(rows), "examples": float(len(rows))}
+            correct += chosen > rejected
+        return {"logps/accuracies": correct / len(rows), "examples": float(len(rows))}
 
 
 def _read(name: str) -> list[dict[str, str]]:
+    """Read the pairs. Raises ConfigError for a file that cannot be read, DataError for a line that is not a pair."""
     path = Path(name).expanduser()
     if not name or not path.is_file():
         raise ConfigError(f"eval.pairs = {name!r}: expected a JSON lines file of pairs on the server")
@@ -51,7 +52,7 @@ def _read(name: str) -> list[dict[str, str]]:
         except ValueError as error:
             raise DataError(f"{path.name} line {number}: not JSON") from error
         if not isinstance(row, dict) or not all(isinstance(row.get(c), str) and row[c] for c in COLUMNS):
-            raise DataError(f"{path.name} line {number}: expected the texts {', '.join(COLUMNS)}")
+            raise DataError(f"{path.name} line {number}: expected non-empty strings {', '.join(COLUMNS)}")
         rows.append(row)
     if not rows:
         raise DataError(f"{path.name} holds no pairs")

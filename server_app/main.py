@@ -13,7 +13,7 @@ from core import store
 from core.config import parse
 from core.errors import AccordError, CheckpointError
 from core.factors import MERGED
-from core.flower_patches import shorten_tries
+from core.flower_patches import shorten_fetch_retries
 from core.sections import Config
 from core.types import Json, ServerState
 from server_app.report import console
@@ -26,7 +26,7 @@ from server_app.rlft.align import Rlft, Selectors
 from server_app.run_folder import RunFolder, provenance
 from server_app.server_files import check_files, eval_prompts
 from strategies.base import Strategy
-from strategies.rounds.session import Live
+from strategies.rounds.session import RunContext
 from tasks.base import Task
 from tasks.forward.setup import load_base
 from tasks.model.adapter import initial_adapter, is_untouched, save_adapter, set_adapter
@@ -42,7 +42,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Entry point of the ServerApp. An AccordError is reported in one line, then raised again."""
     run = None
-    shorten_tries()  # Flower announces a reply before its tensors have arrived
+    shorten_fetch_retries()  # Flower announces a reply before its tensors have arrived
     try:
         config = parse(context.run_config)
         console.set_format(config.run.log_format)
@@ -106,7 +106,7 @@ class Run:
         rounds = self.config.run.num_server_rounds
         try:
             if state.round < rounds or not self.records:
-                state = self.strategy.run(grid, self._loop_settings(simulation=simulation), state, rounds)
+                state = self.strategy.run(grid, self._context(simulation=simulation), state, rounds)
             self._finish(state)
         except BaseException as error:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
@@ -116,10 +116,10 @@ class Run:
                     self._write_results(f"failed: {reason}")
             raise
 
-    def _loop_settings(self, *, simulation: bool) -> Live:
+    def _context(self, *, simulation: bool) -> RunContext:
         config = self.config
         knobs = {"run": self.folder.name, "base": self.base.fingerprint}
-        return Live(
+        return RunContext(
             knobs={**knobs, **({"simulation": True} if simulation else {})},
             min_available_nodes=config.strategy.min_available_nodes,
             fraction_train=config.strategy.fraction_train,
@@ -127,7 +127,7 @@ class Run:
             fault=config.fault,
             eval_every=config.eval.every,
             spool=self.folder.path,
-            brief=self.task.pooled_settings,
+            task_knobs=self.task.pooled_settings,
             on_hello=self._on_hello,
             on_round=self._on_round,
             say=console.say,

@@ -1,4 +1,4 @@
-"""Strategy: pure hooks that an algorithm overrides, and the round loop that calls them."""
+"""Strategy: hooks that an algorithm overrides, and the round loop that calls them."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ from strategies.aggregation.fold import Fold, Mean, Merged, Share
 from strategies.aggregation.lora import Lora
 from strategies.clients.rule import ClientRule
 from strategies.rounds.metrics import SUM, pooled_sums, weighted_mean
-from strategies.rounds.session import Exchange, Live, Session, collect, present
+from strategies.rounds.session import Exchange, RunContext, Session, collect, wait_for_nodes
 from strategies.rounds.weighting import sample
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 class Strategy(FlowerStrategy):
     """A federated algorithm as pure functions on a state value.
 
-    A subclass overrides hooks only; a hook reads its arguments and the hyper-parameter fields, changes
-    neither, and stores nothing on self. It never sees a message, a clock or a disk.
+    A subclass overrides only hooks. A hook reads its arguments and the hyper-parameter fields, changes
+    neither, and stores nothing on self. It has no access to messages, clock or disk.
     """
 
-    _session: Session  # of the run under way; the hooks never read it
+    _session: Session  # of the current run; hooks must not read it
 
-    def under(self, lora: LoraConfig) -> Self:
-        """This strategy with lora.aggregation and what goes with it; ConfigError where they do not fit."""
+    def with_lora(self, lora: LoraConfig) -> Self:
+        """Return this strategy with the settings lora.*. Raises ConfigError if they cannot be combined."""
         if Lora.read(lora).aggregation != "separate":
             raise ConfigError(
                 f"lora.aggregation = {lora.aggregation!r} has no effect with strategy.name = "
@@ -47,31 +47,32 @@ class Strategy(FlowerStrategy):
         return self
 
     def check_participation(self, participation: StrategyConfig) -> None:
-        """Raise ConfigError where the smallest round that these settings allow is too small for the algorithm."""
+        """Raise ConfigError if the smallest round that these settings allow is too small for the algorithm."""
 
     # --- hooks ---------------------------------------------------------------
 
     def init(self, adapters: dict[str, Tree], seed: int) -> ServerState:
+        """Return the state before the first round."""
         return ServerState(seed=seed, round=0, adapters=adapters)
 
     def plan_train(self, state: ServerState, rnd: int, cohort: list[Client]) -> list[Order]:
-        """Whom to ask to train what. Default: everyone in the cohort, the global adapter."""
+        """Return the training orders of a round. Default: all clients of the cohort train the global adapter."""
         return [Order(c.id, {"global": state.adapters["global"]}) for c in cohort]
 
     def fold(self, state: ServerState, rnd: int) -> Fold:
-        """What the updates of a round are folded into as they come. Default: their mean by examples."""
+        """Return the aggregator that takes a round's updates one by one. Default: their mean, weighted by examples."""
         return Mean(lambda update, name: Share(update.examples))
 
     def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
-        """The next state from a round's updates and what they were folded into."""
+        """Return the next state and the round's metrics, from its updates and their aggregate."""
         raise NotImplementedError
 
     def remarks(self, updates: Sequence[Update]) -> list[str]:
-        """What an operator must know of a round that was merged, a sentence each, e.g. that too few answered."""
+        """Return warnings about a merged round, a sentence each, e.g. that too few clients answered."""
         return []
 
     def plan_evaluate(self, state: ServerState, rnd: int, everyone: list[Client]) -> list[Order]:
-        """Whom to ask to score what on its held-out rows. Default: everyone, the global adapter."""
+        """Return the evaluation orders after a round. Default: all clients score the global adapter."""
         return [Order(c.id, {"global": state.adapters["global"]}) for c in everyone]
 
     def merge_evaluate(
@@ -80,41 +81,48 @@ class Strategy(FlowerStrategy):
         return state, weighted_mean(updates)
 
     def must_evaluate(self, rnd: int) -> bool:
-        """Whether the state needs the evaluation that follows round rnd, however rarely the user wants one."""
+        """Whether the algorithm needs the evaluation after round rnd, whatever eval.every says."""
         return False
 
     def client_rule(self) -> ClientRule:
+        """Return how clients train, and which tensors they send and remember."""
         return ClientRule()
 
     def final(self, state: ServerState) -> dict[str, Tree]:
-        """The adapters that a run leaves, by name; the first is the one to use where only one can be."""
+        """Return the adapters to export, by name; the first is used where only one can be."""
         return dict(state.adapters)
 
     # --- the loop ------------------------------------------------------------
 
-    def run(self, grid: Grid, live: Live, state: ServerState, rounds: int) -> ServerState:
-        """Rounds state.round + 1 .. rounds. A fresh and a resumed run are the same call.
+    def run(self, grid: Grid, context: RunContext, state: ServerState, rounds: int) -> ServerState:
+        """Run the rounds state.round + 1 to `rounds`; a resumed run is the same call with its last state.
 
-        Raises ConfigError when a client cannot take part, RoundFailed when too few answer; what
-        `live.on_round` committed before stays.
+        Raises ConfigError if a client cannot take part, RoundFailed if too few answer. Rounds that
+        `context.on_round` committed before are kept.
         """
         s = self._session = Session(
-            live, replace(state, facts={**state.facts, "rounds": rounds, "votes": live.votes})
+            context, replace(state, facts={**state.facts, "rounds": rounds, "votes": context.votes})
         )
         self._meet(grid, s, at_start=True)
-        live.on_hello(s.roster.said)
-        if state.round == 0 and not live.base_scored:
-            live.on_round(s.state, self._evaluate(grid, s, 0, {"round": 0, "participants": [], "failed": {}}))
+        context.on_hello(s.roster.hellos)
+        if state.round == 0 and not context.base_scored:
+            context.on_round(
+                s.state, self._evaluate(grid, s, 0, {"round": 0, "participants": [], "failed": {}})
+            )
         for rnd in range(state.round + 1, rounds + 1):
             started = time.monotonic()
             self._meet(grid, s, at_start=False)
             record = self._train(grid, s, rnd)
-            if rnd == rounds or (live.eval_every and rnd % live.eval_every == 0) or self.must_evaluate(rnd):
+            if (
+                rnd == rounds
+                or (context.eval_every and rnd % context.eval_every == 0)
+                or self.must_evaluate(rnd)
+            ):
                 self._evaluate(grid, s, rnd, record)
             if "route" in s.state.facts:
                 record["route"] = s.state.facts["route"]
             record["seconds"]["total"] = time.monotonic() - started
-            live.on_round(s.state, record)
+            context.on_round(s.state, record)
         return s.state
 
     def _train(self, grid: Grid, s: Session, rnd: int) -> Json:
@@ -122,7 +130,7 @@ class Strategy(FlowerStrategy):
         messages = self.configure_train(rnd, ArrayRecord(), ConfigRecord(), grid)
         self.aggregate_train(rnd, self._answers(grid, s, messages))
         remarks = self.remarks(s.updates)
-        times = {**_split(s.updates, s.exchange.seconds), "aggregate": s.exchange.using}
+        times = {**_split(s.updates, s.exchange.seconds), "aggregate": s.exchange.aggregate_seconds}
         return {
             "round": rnd,
             "participants": [u.client for u in s.updates],
@@ -151,21 +159,21 @@ class Strategy(FlowerStrategy):
         return record
 
     def _check_update(self, order: Order, update: Update) -> str | None:
-        """Why an update cannot be folded in, or None. What a client says is not trusted."""
-        fault, said = self._session.live.fault, self._session.roster.said[order.client]
+        """Return why an update cannot be aggregated, or None. Nothing that a client sends is trusted."""
+        fault, hello = self._session.context.fault, self._session.roster.hellos[order.client]
         if not 0 < update.examples <= fault.max_examples:
-            return f"it says {update.examples} examples; fault.max-examples = {fault.max_examples}"
-        if "rows" not in order.knobs and update.examples != said["examples"]:
-            return f"it says {update.examples} examples, at the start it said {said['examples']}"
+            return f"it reports {update.examples} examples; fault.max-examples = {fault.max_examples}"
+        if "rows" not in order.knobs and update.examples != hello["examples"]:
+            return f"it reports {update.examples} examples, but its hello reported {hello['examples']}"
         if not 0 <= update.tokens <= fault.max_examples * 1000:
-            return f"it says {update.tokens} tokens in {update.examples} examples"
+            return f"it reports {update.tokens} tokens in {update.examples} examples"
         rule, rnd = self.client_rule(), int(order.knobs["rnd"])
         if set(update.trees) != set(rule.sends):
-            return f"it sends {sorted(update.trees)}, expected are {sorted(rule.sends)}"
+            return f"it sent trees {sorted(update.trees)}, expected {sorted(rule.sends)}"
         expected = {n: t for n, t in order.trees[order.adapter].items() if rule.leaves(n, rnd)}
         for name, tree in update.trees.items():
             if private := [n for n in tree if is_private(n)]:
-                return f"it sends the private tensor {private[0]!r} in {name}"
+                return f"it sent the private tensor {private[0]!r} in {name}"
             try:
                 same_layout(expected, tree, where=name)
             except TreeMismatch as error:
@@ -179,33 +187,33 @@ class Strategy(FlowerStrategy):
         return _bad_metric(update)
 
     def _check_scores(self, order: Order, update: Update) -> str | None:
-        """Why the scores of an evaluation cannot be used, or None."""
-        most = self._session.live.fault.max_examples
-        if not 0 <= update.examples <= most:
-            return f"it says {update.examples} examples; fault.max-examples = {most}"
+        """Return why the scores of an evaluation cannot be used, or None."""
+        limit = self._session.context.fault.max_examples
+        if not 0 <= update.examples <= limit:
+            return f"it reports {update.examples} examples; fault.max-examples = {limit}"
         if update.trees:
-            return f"it sends {sorted(update.trees)} with its scores"
+            return f"it sent trees {sorted(update.trees)} with its scores"
         return _bad_metric(update)
 
     def _stamp(self, s: Session, rnd: int, orders: list[Order]) -> list[Order]:
-        """What every order carries besides the algorithm's own: round, run, the task's brief, the memory to recall."""
-        brief = s.live.brief({**s.census(), **s.state.facts.get("pool", {})})
+        """Add what every order carries: round, run, task settings from the pooled counts, and the memory to recall."""
+        task_knobs = s.context.task_knobs({**s.census(), **s.state.facts.get("pool", {})})
         recall = s.state.facts.get("recall", {})
-        common = {**s.live.knobs, **brief, "clients": s.state.facts["clients"], "cohort": len(orders)}
+        common = {**s.context.knobs, **task_knobs, "clients": s.state.facts["clients"], "cohort": len(orders)}
         return [
             replace(o, recall=int(recall.get(str(o.client), 0)), knobs={**common, **o.knobs, "rnd": rnd})
             for o in orders
         ]
 
     # --- Flower's methods: encode what a hook plans, decode what it merges ------
-    # The adapters are in the session's state, so Flower's `arrays` and `config` stay empty.
+    # Adapters are in the session's state, so Flower's arguments `arrays` and `config` stay empty.
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         s = self._session
         cohort = sample(
-            s.roster.clients(), s.live.fraction_train, s.live.sampling, s.state.seed, server_round
+            s.roster.clients(), s.context.fraction_train, s.context.sampling, s.state.seed, server_round
         )
         return s.messages(
             "train",
@@ -219,18 +227,20 @@ class Strategy(FlowerStrategy):
         s = self._session
         fold = self.fold(s.state, server_round)
         s.receive(replies, fold.add, self._check_update)
-        if len(s.updates) < (quorum := s.live.quorum(len(s.orders))):
+        if len(s.updates) < (quorum := s.context.quorum(len(s.orders))):
             names = s.roster.names
-            reasons = "; ".join(f"client {client_label(int(c), names)}: {why}" for c, why in s.failed.items())
+            reasons = "; ".join(
+                f"client {client_label(int(c), names)}: {reason}" for c, reason in s.failed.items()
+            )
             raise RoundFailed(
-                f"round {server_round}: {len(s.updates)} of {len(s.orders)} clients answered, {quorum} are needed "
-                f"by fault.min-replies = {s.live.fault.min_replies} and "
-                f"fault.min-fraction = {s.live.fault.min_fraction:g} ({reasons})"
+                f"round {server_round}: {len(s.updates)} of {len(s.orders)} clients answered, {quorum} are required "
+                f"by fault.min-replies = {s.context.fault.min_replies} and "
+                f"fault.min-fraction = {s.context.fault.min_fraction:g} ({reasons})"
             )
         started = time.monotonic()
         merged = Merged(tuple(s.updates), fold.result())
         state, s.metrics = self.merge_train(s.state, server_round, merged)
-        s.exchange.using += time.monotonic() - started
+        s.exchange.aggregate_seconds += time.monotonic() - started
         recall = dict(s.state.facts.get("recall", {})) | {
             str(u.client): server_round for u in s.updates if u.kept
         }
@@ -257,44 +267,48 @@ class Strategy(FlowerStrategy):
     # --- the network -----------------------------------------------------------
 
     def _meet(self, grid: Grid, s: Session, *, at_start: bool) -> None:
-        """Ask every node that is not known yet who it is (query.hello); forget those that left."""
-        here = present(grid, s.live) if at_start else sorted(grid.get_node_ids())
-        asked = s.roster.forget_all_but(here)
+        """Ask new nodes for a hello (query.hello) and drop disconnected ones.
+
+        at_start: wait until enough nodes are connected, and refuse the run if one of them cannot take part.
+        """
+        connected = wait_for_nodes(grid, s.context) if at_start else sorted(grid.get_node_ids())
+        new_nodes = s.roster.forget_all_but(connected)
         messages = [
-            Message(wire.encode_facts(dict(s.live.knobs)), dst_node_id=n, message_type="query.hello")
-            for n in asked
+            Message(wire.encode_facts(dict(s.context.knobs)), dst_node_id=n, message_type="query.hello")
+            for n in new_nodes
         ]
-        fault = s.live.fault
+        fault = s.context.fault
         timeout_s = fault.start_timeout_s if at_start else min(fault.start_timeout_s, fault.round_deadline_s)
-        said = [m for m in collect(grid, messages, timeout_s, {}) if m.metadata.src_node_id in asked]
-        silent = set(asked) - {m.metadata.src_node_id for m in said}  # Flower's own errors: the node is gone
-        problems = s.roster.enter(said, fault.max_examples, s.failed)
-        if at_start and len(said) > len(s.roster.nodes) + len(s.roster.refused):
+        hellos = [m for m in collect(grid, messages, timeout_s, {}) if m.metadata.src_node_id in new_nodes]
+        # Flower's own error replies, for a node that is gone, have another source and are not among the hellos
+        silent = set(new_nodes) - {m.metadata.src_node_id for m in hellos}
+        problems = s.roster.enter(hellos, fault.max_examples, s.failed)
+        if at_start and len(hellos) > len(s.roster.nodes) + len(s.roster.refused):
             raise ConfigError(
-                f"{len(problems)} of {len(asked)} clients cannot take part: {'; '.join(problems)}"
+                f"{len(problems)} of {len(new_nodes)} clients cannot take part: {'; '.join(problems)}"
             )
-        problems += [f"node {n} did not say within {timeout_s:g} s who it is" for n in sorted(silent)]
+        problems += [f"node {n} sent no hello within {timeout_s:g} s" for n in sorted(silent)]
         for problem in problems:
             log.warning("client left out: %s", problem)
             if at_start:
-                s.live.say(f"client left out: {problem}")
-        if at_start and len(s.roster.nodes) < s.live.min_available_nodes:
+                s.context.say(f"client left out: {problem}")
+        if at_start and len(s.roster.nodes) < s.context.min_available_nodes:
             raise RoundFailed(
                 f"{len(s.roster.nodes)} clients can take part, strategy.min-available-nodes = "
-                f"{s.live.min_available_nodes} ({'; '.join(problems)})"
+                f"{s.context.min_available_nodes} ({'; '.join(problems)})"
             )
         if len(s.roster.nodes) < fault.min_replies:
             raise RoundFailed(
                 f"{len(s.roster.nodes)} clients are still connected, fault.min-replies = {fault.min_replies}"
             )
         facts = s.state.facts
-        clients = max(facts.get("clients", 0), len(s.roster.said))
-        held = {str(c): said["examples"] for c, said in sorted(s.roster.said.items())}
-        examples = {**facts.get("examples", {}), **held}
+        clients = max(facts.get("clients", 0), len(s.roster.hellos))
+        current = {str(c): hello["examples"] for c, hello in sorted(s.roster.hellos.items())}
+        examples = {**facts.get("examples", {}), **current}
         s.state = replace(s.state, facts={**facts, "clients": clients, "examples": examples})
 
     def _answers(self, grid: Grid, s: Session, messages: Iterable[Message]) -> Iterator[Message]:
-        """Send, and give the replies as they come until all are in or the deadline has passed."""
+        """Send the messages and yield replies as they come, until all are in or the deadline has passed."""
         started = time.monotonic()
 
         def counted() -> Iterator[Message]:
@@ -302,7 +316,7 @@ class Strategy(FlowerStrategy):
                 s.exchange.bytes_down += wire.size_of(message.content)
                 yield message
 
-        for reply in collect(grid, counted(), s.live.fault.round_deadline_s, s.exchange.asked):
+        for reply in collect(grid, counted(), s.context.fault.round_deadline_s, s.exchange.node_of):
             if reply.has_content():
                 s.exchange.bytes_up += wire.size_of(reply.content)
             yield reply
@@ -324,13 +338,13 @@ def _by_client(updates: Sequence[Update]) -> Json:
 
 
 def _loads(updates: Sequence[Update], before: Mapping[str, int]) -> dict[str, int]:
-    """How often each client loaded its base model, with what it loaded before; who loaded none is absent."""
+    """Return how often each client loaded its base model, added to `before`; clients that loaded none are absent."""
     new = {str(u.client): u.loads for u in updates if type(u.loads) is int and u.loads > 0}
     return {client: before.get(client, 0) + new.get(client, 0) for client in sorted({*before, *new})}
 
 
 def _split(updates: Sequence[Update], seconds: float) -> dict[str, float]:
-    """Where an exchange's wall time went, read along the slowest client; wire is what it does not account for."""
+    """Split an exchange's wall time along its slowest client; 'wire' is what this client does not account for."""
     times = [(u.metrics.get("seconds/load", 0.0), u.metrics.get("seconds/train", 0.0)) for u in updates]
     load, train = max(times, key=sum, default=(0.0, 0.0))
     return {"load": load, "train": train, "wire": max(0.0, seconds - load - train)}

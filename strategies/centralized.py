@@ -1,7 +1,7 @@
-"""Centralized: one client holds every row and takes as many steps as the whole cohort would.
+"""Centralized: one client trains on the rows of all clients, with as many steps as the whole cohort would take.
 
-The upper baseline of a federation at an equal budget of optimiser steps; simulation only, since
-it puts all rows in one place. Source: the usual oracle of federated papers. Deviations: none.
+The upper baseline of a federation at an equal budget of optimiser steps. For simulation only, since
+it needs all rows in one place. Source: the usual oracle of federated papers. Deviations: none.
 """
 
 from dataclasses import dataclass, replace

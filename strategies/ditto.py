@@ -1,8 +1,8 @@
-"""Ditto: beside FedAvg every client trains a model of its own, min_v F_k(v) + (lambda/2) ||v - w||^2.
+"""Ditto: in addition to FedAvg, every client trains a personal model, min_v F_k(v) + (lambda/2) ||v - w||^2.
 
 Li et al. 2021, section 3 and Algorithm 1 (arXiv:2012.04221): the shared w is FedAvg's; v_k takes as many steps from
-where it stood, each with the gradient of F_k plus lambda (v - w^t), w^t being what the server sent in this round. It is
-what the client is scored with. A round costs a client twice the steps.
+its last value, each with the gradient of F_k plus lambda (v - w^t), w^t being what the server sent in this round. The
+client is scored with v_k. A round costs a client twice the steps.
 Deviations: v_k begins as the w^t of the client's first round, not as w^0; AdamW and clipping where the paper has SGD.
 """
 
@@ -26,12 +26,12 @@ class Ditto(FedAvg):
         if self.personal_lambda < 0:
             raise ConfigError(f"strategy.personal-lambda must not be negative, got {self.personal_lambda!r}")
 
-    def under(self, lora: LoraConfig) -> Self:
-        built = super().under(lora)
+    def with_lora(self, lora: LoraConfig) -> Self:
+        built = super().with_lora(lora)
         if built.lora.by_product:
             raise ConfigError(
-                f"lora.aggregation = {lora.aggregation!r} changes what the next round's factors stand beside, which a "
-                "client's own cannot follow; with strategy.name = 'ditto' use separate | ffa | rolora | fedsa"
+                f"lora.aggregation = {lora.aggregation!r} changes the merged factors in every round, which a client's "
+                "personal adapter cannot follow; with strategy.name = 'ditto' use separate | ffa | rolora | fedsa"
             )
         return built
 

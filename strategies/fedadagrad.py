@@ -4,7 +4,7 @@
 D is the uniform mean in paper and openfedllm, weighted by examples in flower, where v_0 = 0.
 Deviations: beta_1 = 0, as in the paper's experiments and in both other variants; the paper tunes eta and tau
 for each task, the defaults here are tau = 0.001 and eta = 0.001 (openfedllm's own) or 0.002, which is 2 tau: a small
-step is then FedAvg's (docs/aggregators.md). flwr's own default is eta = 0.1.
+step then equals FedAvg's (docs/aggregators.md). flwr's own default is eta = 0.1.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 The variants agree: `openfedllm` (sum of w_k y_k) and `flower` compute the same; w_k = n_k / sum n.
 Deviations: LoRA's A and B are averaged as separate tensors, so the mean of the products B A is not the
-product of the means (`lora.aggregation` offers what is, strategies/aggregation/lora.py); local steps are AdamW
-where the paper has SGD.
+product of the means (`lora.aggregation` offers methods for products, strategies/aggregation/lora.py); local steps use
+AdamW where the paper has SGD.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from core.types import Client, Metrics, Order, ServerState, Update
 from strategies.aggregation.fold import Fold, Mean, Merged, Share
 from strategies.aggregation.lora import Lora
 from strategies.aggregation.robust import RULES, Robust, RobustRule
-from strategies.aggregation.server_opt import ServerOpt, known_variant, plain
+from strategies.aggregation.server_opt import ServerOpt, check_variant, plain
 from strategies.base import Strategy
 from strategies.clients.rule import FINISH, ClientRule
 from strategies.rounds.metrics import weighted_mean
@@ -27,20 +27,24 @@ from strategies.rounds.weighting import WEIGHTINGS, smallest_cohort, weight
 
 @dataclass
 class FedAvg(Strategy):
-    variant: str = "paper"  # whose arithmetic: paper | openfedllm | flower
-    weighting: str = "auto"  # w_k in proportion to: examples | tokens | uniform (1); auto: the variant's own
-    server_learning_rate: float = 0.0  # eta; 0: the variant's own
-    clip_norm: float = 0.0  # a delta with a larger norm is scaled down to it; 0: never
-    robust: str = "none"  # none | median | trimmed-mean | krum | multi-krum; without weights
-    robust_fraction: float = 0.2  # of the clients: cut at each end (trimmed-mean), hostile (krum, multi-krum)
-    finish_steps: int = 0  # of every client by itself, after the last round; nothing of them is sent
-    lora: Lora = field(default_factory=Lora)  # no key of strategy: lora.*, by under()
+    variant: str = "paper"  # numerics: paper | openfedllm | flower
+    weighting: str = (
+        "auto"  # w_k is proportional to: examples | tokens | uniform (1); auto: the variant's default
+    )
+    server_learning_rate: float = 0.0  # eta; 0: the variant's default
+    clip_norm: float = 0.0  # deltas with a larger norm are scaled down to it; 0: no clipping
+    robust: str = "none"  # none | median | trimmed-mean | krum | multi-krum; these ignore weights
+    robust_fraction: float = (
+        0.2  # of clients: cut at each end (trimmed-mean), assumed hostile (krum, multi-krum)
+    )
+    finish_steps: int = 0  # local optimiser steps of every client after the last round, which are not sent
+    lora: Lora = field(default_factory=Lora)  # not an option of the strategy: set from lora.* by with_lora()
 
     own_weighting: ClassVar[dict[str, str]] = dict.fromkeys(("paper", "openfedllm", "flower"), "examples")
     own_learning_rate: ClassVar[dict[str, float]] = dict.fromkeys(("paper", "openfedllm", "flower"), 1.0)
 
     def __post_init__(self) -> None:
-        known_variant(self.variant)
+        check_variant(self.variant)
         if self.variant not in self.own_weighting:
             raise ConfigError(
                 f"strategy.variant = {self.variant!r}: {type(self).__name__.lower()} has "
@@ -68,35 +72,38 @@ class FedAvg(Strategy):
             raise ConfigError(f"strategy.robust-fraction must be in [0, 0.5), got {self.robust_fraction!r}")
         if self.robust != "none" and self.weighting not in ("auto", "uniform"):
             raise ConfigError(
-                f"strategy.robust = {self.robust!r} does not weigh clients, and strategy.weighting = "
-                f"{self.weighting!r}: leave the second at 'auto'"
+                f"strategy.robust = {self.robust!r} ignores weights, but strategy.weighting = "
+                f"{self.weighting!r}; set strategy.weighting = 'auto'"
             )
 
-    def under(self, lora: LoraConfig) -> Self:
+    def with_lora(self, lora: LoraConfig) -> Self:
         built = replace(self, lora=Lora.read(lora))
         built._check_products()
         return built
 
     def _check_products(self) -> None:
-        """What adds up products makes the next adapter by itself: nothing may stand between."""
+        """Product aggregation computes the next adapter directly, so it cannot be combined with a server optimiser.
+
+        Raises ConfigError for this and other combinations.
+        """
         if not self.lora.by_product:
             return
         name, method = type(self).__name__.lower(), f"lora.aggregation = {self.lora.aggregation!r}"
-        refused = {
-            f"the server's optimiser of strategy.name = {name!r}": type(self).server_opt
+        is_used = {
+            f"the server optimiser of strategy.name = {name!r}": type(self).server_opt
             is not FedAvg.server_opt,
             f"strategy.server-learning-rate = {self.server_learning_rate}": self.eta != 1.0,
             f"strategy.robust = {self.robust!r}": self.robust != "none",
-            f"what clients of strategy.name = {name!r} send beside deltas": self.client_rule().sends
+            f"what clients of strategy.name = {name!r} send besides deltas": self.client_rule().sends
             != ("delta",),
             f"lora.client-ranks with the local steps of strategy.name = {name!r}": bool(
                 self.lora.client_ranks
             )
             and not self.client_rule().plain,
         }
-        if reasons := [what for what, stands in refused.items() if stands]:
+        if reasons := [option for option, used in is_used.items() if used]:
             raise ConfigError(
-                f"{method} cannot go with {reasons[0]}; use strategy.name = 'fedavg' as it comes, or "
+                f"{method} cannot be combined with {reasons[0]}; use strategy.name = 'fedavg' with its defaults, or "
                 "lora.aggregation = separate | ffa | rolora | fedsa"
             )
 
@@ -105,19 +112,20 @@ class FedAvg(Strategy):
         return self.server_learning_rate or self.own_learning_rate[self.variant]
 
     def server_opt(self) -> ServerOpt:
+        """Return the server optimiser, which moves an adapter by the mean delta."""
         return plain(self.eta)
 
     @property
-    def weighs(self) -> str:
-        """What w_k is in proportion to."""
+    def effective_weighting(self) -> str:
+        """What w_k is proportional to, with 'auto' resolved."""
         return self.own_weighting[self.variant] if self.weighting == "auto" else self.weighting
 
     def share(self, update: Update, name: str) -> Share:
-        """What a tree of an update counts for."""
-        return Share(weight(update, self.weighs), self.clip(update) if name == "delta" else 1.0)
+        """Return the weight of an update's tree in the mean, and the factor that clips it."""
+        return Share(weight(update, self.effective_weighting), self.clip(update) if name == "delta" else 1.0)
 
     def clip(self, update: Update) -> float:
-        """The factor that brings a delta's norm down to clip_norm."""
+        """Return the factor that scales a delta's norm down to clip_norm."""
         size = update.metrics["norm/delta"]
         return self.clip_norm / size if self.clip_norm and size > self.clip_norm else 1.0
 
@@ -150,21 +158,21 @@ class FedAvg(Strategy):
         rule = self._robust_rule()
         if not (weakness := rule.weakness(updates)):
             return
-        enough = rule.fewest(updates)
+        required = rule.fewest(updates)
         advice = (
-            f"it needs {enough} updates at strategy.robust-fraction = {self.robust_fraction:g}"
-            if enough
+            f"it needs {required} updates at strategy.robust-fraction = {self.robust_fraction:g}"
+            if required
             else ""
         )
         raise ConfigError(
-            f"strategy.robust = {self.robust!r} protects against nobody in a round of {updates} updates an adapter, "
+            f"strategy.robust = {self.robust!r} gives no protection in a round of {updates} updates per adapter, "
             f"which strategy.min-available-nodes = {participation.min_available_nodes} and strategy.fraction-train = "
             f"{participation.fraction_train:g} allow: {weakness}; {advice or 'raise strategy.robust-fraction'}"
             + (", strategy.robust = 'median' needs 3" if self.robust != "median" else "")
         )
 
     def updates_per_adapter(self, cohort: int) -> int:
-        """The fewest updates of one adapter when all of a cohort answer."""
+        """Return the smallest number of updates of one adapter if a whole cohort answers."""
         return cohort
 
     def remarks(self, updates: Sequence[Update]) -> list[str]:
@@ -172,7 +180,7 @@ class FedAvg(Strategy):
             return []
         counts, rule = Counter(u.adapter for u in updates), self._robust_rule()
         return [
-            f"strategy.robust = {self.robust!r} protected nobody in {adapter}: {weakness}"
+            f"strategy.robust = {self.robust!r} gave no protection to {adapter}: {weakness}"
             for adapter, count in sorted(counts.items())
             if (weakness := rule.weakness(count))
         ]
@@ -181,20 +189,20 @@ class FedAvg(Strategy):
         metrics = weighted_mean(merged.updates)
         for adapter, trees in merged.trees.items():
             if self.lora.by_product:
-                state, more = self.lora.place(state, rnd, adapter, trees)
-                metrics |= more
+                state, lora_metrics = self.lora.merge(state, rnd, adapter, trees)
+                metrics |= lora_metrics
             else:
                 state = move(state, rnd, adapter, trees["delta"], self.server_opt())
         return state, metrics
 
 
 def move(state: ServerState, rnd: int, adapter: str, delta: Tree, opt: ServerOpt) -> ServerState:
-    """One step of the server's optimiser on the tensors that `delta` has; the others stay as they are."""
+    """Return the state after one server-optimiser step on the tensors that `delta` has; others are unchanged."""
     x, slots = state.adapters[adapter], {}
     for slot in ("m", "v"):
-        kept = state.memory.get(f"{adapter}.{slot}", {})
-        if delta.keys() <= kept.keys():
-            slots[slot] = {name: kept[name] for name in delta}
+        stored = state.memory.get(f"{adapter}.{slot}", {})
+        if delta.keys() <= stored.keys():
+            slots[slot] = {name: stored[name] for name in delta}
     moved, slots = opt.step({name: x[name] for name in delta}, delta, slots, rnd)
     memory = dict(state.memory)
     for slot, tree in slots.items():

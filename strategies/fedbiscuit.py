@@ -1,9 +1,9 @@
 """FedBiscuit: U selectors, each trained by a balanced group of clients. Wu et al. 2024, Algorithm 1 (arXiv:2407.03038).
 
-Warm-up: every selector has `strategy.warmup-rounds` rounds of FedBis over all clients. Then each client trains the
-selector of its group and is sent no other. Clients are grouped by the losses of all selectors on rows of their own
-that they never train on, every `strategy.regroup-every` rounds, the first time when the warm-up ends: with sizes that
-differ by at most 1, constraint (7), at the least total loss (exact) or by the paper's procedure (greedy).
+Warm-up: every selector has `strategy.warmup-rounds` rounds of FedBis over all clients. Then each client receives
+and trains only the selector of its group. Every `strategy.regroup-every` rounds, first when the warm-up ends, clients
+are grouped by the losses of all selectors on their comparison rows, on which they never train: with group sizes that
+differ by at most 1, constraint (7), either with the least total loss (exact) or by the paper's procedure (greedy).
 With A_u of the A clients that answered training selector u, D_u the mean of their deltas and p as in FedBis:
 eq8, Eq. (8): x_u + eta sum_{A_u} p_m D_u. ma: x_u + eta (M/A) sum_{A_u} p_m D_u. cluster-norm: x_u + eta D_u.
 Deviations: server-rule = ma by default, since Eq. (8) has Eq. (4)'s sum without its M/A and moves a selector by only
@@ -29,11 +29,11 @@ from strategies.clients.rule import ClientRule
 from strategies.fedbis import FedBis
 from strategies.rounds.grouping import exact, greedy, join
 
-FEDERATED = (
+STATELESS_METHODS = (
     "separate",
     "ffa",
     "rolora",
-)  # of lora.aggregation: nothing stays at a client when its group changes
+)  # values of lora.aggregation that leave no tensors at a client, whose group may change
 
 
 @dataclass
@@ -46,22 +46,22 @@ class FedBiscuit(FedBis):
     regroup_every: int = 2  # tau, rounds after the warm-up
     grouping: str = "exact"  # exact | greedy (the paper's; the order of clients is drawn)
     hysteresis: float = (
-        0.0  # exact: a client moves for a gain above this many standard deviations of the losses
+        0.0  # exact: a client changes group only for a gain above this many standard deviations of the losses
     )
-    soft_balance: float = 0.0  # exact: a price on unequal sizes in place of the constraint; 0: the constraint
+    soft_balance: float = 0.0  # exact: price on unequal sizes instead of constraint (7); 0: the constraint
     grouping_fraction: float = (
-        0.1  # of a client's training rows: it compares selectors on them and trains on none
+        0.1  # share of a client's training rows on which it compares selectors and never trains
     )
     race: float = (
-        0.0  # standard errors behind the best at which a client drops a selector; 0: all on all rows
+        0.0  # standard errors behind the best at which a client drops a selector; 0: score all on all rows
     )
-    server_rule: str = "ma"  # eq8 | ma | cluster-norm; auto: the variant's own
+    server_rule: str = "ma"  # eq8 | ma | cluster-norm; auto: the variant's default
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._one_of("warmup", ("sequential", "interleaved"))
-        self._one_of("grouping", ("exact", "greedy"))
-        self._one_of("server_rule", ("auto", "eq8", "ma", "cluster-norm"))
+        self._check_choice("warmup", ("sequential", "interleaved"))
+        self._check_choice("grouping", ("exact", "greedy"))
+        self._check_choice("server_rule", ("auto", "eq8", "ma", "cluster-norm"))
         for key, value, least in (
             ("selectors", self.selectors, 2),
             ("warmup-rounds", self.warmup_rounds, 1),
@@ -79,16 +79,16 @@ class FedBiscuit(FedBis):
                 "strategy.hysteresis and strategy.soft-balance need strategy.grouping = 'exact'"
             )
 
-    def under(self, lora: LoraConfig) -> Self:
-        if lora.aggregation not in FEDERATED:
+    def with_lora(self, lora: LoraConfig) -> Self:
+        if lora.aggregation not in STATELESS_METHODS:
             raise ConfigError(
-                f"lora.aggregation = {lora.aggregation!r} cannot go with several selectors; "
-                f"use {' | '.join(FEDERATED)}"
+                f"lora.aggregation = {lora.aggregation!r} cannot be combined with several selectors; "
+                f"use {' | '.join(STATELESS_METHODS)}"
             )
-        return super().under(lora)
+        return super().with_lora(lora)
 
     def init(self, adapters: dict[str, Tree], seed: int) -> ServerState:
-        """Every selector starts at an A of its own: with one for all they would stay alike."""
+        """Return the initial state. Every selector starts from a different A: with the same A they would stay equal."""
         return super().init({name: first(adapters["global"], seed, name) for name in self.names}, seed)
 
     @property
@@ -96,79 +96,84 @@ class FedBiscuit(FedBis):
         return [f"c{u}" for u in range(self.selectors)]
 
     def updates_per_adapter(self, cohort: int) -> int:
-        """A round's clients are divided over the selectors, evenly unless their groups are priced softly."""
+        """Return the smallest number of updates of one selector: an even share, but 1 if group sizes are free."""
         return 1 if self.soft_balance else cohort // self.selectors
 
     def client_rule(self) -> ClientRule:
-        return replace(super().client_rule(), aside=self.grouping_fraction)
+        return replace(super().client_rule(), comparison_share=self.grouping_fraction)
 
-    # --- who trains what -------------------------------------------------------------
+    # --- orders ----------------------------------------------------------------------
 
     @property
-    def settled(self) -> int:
-        """The rounds of the warm-up."""
+    def warmup_end(self) -> int:
+        """The last round of the warm-up."""
         return self.selectors * self.warmup_rounds
 
     def groups_after(self, rnd: int) -> bool:
-        """Whether clients are grouped anew in the evaluation that follows a round."""
-        return rnd >= self.settled and (rnd - self.settled) % self.regroup_every == 0
+        """Whether clients are regrouped in the evaluation after round `rnd`."""
+        return rnd >= self.warmup_end and (rnd - self.warmup_end) % self.regroup_every == 0
 
     def must_evaluate(self, rnd: int) -> bool:
         return self.groups_after(rnd)
 
     def plan_train(self, state: ServerState, rnd: int, cohort: list[Client]) -> list[Order]:
         ids = [c.id for c in cohort]
-        if rnd > self.settled:
+        if rnd > self.warmup_end:
             return self._orders(state, ids, self._groups(state, ids))
         if self.warmup == "sequential":
             return self._orders(state, ids, dict.fromkeys(ids, (rnd - 1) // self.warmup_rounds))
-        # over U rounds of A clients each selector is trained by A
-        dealt = rng_for(state.seed, "warmup", rnd).sample(ids, len(ids))
-        return self._orders(state, ids, {c: (place + rnd) % self.selectors for place, c in enumerate(dealt)})
+        # over U rounds with A clients each, every selector is trained by A clients
+        shuffled = rng_for(state.seed, "warmup", rnd).sample(ids, len(ids))
+        return self._orders(
+            state, ids, {c: (place + rnd) % self.selectors for place, c in enumerate(shuffled)}
+        )
 
     def plan_evaluate(self, state: ServerState, rnd: int, everyone: list[Client]) -> list[Order]:
-        """Everyone's own selector; with all of them to compare when clients are grouped anew, and where adapters can
-        vote, to vote then and at the end."""
-        state, ids = self.shown(state), [c.id for c in everyone]
-        if rnd > self.settled:
+        """Every client scores its group's selector.
+
+        When clients are regrouped they get all selectors to compare; if adapters can vote, all selectors vote then and
+        after the last round.
+        """
+        state, ids = self.averaged(state), [c.id for c in everyone]
+        if rnd > self.warmup_end:
             owners = self._groups(state, ids)
-        elif self.warmup == "sequential":  # the one that was trained last
+        elif self.warmup == "sequential":  # the selector that was trained last
             owners = dict.fromkeys(ids, max(0, rnd - 1) // self.warmup_rounds)
         else:
             owners = {c: c % self.selectors for c in ids}
         orders = self._orders(state, ids, owners)
-        asks: dict[str, Scalar] = {}
+        extra_knobs: dict[str, Scalar] = {}
         if self.groups_after(rnd):
-            asks = {"compare": ",".join(self.names), **({"race": self.race} if self.race else {})}
-        if state.facts.get("votes") and (asks or rnd == state.facts["rounds"]):
+            extra_knobs = {"compare": ",".join(self.names), **({"race": self.race} if self.race else {})}
+        if state.facts.get("votes") and (extra_knobs or rnd == state.facts["rounds"]):
             sizes = Counter(state.facts.get("route", {}).values())
-            asks["vote"] = ",".join(f"{name}:{sizes[name] if sizes else 1}" for name in self.names)
-        if not asks:
+            extra_knobs["vote"] = ",".join(f"{name}:{sizes[name] if sizes else 1}" for name in self.names)
+        if not extra_knobs:
             return orders
-        every = {a: self.lora.orders(state, [Order(0, {}, a)])[0].trees[a] for a in self.names}
-        return [replace(o, trees=every, knobs={**o.knobs, **asks}) for o in orders]
+        trees = {a: self.lora.orders(state, [Order(0, {}, a)])[0].trees[a] for a in self.names}
+        return [replace(o, trees=trees, knobs={**o.knobs, **extra_knobs}) for o in orders]
 
     def _orders(self, state: ServerState, ids: Sequence[int], owners: Mapping[int, int]) -> list[Order]:
         return self.lora.orders(state, [Order(c, {}, self.names[owners[c]]) for c in ids])
 
     def _groups(self, state: ServerState, ids: Sequence[int]) -> dict[int, int]:
-        """The group of every known client and of these; who is in none joins the smallest."""
-        known = {int(c): self.names.index(name) for c, name in state.facts.get("route", {}).items()}
-        return join(known, [c for c in ids if c not in known], self.selectors)
+        """Return the group of every grouped client and of `ids`; a client without a group joins the smallest."""
+        groups = {int(c): self.names.index(name) for c, name in state.facts.get("route", {}).items()}
+        return join(groups, [c for c in ids if c not in groups], self.selectors)
 
-    # --- what comes of it --------------------------------------------------------------
+    # --- merging -----------------------------------------------------------------------
 
     def gain(self, state: ServerState, rnd: int, adapter: str, updates: Sequence[Update]) -> float:
         rule = "eq8" if self.server_rule == "auto" else self.server_rule
-        if rule == "cluster-norm" or rnd <= self.settled:
+        if rule == "cluster-norm" or rnd <= self.warmup_end:
             return 1.0
         if rule == "ma":
             return super().gain(state, rnd, adapter, updates)
-        return self.part(state, adapter, updates)
+        return self.weight_sum(state, adapter, updates)
 
     def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
         state, metrics = super().merge_train(state, rnd, merged)
-        if rnd > self.settled:
+        if rnd > self.warmup_end:
             route = {**state.facts.get("route", {}), **{str(u.client): u.adapter for u in merged.updates}}
             state = replace(state, facts={**state.facts, "route": route})
         return state, metrics
@@ -180,42 +185,42 @@ class FedBiscuit(FedBis):
         return (self._regroup(state, rnd, updates) if self.groups_after(rnd) else state), metrics
 
     def _regroup(self, state: ServerState, rnd: int, updates: Sequence[Update]) -> ServerState:
-        """Group the clients that told their losses; the others keep what they told last, and their group."""
+        """Regroup the clients that reported all losses; the others keep their last losses and their group."""
         names, route = self.names, state.facts.get("route", {})
-        told = {u.client: found for u in updates if (found := _losses(u, names))}
-        losses = {**state.facts.get("losses", {}), **{str(c): found for c, found in told.items()}}
+        reported = {u.client: values for u in updates if (values := _losses(u, names))}
+        losses = {**state.facts.get("losses", {}), **{str(c): values for c, values in reported.items()}}
         clients = sorted({int(c) for c in (*losses, *route)})
-        if not told:
+        if not reported:
             return state
-        now = [names.index(route[str(c)]) if str(c) in route else None for c in clients]
+        current = [names.index(route[str(c)]) if str(c) in route else None for c in clients]
         if self.grouping == "exact":
-            unknown = [np.nan] * len(names)
+            missing = [np.nan] * len(names)
             groups = exact(
-                np.array([losses.get(str(c), unknown) for c in clients]),
-                now=now,
-                fixed=[c not in told for c in clients],
+                np.array([losses.get(str(c), missing) for c in clients]),
+                current=current,
+                fixed=[c not in reported for c in clients],
                 hysteresis=self.hysteresis,
                 softness=self.soft_balance,
             )
             route = {str(c): names[u] for c, u in zip(clients, groups, strict=True)}
         else:
-            here = sorted(told)
-            order = rng_for(state.seed, "regroup", rnd).sample(range(len(here)), len(here))
-            groups = greedy(np.array([told[c] for c in here]), order)
-            route = {**route, **{str(c): names[u] for c, u in zip(here, groups, strict=True)}}
+            ids = sorted(reported)
+            order = rng_for(state.seed, "regroup", rnd).sample(range(len(ids)), len(ids))
+            groups = greedy(np.array([reported[c] for c in ids]), order)
+            route = {**route, **{str(c): names[u] for c, u in zip(ids, groups, strict=True)}}
         return replace(state, facts={**state.facts, "route": route, "losses": losses})
 
     def final(self, state: ServerState) -> dict[str, Tree]:
-        """Every selector, the one of the largest group first."""
+        """Return every selector, that of the largest group first."""
         sizes = Counter(state.facts.get("route", {}).values())
-        adapters = self.shown(state).adapters
+        adapters = self.averaged(state).adapters
         return {name: adapters[name] for name in sorted(self.names, key=lambda a: -sizes[a])}
 
 
 def _losses(update: Update, names: Sequence[str]) -> list[float] | None:
-    """What a client said of every selector; None if it left one out. What a client says is not trusted."""
-    found = [update.metrics[f"loss/{name}"] for name in names if f"loss/{name}" in update.metrics]
-    numbers = [float(loss) for loss in found if isinstance(loss, int | float)]
+    """Return a client's loss under every selector, or None if one is missing or not a number."""
+    values = [update.metrics[f"loss/{name}"] for name in names if f"loss/{name}" in update.metrics]
+    numbers = [float(loss) for loss in values if isinstance(loss, int | float)]
     return numbers if len(numbers) == len(names) else None
 
 

@@ -1,10 +1,10 @@
-"""FedPDPO: FedAvg over the LoRA adapter alone; what task.name = "pdpo" adds to a client stays there and is recalled.
+"""FedPDPO: FedAvg over the LoRA adapter; the private parts of task.name = "pdpo" stay at their client.
 
-Source: the paper's abstract and captions; the rest is a reconstruction (docs/personalisation.md). The server adds
-nothing to FedAvg: no rule lets a private tensor leave a client (strategies/clients/rule.py). New clients: one whose
-first round is not the run's first takes personal-steps on its private parts alone, at the adapter it was given, and
-then trains like the others.
-Deviations: none that can be known.
+Source: the paper's abstract and captions; the rest is a reconstruction (docs/personalisation.md). The server's
+step is FedAvg's: no rule lets a private tensor leave its client (strategies/clients/rule.py). A client that joins after
+the first round takes personal-steps on its private parts alone, with the adapter fixed, and then trains like the
+others.
+Deviations: unknown, since the full text was not available.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ class FedPDPO(FedAvg):
             raise ConfigError(f"strategy.personal-steps must not be negative, got {self.personal_steps!r}")
 
     def client_rule(self) -> ClientRule:
-        return replace(super().client_rule(), opening=self.personal_steps)
+        return replace(super().client_rule(), newcomer_steps=self.personal_steps)
 
 
 PLUGIN = FedPDPO

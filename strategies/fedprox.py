@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose clients are pulled towards the round's start, (mu/2) ||w - x||^2. Li et al. 2020, Eq. 2
+"""FedProx: FedAvg with a proximal term (mu/2) ||w - x||^2 in the client's loss. Li et al. 2020, Eq. 2
 (arXiv:1812.06127).
 
 The variants agree: the server's step is FedAvg's, the term's gradient is mu (w - x) before clipping.

@@ -1,4 +1,4 @@
-"""Local: each client alone, from the same start and with the same steps; shows whether federating helps.
+"""Local: every client trains alone, from the same start and with the same steps; shows whether federating helps.
 
 Source: the `local` rows of OpenFedLLM, Tables 2 and 4 (arXiv:2402.06954). Deviation: every client trains
 and is scored with its own adapter, where the original trains one chosen client.

@@ -1,12 +1,12 @@
-"""Probe: FedAvg that also watches how far the clients pull the same way, for `accord advise`.
+"""Probe: FedAvg that also measures how similar the clients' updates are, for `accord advise`.
 
-The cosine between clients' updates separates populations that no single model serves: Sattler et al. 2019, Clustered
-Federated Learning (arXiv:1910.01991), Eq. (20). Written down after every round, over all rounds so far, as
-`facts["conflict"]`: `cosine` of the summed updates, `signs` (the share of entries in which both move and move the same
-way), and `apart`, the cosine of what is left when each round's mean over its clients is taken away.
-Deviations: of LoRA's two factors on B alone, where updates have it: A has no gradient while B is zero, and Adam gives
-what noise it has first the same size; and on `strategy.probe-entries` entries drawn once for all, where there are more.
-The adapter is FedAvg's.
+The cosine between clients' updates separates populations that no single model fits: Sattler et al. 2019, Clustered
+Federated Learning (arXiv:1910.01991), Eq. (20). Stored after every round, over all rounds so far, as
+`facts["conflict"]`: `cosine` of the summed updates, `signs` (of the entries that both clients change, the share with
+equal signs), and `apart`, the cosine after each round's mean over its clients has been subtracted.
+Deviations: of LoRA's two factors only B is compared, if updates have it: A has no gradient while B is zero, and Adam
+scales the noise in its first gradients to full steps. Larger updates are compared on `strategy.probe-entries` entries,
+drawn once per run. The adapter is FedAvg's.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from strategies.fedavg import FedAvg
 
 @dataclass
 class Probe(FedAvg):
-    probe_entries: int = 65536  # of an update that are compared
+    probe_entries: int = 65536  # entries of an update that are compared
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,66 +34,65 @@ class Probe(FedAvg):
             raise ConfigError(f"strategy.probe-entries must be at least 1, got {self.probe_entries}")
 
     def fold(self, state: ServerState, rnd: int) -> Fold:
-        return Watching(super().fold(state, rnd), lambda whole: self._picked(whole, state.seed))
+        return SampledFold(super().fold(state, rnd), lambda entries: self._sampled(entries, state.seed))
 
-    def _picked(self, whole: Tensor, seed: int) -> Tensor:
-        """(entries,): the watched entries of an update, the same of everyone's."""
-        if len(whole) <= self.probe_entries:
-            return whole.clone()
-        places = torch.randperm(len(whole), generator=torch_rng_for(seed, "probe"))[: self.probe_entries]
-        return whole[places]
+    def _sampled(self, entries: Tensor, seed: int) -> Tensor:
+        """Return (probe_entries,): the compared entries of an update, the same positions for all clients."""
+        if len(entries) <= self.probe_entries:
+            return entries.clone()
+        places = torch.randperm(len(entries), generator=torch_rng_for(seed, "probe"))[: self.probe_entries]
+        return entries[places]
 
     def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
-        seen = merged.trees["global"]["seen"]
-        kept = {
-            "probe.whole": dict(seen),
-            "probe.apart": {
-                client: one - torch.stack(list(seen.values())).mean(0) for client, one in seen.items()
-            },
+        samples = merged.trees["global"]["samples"]
+        mean = torch.stack(list(samples.values())).mean(0)
+        sums = {
+            "probe.whole": dict(samples),
+            "probe.apart": {client: sample - mean for client, sample in samples.items()},
         }
         state, metrics = super().merge_train(state, rnd, merged)
         memory = dict(state.memory)
-        for name, tree in kept.items():
+        for name, tree in sums.items():
             before = memory.get(name, {})
-            memory[name] = {**before, **{c: one + before.get(c, 0) for c, one in tree.items()}}
+            memory[name] = {**before, **{c: sample + before.get(c, 0) for c, sample in tree.items()}}
         facts = {**state.facts, "conflict": conflict(memory["probe.whole"], memory["probe.apart"])}
         return replace(state, memory=memory, facts=facts), metrics
 
 
-class Watching:
-    """A fold that also keeps some entries of every delta, as a tree `seen` by client."""
+class SampledFold:
+    """A Fold that also collects some entries of every delta, as a tree `samples` by client."""
 
-    def __init__(self, inner: Fold, pick: Callable[[Tensor], Tensor]) -> None:
-        self.inner, self.pick = inner, pick
-        self.seen: dict[str, Tensor] = {}
+    def __init__(self, inner: Fold, sample: Callable[[Tensor], Tensor]) -> None:
+        self.inner, self.sample = inner, sample
+        self.samples: dict[str, Tensor] = {}
 
     def add(self, update: Update) -> None:
         delta = update.trees["delta"]
-        watched = {name: t for name, t in delta.items() if is_b(name)} or delta
-        self.seen[str(update.client)] = self.pick(flat(watched))
+        compared = {name: t for name, t in delta.items() if is_b(name)} or delta
+        self.samples[str(update.client)] = self.sample(flat(compared))
         self.inner.add(update)
 
     def result(self) -> Trees:
         trees = self.inner.result()
-        return {**trees, "global": {**trees["global"], "seen": self.seen}}
+        return {**trees, "global": {**trees["global"], "samples": self.samples}}
 
 
 def conflict(whole: dict[str, Tensor], apart: dict[str, Tensor]) -> Json:
-    """The three matrices of the module's text, rounded to 6 decimals, over the clients seen so far."""
+    """Return the three (C, C) matrices of the module's docstring, rounded to 6 decimals, over all clients so far."""
     clients = sorted(whole, key=int)
-    every, left = (torch.stack([tree[c] for c in clients]).double() for tree in (whole, apart))
-    signs = every.sign()
+    sums, residuals = (torch.stack([tree[c] for c in clients]).double() for tree in (whole, apart))
+    signs = sums.sign()
     moving = signs.abs() @ signs.abs().T
     same = (signs @ signs.T + moving) / 2
     shares = torch.where(moving > 0, same / moving.clamp(min=1), torch.full_like(same, 0.5))
-    found = {"cosine": _cosines(every), "signs": shares, "apart": _cosines(left)}
+    matrices = {"cosine": _cosines(sums), "signs": shares, "apart": _cosines(residuals)}
     return {"clients": [int(c) for c in clients]} | {
-        name: [[round(v, 6) for v in row] for row in matrix.tolist()] for name, matrix in found.items()
+        name: [[round(v, 6) for v in row] for row in matrix.tolist()] for name, matrix in matrices.items()
     }
 
 
 def _cosines(rows: Tensor) -> Tensor:
-    """(C, C); a row of zeros has the cosine 0 with all others."""
+    """Return the (C, C) cosines of (C, n) rows; a row of zeros has cosine 0 with all others."""
     unit = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
     return unit @ unit.T
 

@@ -1,7 +1,7 @@
 """SCAFFOLD: steps corrected by control variates. Karimireddy et al. 2020, Algorithm 1 (arXiv:1910.06378).
 
-x' = x + eta_g mean_k (y_k - x), c' = c + (1/N) sum_k (c_k' - c_k), N being the federation's clients, not the round's.
-The client's half and its two variants are in strategies/clients/control_variates.py; docs/aggregators.md says what
+x' = x + eta_g mean_k (y_k - x), c' = c + (1/N) sum_k (c_k' - c_k), N: clients of the federation, not of the round.
+The client's part and its two variants are in strategies/clients/control_variates.py; docs/aggregators.md says what
 quantity is controlled and why. flwr 1.39 has no SCAFFOLD, so there is no variant `flower`.
 Deviations: paper: with control-variate = "gradients" (the default) c_k' is the mean gradient itself, where option II
 estimates it from plain SGD's steps; openfedllm: the mean of the deltas is weighted by examples, as there.
@@ -24,7 +24,7 @@ from strategies.fedavg import FedAvg
 @dataclass
 class Scaffold(FedAvg):
     control_variate: str = (
-        "gradients"  # variant paper: gradients (right under any optimiser) | steps (option II, SGD)
+        "gradients"  # variant paper: gradients (correct with any optimiser) | steps (option II, for SGD)
     )
 
     own_weighting: ClassVar[dict[str, str]] = {"paper": "uniform", "openfedllm": "examples"}
@@ -38,8 +38,8 @@ class Scaffold(FedAvg):
             )
         if self.robust != "none":
             raise ConfigError(
-                f"strategy.robust = {self.robust!r} cannot go with scaffold: controls are added up, a liar among "
-                "them cannot be left out; use strategy.clip-norm or another strategy"
+                f"strategy.robust = {self.robust!r} cannot be combined with strategy.name = 'scaffold': "
+                "controls are summed, so a hostile one cannot be left out; use strategy.clip-norm or another strategy"
             )
 
     def init(self, adapters: dict[str, Tree], seed: int) -> ServerState:

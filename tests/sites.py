@@ -10,7 +10,7 @@ from core import framing, wire
 from core.sections import Config, FaultConfig
 from core.types import ServerState
 from server_app.run_folder import RunFolder
-from strategies.rounds.session import Live
+from strategies.rounds.session import RunContext
 from tasks.forward.setup import load_base
 from tasks.model.adapter import initial_adapter
 from tests.loopback import Loopback
@@ -51,7 +51,7 @@ def federate(
         folder.commit(state, record)
         records.append(record)
 
-    live = Live(
+    context = RunContext(
         knobs={"run": "r", "base": base.fingerprint},
         min_available_nodes=clients,
         fraction_train=1.0,
@@ -59,12 +59,12 @@ def federate(
         fault=FaultConfig(),
         eval_every=config.eval.every,
         spool=folder.path,
-        brief=task.pooled_settings,
-        on_hello=lambda said: None,
+        task_knobs=task.pooled_settings,
+        on_hello=lambda hellos: None,
         on_round=on_round,
     )
     state = folder.load_state() or strategy.init(
         {"global": initial_adapter(base, config.run.seed)}, config.run.seed
     )
-    strategy.run(Loopback(range(10, 10 + clients), answer), live, state, rounds)
+    strategy.run(Loopback(range(10, 10 + clients), answer), context, state, rounds)
     return folder, records

@@ -1,4 +1,4 @@
-"""A connection to a site's server by the way that gRPC will take: through the proxy of this machine, or directly."""
+"""Connect to a site's server as gRPC will: through this machine's proxy, or directly."""
 
 import base64
 import http.client
@@ -11,12 +11,12 @@ from cli.machine.processes import environment
 
 
 def proxy_of(host: str) -> str:
-    """The variable whose proxy the SuperNode takes to its server; "" for a direct connection, as to the loopback."""
+    """Return the variable that names the SuperNode's proxy for `host`; "" for a direct connection, as on loopback."""
     return proxy_for(environment(), host)
 
 
 def reach(host: str, port: int, timeout_s: float) -> socket.socket:
-    """A connection to the server, by the way that gRPC will take. OSError when nobody answers."""
+    """Return a connection to the server, through the proxy if gRPC uses one. Raises OSError if there is no answer."""
     variable = proxy_of(host)
     if not variable:
         return socket.create_connection((host, port), timeout=timeout_s)
@@ -31,6 +31,6 @@ def reach(host: str, port: int, timeout_s: float) -> socket.socket:
         tunnel.connect()
     except OSError as error:
         raise ConnectionError(
-            f"by the proxy of {variable}: {error}; add {host} to no_proxy for a direct connection"
+            f"through the proxy of {variable}: {error}; add {host} to no_proxy for a direct connection"
         ) from error
     return tunnel.sock

@@ -1,16 +1,16 @@
-"""`accord node`: flower-supernode with the same arguments and less waiting; a program without our modules.
+"""`accord node`: run flower-supernode with the same arguments and less waiting.
 
-Of the seconds that Flower 1.39 adds to a message, this takes away what can be taken away from outside:
-- a new Python with Flower's imports for each message: the command `flwr-clientapp` that Flower finds on its PATH asks
-  a process that has imported them to fork, and starts the real one where that fails;
-- looking for messages every 3 s, for tasks every second and for replies every 0.5 s, and 1 s, 2 s, 4 s ... between two
-  tries to fetch tensors that are still on their way: shorter sleeps, which grow with the silence;
-- unpacking the app's bundle for each message: not where it lies unpacked already;
-- waiting for ever for a ClientApp that died before it had fetched its message.
-The last three (core/flower_patches.py) touch Flower's inside; what is not found as in 1.39 is left as it is, with a
-warning.
+It removes most of the seconds that Flower 1.39 adds to each message:
+- Flower starts a new Python with all its imports for each message. Here the command `flwr-clientapp` on PATH asks a
+  process that has imported them already to fork, and starts the real one if that fails.
+- Flower looks for messages every 3 s, for tasks every second and for replies every 0.5 s, and waits 1 s, 2 s, 4 s ...
+  between attempts to fetch tensors that are still on their way. Here the sleeps are shorter and grow with idle time.
+- Flower unpacks the app's bundle for each message. Here it is unpacked once.
+- Flower waits for ever for a ClientApp that died before it fetched its message. Here such a message fails.
+The last three (core/flower_patches.py) patch Flower's internals; internals that differ from 1.39 are left alone, with
+a warning.
 
-Nothing of ours may be imported here: the app that Flower unpacks brings modules of the same names.
+This program must not import Accord's modules: the app that Flower unpacks brings modules of the same names.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-MOST = 1 << 16  # bytes of the words of a command line
+MAX_ARGUMENT_BYTES = 1 << 16  # of a command line
 
-TASKS = """#!/bin/sh
+SUPEREXEC_SCRIPT = """#!/bin/sh
 exec {python} -P {program} --tasks "$@"
 """
-ASK = """#!/bin/sh
+CLIENTAPP_SCRIPT = """#!/bin/sh
 exec {python} -IS {program} "$@"
 """
-ASKING = """import os, socket, sys
+FORK_REQUEST_SCRIPT = """import os, socket, sys
 try:
     with socket.socket(socket.AF_UNIX) as line:
         line.connect({socket!r})
@@ -52,51 +52,51 @@ os.execv({real!r}, [{real!r}, *sys.argv[1:]])
 
 
 def main() -> None:
-    """Run flower-supernode in this process with the words of the command line; it ends as that one ends."""
-    waits = alone("core/flower_patches.py")
+    """Run flower-supernode in this process with the command line's arguments and its exit status."""
+    patches = load_module("core/flower_patches.py")
     missing = [
-        what
-        for what, done in (
-            ("its loop", waits.shorten_loop()),
-            ("its fetching", waits.shorten_tries()),
-            ("its unpacking", waits.unpack_once()),
-            ("a message whose ClientApp has died", waits.answer_for_the_dead()),
+        name
+        for name, applied in (
+            ("polling", patches.shorten_supernode_polling()),
+            ("fetching of tensors", patches.shorten_fetch_retries()),
+            ("unpacking of the app", patches.unpack_app_once()),
+            ("handling of ClientApps that died", patches.fail_messages_of_dead_apps()),
         )
-        if not done
+        if not applied
     ]
     if missing:
         warn(" and ".join(missing))
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     sys.argv[0] = "flower-supernode"
-    # 0700, so that nobody else reaches the socket; its path is short, whatever TMPDIR is
-    folder = alone("cli/machine/environment.py").short_folder("accord-node-", taken=len("/fork.sock"))
+    # mode 0700, so that no other user reaches the socket; a short path, as those of unix sockets are limited
+    folder = load_module("cli/machine/environment.py").short_folder("accord-node-", taken=len("/fork.sock"))
     try:
-        forking = fork_for_messages(folder)
+        fork_server = start_fork_server(folder)
         try:
             command("flower-supernode")()
         finally:
-            forking.terminate()
+            fork_server.terminate()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def tasks() -> None:
-    """Run flower-superexec, which the SuperNode starts to ask it for tasks."""
-    if not alone("core/flower_patches.py").shorten_tasks():
-        warn("its asking for tasks")
+    """Run flower-superexec, which the SuperNode starts and which polls it for tasks."""
+    if not load_module("core/flower_patches.py").shorten_task_polling():
+        warn("polling for tasks")
     sys.argv = ["flower-superexec", *sys.argv[2:]]
     command("flower-superexec")()
 
 
-def warn(what: str) -> None:
+def warn(patches: str) -> None:
     print(
-        f"accord: flwr {metadata.version('flwr')} is not as 1.39: {what} waits as long as it likes",
+        f"accord: flwr {metadata.version('flwr')} differs from 1.39: its {patches} cannot be patched and stays slow",
         file=sys.stderr,
     )
 
 
-def leave(run: Callable[[], Any]) -> None:
-    """End this process as `run` ends, and at once: a refused SuperNode was seen to hang after its last line."""
+def exit_with(run: Callable[[], Any]) -> None:
+    """Call `run` and end this process at once with its status: a refused SuperNode can hang after its last line."""
     code: Any = 1
     try:
         code = run()
@@ -110,67 +110,73 @@ def leave(run: Callable[[], Any]) -> None:
         os._exit(code if isinstance(code, int) else 0)
 
 
-def alone(path: str) -> SimpleNamespace:
-    """What a module of ours defines, without its package in sys.modules."""
+def load_module(path: str) -> SimpleNamespace:
+    """Return what a module of Accord defines, without putting its package into sys.modules."""
     return SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / path)))
 
 
 def command(name: str) -> Any:  # a function of flwr
-    """What a console script of Flower runs."""
+    """Return the function that a console script of Flower runs."""
     (entry,) = metadata.entry_points(group="console_scripts", name=name)
     return entry.load()
 
 
-# --- processes that are forked ----------------------------------------------------
+# --- the fork server --------------------------------------------------------------
 
 
-def fork_for_messages(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the process that forks, and put a `flwr-clientapp` that asks it, and a `flower-superexec` that sleeps less,
-    first on PATH. It ends with this one."""
-    place, real = str(folder / "fork.sock"), shutil.which("flwr-clientapp")
-    shim, superexec = folder / "flwr-clientapp", folder / "flower-superexec"
-    asking, python = folder / "ask.py", shlex.quote(sys.executable)  # whose path may hold spaces
-    asking.write_text(ASKING.format(socket=place, real=real), encoding="utf-8")
-    shim.write_text(ASK.format(python=python, program=shlex.quote(str(asking))), encoding="utf-8")
-    superexec.write_text(TASKS.format(python=python, program=shlex.quote(__file__)), encoding="utf-8")
-    for program in (shim, superexec):
+def start_fork_server(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the process that forks ClientApps; it ends with this one.
+
+    Puts two commands first on PATH: a `flwr-clientapp` that asks it to fork, and a `flower-superexec` that sleeps less.
+    """
+    address, real = str(folder / "fork.sock"), shutil.which("flwr-clientapp")
+    clientapp, superexec = folder / "flwr-clientapp", folder / "flower-superexec"
+    request, python = folder / "ask.py", shlex.quote(sys.executable)  # its path may hold spaces
+    request.write_text(FORK_REQUEST_SCRIPT.format(socket=address, real=real), encoding="utf-8")
+    clientapp.write_text(
+        CLIENTAPP_SCRIPT.format(python=python, program=shlex.quote(str(request))), encoding="utf-8"
+    )
+    superexec.write_text(
+        SUPEREXEC_SCRIPT.format(python=python, program=shlex.quote(__file__)), encoding="utf-8"
+    )
+    for program in (clientapp, superexec):
         program.chmod(0o700)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    words = [sys.executable, "-P", __file__, "--fork", place, str(os.getpid())]
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    command_line = [sys.executable, "-P", __file__, "--fork", address, str(os.getpid())]
+    return subprocess.Popen(command_line, stdin=subprocess.DEVNULL)
 
 
-def fork(place: str, parent: int) -> None:
-    """Import what every ClientApp process needs; fork one for each asked for at `place`; end with the parent."""
+def fork(address: str, parent: int) -> None:
+    """Import what every ClientApp needs and fork a process for each request at `address`; end with the parent."""
     start = command("flwr-clientapp")
     import flwr.clientapp  # noqa: F401 - for the app
     import grpc  # noqa: F401 - for the relay
 
-    waits = alone("core/flower_patches.py")
-    waits.shorten_tries()
-    waits.unpack_once()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave nothing behind
+    patches = load_module("core/flower_patches.py")
+    patches.shorten_fetch_retries()
+    patches.unpack_app_once()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children must not become zombies
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(place)
+        server.bind(address)
         server.listen()
         while os.getppid() == parent:
             if not select.select([server], [], [], 1.0)[0]:
                 continue
             line, _ = server.accept()
             with line, contextlib.suppress(OSError):
-                words, streams, *_ = socket.recv_fds(line, MOST, 2)
+                arguments, streams, *_ = socket.recv_fds(line, MAX_ARGUMENT_BYTES, 2)
                 if os.fork() == 0:
                     server.close()
                     line.close()
-                    _become(words.decode().split("\0"), streams, start)
+                    _run_clientapp(arguments.decode().split("\0"), streams, start)
                 line.sendall(b"ok")
                 for stream in streams:
                     os.close(stream)
 
 
-def _become(words: list[str], streams: list[int], start: Any) -> None:
-    """In the child: what the console script flwr-clientapp does, writing where the one that asked would write."""
+def _run_clientapp(arguments: list[str], streams: list[int], start: Any) -> None:
+    """In the forked child: run the console script flwr-clientapp with the output streams of the process that asked."""
 
     def run() -> Any:
         for number in (signal.SIGCHLD, signal.SIGINT):
@@ -178,10 +184,10 @@ def _become(words: list[str], streams: list[int], start: Any) -> None:
         for number, stream in enumerate(streams, start=1):
             os.dup2(stream, number)
             os.close(stream)
-        sys.argv = ["flwr-clientapp", *words]
+        sys.argv = ["flwr-clientapp", *arguments]
         return start()
 
-    leave(run)
+    exit_with(run)
 
 
 if __name__ == "__main__":
@@ -189,6 +195,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--fork"]:
         fork(sys.argv[2], int(sys.argv[3]))
     elif sys.argv[1:2] == ["--tasks"]:
-        leave(tasks)
+        exit_with(tasks)
     else:
-        leave(main)
+        exit_with(main)

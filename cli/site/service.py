@@ -1,6 +1,6 @@
-"""The resident site process: it owns rows, disk, base model and caches, and answers the relay, one message at a time.
+"""The resident site process: it holds rows, base model and caches, and answers the relay one message at a time.
 
-gRPC's threads only put messages in line; the work is done in the main thread, where a signal can end it.
+gRPC's threads only queue messages; the main thread does the work, so that a signal can end it.
 """
 
 import fcntl
@@ -22,12 +22,12 @@ from types import FrameType
 import grpc
 
 from cli.site import telemetry
-from cli.site.policy.guard import Guarded
+from cli.site.policy.guard import GuardedSite
 from cli.site.policy.rules import Policy
 from cli.site.site_file import SiteFile
-from client_app import handle as desk
+from client_app import handle as client_messages
 from client_app.claim import Claim
-from client_app.failures import unexpected
+from client_app.failures import unexpected_failure
 from client_app.handle import KINDS, Guard, Request
 from client_app.relay import FORMAT, METHOD, TOKEN
 from client_app.site import Node, forget_rows
@@ -40,81 +40,83 @@ from tasks.forward import processes, setup
 
 log = logging.getLogger(__name__)
 
-IN_LINE = 8  # messages of two runs, and those that are sent again
-GRACE_S = 3.0  # for answers on their way out
+MAX_QUEUED = 8  # enough for the messages of two runs and those that are sent again
+GRACE_S = 3.0  # for answers that are being sent at shutdown
 MIB = 1 << 20
 
 
 class Stop(BaseException):
-    """SIGTERM or SIGINT: no Exception, so that nothing on the way takes it for a failure of its own."""
+    """SIGTERM or SIGINT. A BaseException, so that no `except Exception` on the way catches it."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A message in line."""
+    """A queued message."""
 
     data: bytes
-    wanted: Callable[[], bool]  # whether the relay still waits
+    is_wanted: Callable[[], bool]  # whether the relay still waits for the answer
     answer: Future[bytes] = field(default_factory=Future)
 
 
 @dataclass(eq=False)
 class Service:
+    """Answers queued messages. It remembers which run and base model are in memory, to free them when they change."""
+
     site: SiteFile
     guard: Guard
     jobs: queue.SimpleQueue[Job] = field(default_factory=queue.SimpleQueue)
-    run: str = ""  # whose rows and tokens are in memory
+    run: str = ""  # id of the run whose rows and tokens are in memory
     base: tuple[object, ...] = ()  # the settings of the base model in memory
 
     def serve(self) -> None:
-        """Answer until Stop; what is in line then is answered with a failure."""
+        """Answer messages until Stop; those still queued then get a failure."""
         job = None
         try:
             while True:
                 try:
                     job = self.jobs.get(timeout=self.site.idle_s)
                 except queue.Empty:
-                    self.let_go()
+                    self.free_memory()
                     continue
-                if job.wanted():
+                if job.is_wanted():
                     job.answer.set_result(self.answer(job.data))
                 job = None
         except Stop:
             self._refuse([job] if job else [])
 
     def answer(self, data: bytes) -> bytes:
-        """The answer to one message; whatever goes wrong with it is a failure in one line without private text."""
-        started, what, kind, record = time.monotonic(), "message", "none", None
+        """Return the answer to one message; any error becomes a one-line failure without private text."""
+        started, label, kind, record = time.monotonic(), "message", "none", None
         try:
             request = _request(data)
             kind = request.kind if request.kind in KINDS else "none"
-            what = f"run={request.claim.run} round={_round(request.record)} {request.kind}"
-            log.info("%s begins: %.1f MB", what, len(data) / 1e6)
-            record = desk.handle(request, self.site.facts, self.guard, self.make_room)
+            label = f"run={request.claim.run} round={_round(request.record)} {request.kind}"
+            log.info("%s begins: %.1f MB", label, len(data) / 1e6)
+            record = client_messages.handle(request, self.site.facts, self.guard, self.make_room)
         except AccordError as error:
-            log.error("%s: %s: %s", what, type(error).__name__, error)
+            log.error("%s: %s: %s", label, type(error).__name__, error)
             record = encode_failure(Failure(type(error).__name__, str(error)))
         except Exception as error:
-            record = encode_failure(unexpected(error, what))
+            record = encode_failure(unexpected_failure(error, label))
         seconds = time.monotonic() - started
         telemetry.count(kind, _outcome(record), seconds)
-        log.info("%s ends: %.2f s", what, seconds)
+        log.info("%s ends: %.2f s", label, seconds)
         return pack({}, record)
 
-    def let_go(self) -> None:
-        """Give back the memory of the last run: its rows, its tokens, its base model."""
+    def free_memory(self) -> None:
+        """Free the rows, tokens and base model of the last run."""
         if self.run or self.base:
             log.info("run=%s released after %g s without a message", self.run, self.site.idle_s)
         self.run, self.base = "", ()
-        desk.release()
+        client_messages.release()
         forget_rows()
         setup.forget()
 
     def make_room(self, run: str, config: Config) -> None:
-        """Another run's rows and tokens go; the base model stays if it is the same."""
+        """Free the rows and tokens of another run, and its base model unless this run uses the same."""
         base = config.model, config.lora, config.task_choice.build().private_parts
         if run != self.run:
-            desk.release()
+            client_messages.release()
             forget_rows()
         if base != self.base:
             setup.forget()
@@ -124,7 +126,7 @@ class Service:
         with suppress(queue.Empty):
             while True:
                 jobs.append(self.jobs.get_nowait())
-        failure = Failure("SiteError", "the site's process was stopped before it had answered")
+        failure = Failure("SiteError", "the site process was stopped before it answered")
         for job in jobs:
             if not job.answer.done():
                 job.answer.set_result(pack({}, encode_failure(failure)))
@@ -132,14 +134,14 @@ class Service:
 
 
 def main(site: SiteFile) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError when another process serves the address."""
+    """Serve until SIGTERM or SIGINT. Raises ConfigError if another process serves the address."""
     telemetry.log_as(site.log_format)
     service = Service(site, _guard(site.policy))
     processes.join()
     if not processes.is_leader():
-        follow(Node.read(site.facts), service.make_room, desk.site_for)
+        follow(Node.read(site.facts), service.make_room, client_messages.site_for)
         return
-    with _alone(site.socket):
+    with _exclusive(site.socket):
         server = _server(service, site.token())
         if site.metrics_port:
             telemetry.serve(site.metrics_port)
@@ -159,25 +161,25 @@ def main(site: SiteFile) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)
+    for handled in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(handled, signal.SIG_IGN)
     raise Stop
 
 
 def _guard(policy: str) -> Guard:
     if not policy:
         return lambda site, claim: site
-    read = Policy.read(Path(policy))
-    return lambda site, claim: Guarded(site, read, claim)
+    rules = Policy.read(Path(policy))
+    return lambda site, claim: GuardedSite(site, rules, claim)
 
 
 def _server(service: Service, token: str) -> grpc.Server:
-    """A started server whose handler puts messages in line; ConfigError when the address is taken."""
+    """Start a gRPC server whose handler queues messages. Raises ConfigError if the address is taken."""
 
     def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
-        given = dict(context.invocation_metadata()).get(TOKEN, "")
-        if token and not hmac.compare_digest(str(given).encode(), token.encode()):
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "its token-file holds another token")
+        received = dict(context.invocation_metadata()).get(TOKEN, "")
+        if token and not hmac.compare_digest(str(received).encode(), token.encode()):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the site's token-file holds another token")
         job = Job(data, context.is_active)
         service.jobs.put(job)
         return job.answer.result()
@@ -192,7 +194,7 @@ def _server(service: Service, token: str) -> grpc.Server:
         name, {method: grpc.unary_unary_rpc_method_handler(answer)}
     )
     server = grpc.server(
-        ThreadPoolExecutor(IN_LINE), [handler], options=options, maximum_concurrent_rpcs=IN_LINE
+        ThreadPoolExecutor(MAX_QUEUED), [handler], options=options, maximum_concurrent_rpcs=MAX_QUEUED
     )
     before = os.umask(0o177)
     try:
@@ -208,10 +210,13 @@ def _server(service: Service, token: str) -> grpc.Server:
 
 
 @contextmanager
-def _alone(socket: Path | None) -> Iterator[None]:
-    """Inside, no other process serves this socket; one that a dead process left is taken away, before and after."""
+def _exclusive(socket: Path | None) -> Iterator[None]:
+    """Hold the lock of this socket path; remove a stale socket before, and ours after.
+
+    Raises ConfigError if another process holds the lock or the path is not a socket.
+    """
     if socket is None:
-        yield  # the port itself is exclusive
+        yield  # a port is exclusive by itself
         return
     try:
         socket.parent.mkdir(parents=True, exist_ok=True)
@@ -223,11 +228,11 @@ def _alone(socket: Path | None) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"address = {socket}: another `accord site` serves it; stop that one first"
+                f"address = {socket}: another `accord site` serves it; stop it first"
             ) from error
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(socket.lstat().st_mode):
-                raise ConfigError(f"address = {socket}: a file is there that is no socket")
+                raise ConfigError(f"address = {socket}: a file that is not a socket exists there; remove it")
             socket.unlink()
         yield
         socket.unlink(missing_ok=True)
@@ -236,23 +241,26 @@ def _alone(socket: Path | None) -> Iterator[None]:
 
 
 def _request(data: bytes) -> Request:
-    """What a relay sent; FrameError or SiteError for anything else."""
+    """Parse a relay's message.
+
+    Raises FrameError if it is malformed, SiteError if it comes from another version of Accord.
+    """
     head, record = unpack(data)
     head = head if isinstance(head, dict) else {}
-    theirs, ours = (head.get("accord"), head.get("format")), (__version__, FORMAT)
-    if theirs != ours:
+    sender, receiver = (head.get("accord"), head.get("format")), (__version__, FORMAT)
+    if sender != receiver:
         raise SiteError(
-            "the app that the server sent is of Accord {!r} with messages of format {!r}, this site of {!r} with "
-            "{!r}; upgrade the older one".format(*theirs, *ours)
+            "the app that the server sent is Accord {!r} with message format {!r}, this site is {!r} with "
+            "{!r}; upgrade the older one".format(*sender, *receiver)
         )
     kind, keys, claims = head.get("kind"), head.get("keys"), [head.get(n) for n in ("run", "owner", "app")]
-    if not isinstance(keys, dict) or not all(map(_is_word, (kind, *claims))):
-        raise FrameError("no message of Accord: its header is incomplete")
+    if not isinstance(keys, dict) or not all(map(_is_loggable, (kind, *claims))):
+        raise FrameError("not a message of Accord: its header is incomplete")
     return Request(str(kind), keys, record, Claim(*map(str, claims)))
 
 
-def _is_word(text: object) -> bool:
-    """Whether it can stand in a line of the log."""
+def _is_loggable(text: object) -> bool:
+    """Whether `text` is a string that fits into one line of the log."""
     return isinstance(text, str) and text.isprintable() and len(text) <= 300
 
 
@@ -262,7 +270,7 @@ def _outcome(record: RecordDict) -> str:
 
 
 def _round(record: RecordDict) -> str:
-    """For the log alone."""
+    """Return the round that a record names, for the log; "-" if it names none."""
     try:
         return str(int(json.loads(str(record.config_records[FACTS]["json"]))["knobs"]["rnd"]))
     except (KeyError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""`accord doctor` at a site: its files, rows, policy, key, and whether the server can be reached."""
+"""`accord doctor` at a site: check its files, rows, policy, key, and whether the server can be reached."""
 
 import shutil
 import socket
@@ -18,7 +18,7 @@ from tasks.data.jsonl import WANTED, Jsonl
 
 
 def checks(path: Path) -> Iterator[Check]:
-    """Of a site's kit, or of a SITE.toml alone."""
+    """Check a site's kit, or a SITE.toml alone."""
     kit = path if path.is_dir() else None
     try:
         site = SiteFile.read(path / "site.toml" if kit else path)
@@ -37,29 +37,31 @@ def checks(path: Path) -> Iterator[Check]:
 
 
 def _rows(site: SiteFile) -> Iterator[Check]:
-    """How many lines are rows; of the others the first's place and fault, never its text. Then what is left out."""
+    """Count the usable rows; name place and fault of the first unusable one, never its text, and what is not read."""
     if not site.data_path:
-        yield Check("rows", "note", "no data-path: this site takes its share of the source that a run names")
+        yield Check(
+            "rows", "note", "no data-path: this site uses its share of the data source that a run names"
+        )
         return
     try:
         table = load(Jsonl(path=site.data_path), seed=0, clients=1, on_bad_row="skip")
     except AccordError as error:
-        yield Check("rows", "no", f"{site.data_path} holds no row that a run can use: {error}")
+        yield Check("rows", "no", f"{site.data_path} holds no usable row: {error}")
         return
     good, bad = len(table.entries), sum(table.skipped.values())
     if bad:
         reason, first = next(iter(table.first.items()))
-        yield Check("rows", "note", f"{good} rows, and {bad} that cannot be used; {first}: {reason}")
+        yield Check("rows", "note", f"{good} usable rows, {bad} unusable ones; {first}: {reason}")
     else:
         yield Check("rows", "ok", f"{good} rows in {site.data_path}")
     yield Check("columns", "ok", table.columns.line())
     if table.unread:
-        yield Check("files", "note", f"not read, being no {WANTED}: {', '.join(table.unread)}")
+        yield Check("files", "note", f"not read, because not {WANTED}: {', '.join(table.unread)}")
 
 
 def _policy(site: SiteFile) -> Check:
     if not site.policy:
-        return Check("policy", "note", "none: this site does whatever a run asks (docs/policy.md)")
+        return Check("policy", "note", "none: this site does whatever a run requests (docs/policy.md)")
     try:
         Policy.read(Path(site.policy))
     except AccordError as error:
@@ -68,12 +70,12 @@ def _policy(site: SiteFile) -> Check:
 
 
 def _process(site: SiteFile) -> Check:
-    place = site.socket
+    path = site.socket
     try:
-        if place:
-            with socket.socket(socket.AF_UNIX) as line:
-                line.settimeout(3)
-                line.connect(str(place))
+        if path:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(3)
+                connection.connect(str(path))
         else:
             host, _, port = site.address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=3).close()
@@ -85,20 +87,18 @@ def _process(site: SiteFile) -> Check:
 
 
 def _clock() -> Check:
-    """Signatures of a site are good for five minutes; systemd knows whether its clock is kept."""
+    """Check that systemd synchronises the clock: a site's signatures are valid for five minutes only."""
     tool = shutil.which("timedatectl")
-    done = tool and subprocess.run([tool, "show", "-p", "NTPSynchronized"], capture_output=True, text=True)
-    if done and done.stdout.strip() == "NTPSynchronized=yes":
-        return Check("clock", "ok", "kept by the network")
-    return Check(
-        "clock", "note", "nothing says that it is kept; it may differ from the server's by 300 s at most"
-    )
+    result = tool and subprocess.run([tool, "show", "-p", "NTPSynchronized"], capture_output=True, text=True)
+    if result and result.stdout.strip() == "NTPSynchronized=yes":
+        return Check("clock", "ok", "synchronised over the network")
+    return Check("clock", "note", "synchronisation unknown; it may differ from the server's by at most 300 s")
 
 
 def _server(kit: NodeKit) -> Iterator[Check]:
     if variable := proxy_of(kit.host):
-        reached = f"{kit.superlink} is reached by the proxy of {variable}; no_proxy={kit.host} goes past it"
-        yield Check("proxy", "note", reached)
+        route = f"{kit.superlink} is reached through the proxy of {variable}; no_proxy={kit.host} bypasses it"
+        yield Check("proxy", "note", route)
     try:
         check_files(kit)
         yield Check("key", "ok", str(kit.folder / "node.key"))
@@ -106,12 +106,12 @@ def _server(kit: NodeKit) -> Iterator[Check]:
         yield Check("key", "no", str(error))
     try:
         check_server(kit)
-        yield Check("server", "ok", f"{kit.superlink} answers, with a certificate of this federation")
+        yield Check("server", "ok", f"{kit.superlink} answers with a certificate of this federation")
     except AccordError as error:
         yield Check("server", "no", str(error))
     except OSError as error:
         yield Check(
             "server",
             "no",
-            f"no answer from {kit.superlink}: {error}; is it up, is its port open for this site?",
+            f"no answer from {kit.superlink}: {error}; is it running, and is its port open to this site?",
         )

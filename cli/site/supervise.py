@@ -1,8 +1,9 @@
-"""`accord start KIT` at a site: its SuperNode, started again when it ends, with a clear line when it is refused.
+"""`accord start KIT` at a site: run its SuperNode, restart it when it ends, and explain why it was refused.
 
-Flower's SuperNode tries on for ever without a word when the certificate has another name, and says the same of a key
-that nobody registered as of one whose SuperNode died a minute ago. So the server's certificate is looked at before
-each start, and how a SuperNode ended is put into words. No torch here: this process lives as long as the site.
+If the server's certificate has another name, Flower's SuperNode retries for ever without a message; and it reports an
+unregistered key in the same way as one whose SuperNode died a minute ago. So this module checks the server's
+certificate before each start, and derives from the SuperNode's last lines why it ended. It does not import torch: the
+process lives as long as the site.
 """
 
 import contextlib
@@ -28,45 +29,41 @@ from core.errors import AccordError, ConfigError
 from core.files import read_toml
 
 PAUSE_S = 5.0
-PATIENCE_S = 30.0  # for a SuperNode that was asked to stop
-REMEMBERED_S = 65.0  # twice Flower's heartbeat: so long a SuperLink takes a dead SuperNode for a living one
-SPREAD_S = 300  # between the clocks, as Flower's signatures allow
+STOP_TIMEOUT_S = 30.0  # for a SuperNode to end after SIGTERM
+REMEMBERED_S = 65.0  # twice Flower's heartbeat: how long a SuperLink takes a dead SuperNode for alive
+MAX_CLOCK_DIFFERENCE_S = 300  # that Flower's signatures allow
 PROBE_S = 10.0
-WORDS = (
-    "address",
-    "token-file",
-    "state-dir",
-)  # of site.toml: where `accord site` listens, and a place of its own
-LINES = (
-    200  # of a SuperNode that are looked at when it has ended: Flower's word for it, then its stack traces
-)
+OVERRIDABLE = ("address", "token-file", "state-dir")  # keys of site.toml that a SuperNode reads
+LAST_LINES = 200  # of a SuperNode's output that are kept: Flower's reason comes before its stack traces
 CERTIFICATE = {  # OpenSSL's verify codes
     9: "is not valid yet: compare the clocks of both machines",
     10: "has expired; on the server: `accord provision FEDERATION.toml --renew`, then start it again",
-    62: "is not for that host name: name it in hosts of federation.toml and `accord provision --renew`",
-    64: "is not for that address: name it in hosts of federation.toml and `accord provision --renew`",
+    62: "is not for this host name: add it to hosts in federation.toml and `accord provision --renew`",
+    64: "is not for this address: add it to hosts in federation.toml and `accord provision --renew`",
 }
 
 
 @dataclass(frozen=True)
 class NodeKit:
+    """A site's kit as its SuperNode uses it."""
+
     folder: Path
     name: str
     host: str
     port: str
     runtime_port: int
-    site: dict[str, Any]  # site.toml
+    site: dict[str, Any]  # the settings of site.toml
 
     @staticmethod
-    def read(folder: Path, words: Sequence[str] = ()) -> "NodeKit":
-        """words: KEY=VALUE over its site.toml, of the keys that a SuperNode asks for."""
+    def read(folder: Path, overrides: Sequence[str] = ()) -> "NodeKit":
+        """Read a kit and apply KEY=VALUE overrides, of OVERRIDABLE keys, to its site.toml. Raises ConfigError."""
         about = read_kit(folder, "site")
         site = read_toml(folder / "site.toml")
-        for word in words:
-            key, separator, value = word.partition("=")
-            if not separator or key not in WORDS:
+        for override in overrides:
+            key, separator, value = override.partition("=")
+            if not separator or key not in OVERRIDABLE:
                 raise ConfigError(
-                    f"expected {' | '.join(f'{k}=...' for k in WORDS)} after {folder}, got {word!r}"
+                    f"expected {' | '.join(f'{k}=...' for k in OVERRIDABLE)} after {folder}, got {override!r}"
                 )
             site[key] = value
         if not site.get("address") and not {"partition-id", "num-partitions"} <= site.keys():
@@ -84,12 +81,12 @@ class NodeKit:
         return self.place(str(self.site.get("state-dir") or "state"))
 
     def place(self, path: str) -> Path:
-        """A path of site.toml, which begins at the kit."""
+        """Return a path of site.toml, which is relative to the kit."""
         return self.folder / Path(path).expanduser()
 
     @property
     def node_config(self) -> str:
-        """Where `accord site` listens; without an address, what the ClientApp has to know itself."""
+        """The SuperNode's node config: where `accord site` listens; without an address, the client's facts."""
         if address := str(self.site.get("address", "")):
             if address.startswith("unix:"):
                 address = f"unix:{self.place(address.removeprefix('unix:'))}"
@@ -117,50 +114,50 @@ class NodeKit:
 
 
 class Supervisor:
-    """Starts the SuperNode, and again, until it is told to stop or the server refuses it."""
+    """Runs the SuperNode and restarts it until a signal stops it or the server refuses it."""
 
     def __init__(self, kit: NodeKit) -> None:
         self.kit = kit
-        self.stopping = False  # set by a signal, which may come at any line: no lock
-        self.seen = kit.state / "node.seen"  # its time: when this site's SuperNode was last at work
+        self.stopping = False  # set by a signal handler, so it is not guarded by a lock
+        self.last_active = kit.state / "node.seen"  # its modification time: when the SuperNode last worked
 
     def run(self) -> None:
-        """Returns after SIGTERM or SIGINT; ConfigError for what does not mend itself."""
+        """Run until SIGTERM or SIGINT. Raises ConfigError for a fault that a restart cannot cure."""
         check_files(self.kit)
         check_free(self.kit)
         self.kit.state.mkdir(parents=True, exist_ok=True)
         for note in cleaned(os.environ)[1]:
             say(f"{self.kit.name}: {note}")
         while self._reach():
-            said, worked = self._once()
+            output, worked = self._run_supernode()
             if self.stopping:
                 return
             say(
-                f"{self.kit.name}: the SuperNode ended: {self.reason(said, worked=worked)}; again in {PAUSE_S:g} s"
+                f"{self.kit.name}: the SuperNode ended: {self.reason(output, worked=worked)}; restart in {PAUSE_S:g} s"
             )
             self._rest(PAUSE_S)
 
     def _reach(self) -> bool:
-        """Wait until the server answers, with a certificate of this federation; False when told to stop."""
-        told = False
+        """Wait until the server answers with a certificate of this federation. Returns False if stopped before."""
+        reported = False
         while not self.stopping:
             try:
                 check_server(self.kit)
             except OSError as error:
-                if not told:
+                if not reported:
                     say(
-                        f"{self.kit.name}: no answer from {self.kit.superlink} ({error}): is the server up, "
-                        "is its port open for this machine? Trying on"
+                        f"{self.kit.name}: no answer from {self.kit.superlink} ({error}): is the server running, and "
+                        "is its port open to this machine? Retrying"
                     )
-                told = True
+                reported = True
                 self._rest(PAUSE_S)
                 continue
-            say(f"{self.kit.name}: {self.kit.superlink} answers, with a certificate of this federation")
+            say(f"{self.kit.name}: {self.kit.superlink} answers with a certificate of this federation")
             return True
         return False
 
-    def _once(self) -> tuple[str, bool]:
-        """One life of a SuperNode; its last lines, and whether the server had let it in."""
+    def _run_supernode(self) -> tuple[str, bool]:
+        """Run a SuperNode until it ends. Returns its last lines, and whether the server had accepted it."""
         process = subprocess.Popen(
             self.kit.command,
             env=environment(FLWR_HOME=str(self.kit.state / "flwr"), ACCORD_HOME=str(self.kit.state)),
@@ -171,7 +168,7 @@ class Supervisor:
             errors="replace",
             preexec_fn=die_with_parent,
         )
-        last: deque[str] = deque(maxlen=LINES)
+        last: deque[str] = deque(maxlen=LAST_LINES)
         reader = threading.Thread(target=_pass_on, args=(process, last), daemon=True)
         reader.start()
         working = False
@@ -179,35 +176,35 @@ class Supervisor:
             self._rest(1.0)
             working = working or any("SuperNode ID:" in line for line in list(last))
             if working:
-                self.seen.touch()
+                self.last_active.touch()
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE_S)
+                process.wait(STOP_TIMEOUT_S)
             process.kill()
         process.wait()
-        reader.join(2.0)  # what it started may hold the pipe a little longer
+        reader.join(2.0)  # its child processes may hold the pipe a little longer
         return "".join(last), working
 
-    def reason(self, said: str, *, worked: bool) -> str:
-        """Why it ended, from its last lines; ConfigError when starting it again would not help."""
-        if "Failed to activate SuperNode" in said:
-            if self._seen_ago_s() < REMEMBERED_S:
-                return "the server still takes the one before for alive"
+    def reason(self, output: str, *, worked: bool) -> str:
+        """Return why the SuperNode ended, from its last lines. Raises ConfigError if a restart would not help."""
+        if "Failed to activate SuperNode" in output:
+            if self._inactive_s() < REMEMBERED_S:
+                return "the server still takes the previous SuperNode for alive"
             raise ConfigError(
-                f"{self.kit.superlink} does not take the key of {self.kit.name}, {self._key()}: it is not registered "
-                f"there (on the server: sites/{self.kit.name}.pub and `accord register`), or it is at work elsewhere"
+                f"{self.kit.superlink} refuses the key of {self.kit.name}, {self._key()}: it is not registered "
+                f"there (on the server: sites/{self.kit.name}.pub and `accord register`), or it is in use elsewhere"
             )
-        if "SuperNode terminated gracefully" in said and not worked:
+        if "SuperNode terminated gracefully" in output and not worked:
             raise ConfigError(
                 f"{self.kit.superlink} refuses the signature of {self.kit.name}: the clocks of the two machines "
-                f"differ by more than {SPREAD_S} s, or node.key was changed"
+                f"differ by more than {MAX_CLOCK_DIFFERENCE_S} s, or node.key was changed"
             )
-        if "SuperNode terminated gracefully" in said:
+        if "SuperNode terminated gracefully" in output:
             return "the server refused its key"
-        if "handshake" in said:
+        if "handshake" in output:
             return "no TLS connection"
-        errors = [line for line in said.splitlines() if "ERROR" in line or "Error" in line]
+        errors = [line for line in output.splitlines() if "ERROR" in line or "Error" in line]
         return errors[-1].strip()[:200] if errors else "no reason given"
 
     def _rest(self, seconds: float) -> None:
@@ -215,31 +212,35 @@ class Supervisor:
         while not self.stopping and time.monotonic() < until:
             time.sleep(0.2)
 
-    def _seen_ago_s(self) -> float:
-        return time.time() - self.seen.stat().st_mtime if self.seen.is_file() else float("inf")
+    def _inactive_s(self) -> float:
+        """Return the seconds since this site's SuperNode last worked; infinite if it never did."""
+        return time.time() - self.last_active.stat().st_mtime if self.last_active.is_file() else float("inf")
 
     def _key(self) -> str:
         return fingerprint_of(self.kit.folder / "node.key")
 
 
 def check_files(kit: NodeKit) -> None:
-    """ConfigError unless the kit holds a key of its own, and a certificate to trust."""
+    """Raise ConfigError unless the kit holds a private key that only its owner can read."""
     if not (kit.folder / "node.key").is_file():
         raise ConfigError(
-            f"{kit.folder} holds no node.key: make it here with `accord provision --site-key {kit.folder}` and send "
+            f"{kit.folder} holds no node.key: create it here with `accord provision --site-key {kit.folder}` and send "
             "node.pub to the server"
         )
     check_private(kit.folder / "node.key")
 
 
 def check_free(kit: NodeKit) -> None:
-    """ConfigError unless its SuperNode can listen where its ClientApps will look for it."""
-    hint = f"is a SuperNode already there? `port` of [sites.{kit.name}] in federation.toml gives it another"
+    """Raise ConfigError unless the SuperNode can listen on the port that its ClientApps connect to."""
+    hint = f"is a SuperNode running already? set another `port` in [sites.{kit.name}] of federation.toml"
     check_port("127.0.0.1", kit.runtime_port, hint)
 
 
 def check_server(kit: NodeKit) -> None:
-    """ConfigError when whoever answers is not this federation's server; OSError when nobody answers."""
+    """Check that the server answers with a certificate of this federation.
+
+    Raises ConfigError if another server answers, OSError if none does.
+    """
     where = f"{kit.name}: the certificate of {kit.superlink}"
     try:
         context = ssl.create_default_context(cafile=str(kit.folder / "ca.crt"))
@@ -250,13 +251,13 @@ def check_server(kit: NodeKit) -> None:
         try:
             context.wrap_socket(raw, server_hostname=kit.host).close()
         except ssl.SSLCertVerificationError as error:
-            other = f"is not of this kit's authority ({error.verify_message}): is that another federation's server?"
-            raise ConfigError(f"{where} {CERTIFICATE.get(error.verify_code, other)}") from error
+            fallback = f"is not signed by this kit's authority ({error.verify_message}): another federation's server?"
+            raise ConfigError(f"{where} {CERTIFICATE.get(error.verify_code, fallback)}") from error
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError) as error:
-            raise ConnectionError("it hangs up") from error
+            raise ConnectionError("the connection was closed") from error
         except ssl.SSLError as error:
             raise ConfigError(
-                f"{kit.superlink} does not speak TLS ({error.reason}): is that the SuperLink?"
+                f"{kit.superlink} does not speak TLS ({error.reason}): is it the SuperLink?"
             ) from error
 
 
@@ -271,9 +272,10 @@ def _pass_on(process: subprocess.Popen[str], last: deque[str]) -> None:
         print(line, end="", flush=True)
 
 
-def main(folder: str, *words: str) -> None:
+def main(folder: str, *overrides: str) -> None:
+    """Run the supervisor of the kit in `folder`; exit status 2 after an error of the user or a refusal."""
     try:
-        supervisor = Supervisor(NodeKit.read(Path(folder), words))
+        supervisor = Supervisor(NodeKit.read(Path(folder), overrides))
 
         def stop(_number: int, _frame: FrameType | None) -> None:
             supervisor.stopping = True

@@ -1,4 +1,4 @@
-"""What a site tells of its work: log lines as text or JSON, and numbers for Prometheus; rows are in neither."""
+"""A site's telemetry: log lines as text or JSON, and metrics for Prometheus. Neither contains rows."""
 
 import logging
 
@@ -17,24 +17,24 @@ LOADS.set_function(setup.loads)
 
 
 def log_as(kind: str) -> None:
-    """text or json, on standard error; nothing else is written there."""
+    """Log to standard error as 'text' or 'json', and keep progress bars and warnings from going there otherwise."""
     disable_progress_bar()
     logging.captureWarnings(True)
     handler = logging.StreamHandler()
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonLines() if kind == "json" else plain)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonLines() if kind == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def count(kind: str, outcome: str, seconds: float) -> None:
-    """One message: its kind, `answered` or the name of what it failed with."""
+    """Count a message. outcome: `answered`, or the name of the error."""
     MESSAGES.labels(kind, outcome).inc()
     SECONDS.labels(kind).observe(seconds)
     LAST.set_to_current_time()
 
 
 def serve(port: int) -> None:
-    """Answer Prometheus on the loopback, from a thread; any path is a sign of life. ConfigError for a taken port."""
+    """Serve metrics on loopback from a thread; any path answers. Raises ConfigError if the port is taken."""
     try:
         start_http_server(port, "127.0.0.1")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Fold: how the updates of a round become one, as they arrive."""
+"""Fold: aggregation of a round's updates as they arrive."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from core.errors import TreeMismatch
 from core.tree import Tree, flat, unflat
 from core.types import Update
 
-Trees = Mapping[str, Mapping[str, Tree]]  # adapter -> {"delta": ..., what else the client rule sends}
-BLOCK = 1 << 15  # entries added at a time: they stay in cache for GROUP trees, and torch starts no threads
-GROUP = 2
+Trees = Mapping[str, Mapping[str, Tree]]  # adapter -> {"delta": ..., other trees that the client rule sends}
+BLOCK = 1 << 15  # entries per addition: they stay in cache for GROUP trees, and torch starts no threads
+GROUP = 2  # trees that are added in one pass over the sum
 
 
 @dataclass(frozen=True)
 class Merged:
-    """A round's updates in order of client, their trees taken out and folded."""
+    """A round's updates in order of client, without trees, and the aggregate of their trees."""
 
     updates: tuple[Update, ...]
     trees: Trees
 
 
 class Fold(Protocol):
-    """Takes updates one by one, always in order of client: floating-point addition is not associative."""
+    """Takes updates one by one, always in order of client, because floating-point addition is not associative."""
 
     def add(self, update: Update) -> None: ...
 
@@ -34,7 +34,7 @@ class Fold(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """What an update counts for: its weight in the mean, and a factor on its trees (norm clipping)."""
+    """An update's weight in the mean, and a factor on its trees (norm clipping)."""
 
     weight: float
     factor: float = 1.0
@@ -44,7 +44,7 @@ class Mean:
     """sum_k w_k f_k t_k / sum_k w_k for every tree of every adapter; holds one sum and at most GROUP trees."""
 
     def __init__(self, share: Callable[[Update, str], Share]) -> None:
-        """share(update, name): what the tree of that name counts for."""
+        """share(update, name): the Share of the update's tree of that name."""
         self.share = share
         self.sums: dict[str, dict[str, _Sum]] = {}
 
@@ -57,11 +57,14 @@ class Mean:
 
     def result(self) -> Trees:
         return {
-            adapter: {name: one.mean() for name, one in sums.items()} for adapter, sums in self.sums.items()
+            adapter: {name: total.mean() for name, total in sums.items()}
+            for adapter, sums in self.sums.items()
         }
 
 
 class _Sum:
+    """The weighted sum of trees of one layout."""
+
     def __init__(self, like: Tree) -> None:
         self.shapes: dict[str, Size] = {name: t.shape for name, t in like.items()}
         self.total = torch.zeros_like(flat(like))
@@ -74,15 +77,15 @@ class _Sum:
         self.weight += share.weight
         self.waiting.append((flat(tree), share.weight * share.factor))
         if len(self.waiting) == GROUP:
-            self._empty()
+            self._add_waiting()
 
     def mean(self) -> Tree:
-        self._empty()
+        self._add_waiting()
         assert self.weight > 0, self.weight
         return unflat(self.total.div_(self.weight), self.shapes)
 
-    def _empty(self) -> None:
-        # entry by entry this is the plain sum in the order given, whatever BLOCK and GROUP are
+    def _add_waiting(self) -> None:
+        # each entry is the plain sum in the order of arrival, whatever BLOCK and GROUP are
         for start in range(0, len(self.total), BLOCK):
             part = self.total[start : start + BLOCK]
             for numbers, factor in self.waiting:

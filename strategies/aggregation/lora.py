@@ -1,14 +1,15 @@
-"""lora.aggregation: which of A and B trains and travels, and how the clients' products B_k A_k become one.
+"""lora.aggregation: which of A and B train and travel, and how the clients' products B_k A_k are aggregated.
 
-s_k = alpha / r_k; p_k = w_k / sum w. x = (A, B) is the adapter, M the frozen product beside it, B A theirs with s.
+s_k = alpha / r_k; p_k = w_k / sum w. x = (A, B) is the adapter, M the merged factors' frozen product.
 separate, FedIT (Zhang et al. 2024, arXiv:2305.05644): mean of A, mean of B.
 ffa, FFA-LoRA (Sun et al. 2024, arXiv:2403.12313): B alone. rolora, RoLoRA (Chen et al. 2025, arXiv:2502.01755): B in
 odd rounds, A in even ones. fedsa, FedSA-LoRA (Guo et al. 2025, arXiv:2410.01463): both train, A alone travels.
 fedex, FedEx-LoRA (Singhal et al. 2025, arXiv:2410.09432): the means, M + s (sum_k p_k B_k A_k - mean B mean A).
-flora, FLoRA (Wang et al. 2024, arXiv:2409.05976): M + sum_k p_k s_k B_k A_k; A starts anew, B = 0.
-flexlora, FlexLoRA (Bai et al. 2024, arXiv:2402.11505): the best factors of sum_k p_k s_k B_k A_k at each client's rank.
-Deviations: M is never added into the base's weights, which stay the reference of preference tasks. Where flexlora's
-sum has fewer directions than places, the rest start as LoRA does. flexlora's B takes s_k up: B_k = (r_k / r) B.
+flora, FLoRA (Wang et al. 2024, arXiv:2409.05976): M + sum_k p_k s_k B_k A_k; A is drawn anew, B = 0.
+flexlora, FlexLoRA (Bai et al. 2024, arXiv:2402.11505): factors nearest to sum_k p_k s_k B_k A_k, at each client's rank.
+Deviations: M is never added to the base's weights, which remain the reference of preference tasks. Where
+flexlora's sum has a rank below r, the other rows of A and columns of B start as in LoRA. B absorbs s_k:
+B_k = (r_k / r) B.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +27,9 @@ from strategies.aggregation.fold import Fold, Share, Trees
 from strategies.aggregation.low_rank import Factors, Stack, factorise
 from strategies.clients.rule import PLAIN, ClientRule
 
-OF_RANKS = ("flora", "flexlora")  # clients may have ranks of their own
-KEEPS = ("fedex", "flora")  # something is merged beside the adapter
-BY_PRODUCT = (*KEEPS, "flexlora")
+MIXED_RANKS = ("flora", "flexlora")  # methods in which clients may have different ranks
+MERGING = ("fedex", "flora")  # methods with merged factors
+BY_PRODUCT = (*MERGING, "flexlora")
 
 
 def only_a(name: str, rnd: int) -> bool:
@@ -52,38 +53,39 @@ RULES: Mapping[str, ClientRule] = {
 
 @dataclass(frozen=True)
 class Lora:
-    """lora.* as an algorithm reads it."""
+    """The settings lora.*, and the aggregation that they name."""
 
     aggregation: str = "separate"
-    r: int = 8  # the server's rank, the largest
+    r: int = 8  # the server's rank, which is the largest
     alpha: int = 16
-    client_ranks: tuple[int, ...] = ()  # by client in turn; (): r for all
-    residual_rank: int = 0  # the most that M may have; 0: exact
+    client_ranks: tuple[int, ...] = ()  # assigned to clients in turn; (): r for all
+    residual_rank: int = 0  # largest rank of M; 0: no limit, exact
 
     @staticmethod
     def read(lora: LoraConfig) -> "Lora":
-        """Raises ConfigError for a key without effect and for ranks that cannot be."""
+        """Read the section lora. Raises ConfigError for a key without effect and for invalid ranks."""
         method = f"lora.aggregation = {lora.aggregation!r}"
-        if lora.client_ranks and lora.aggregation not in OF_RANKS:
+        if lora.client_ranks and lora.aggregation not in MIXED_RANKS:
             raise ConfigError(
-                f"lora.client-ranks = {lora.client_ranks!r} needs lora.aggregation = {' or '.join(OF_RANKS)}: "
-                f"{method} adds tensors of one shape"
+                f"lora.client-ranks = {lora.client_ranks!r} needs lora.aggregation = {' or '.join(MIXED_RANKS)}: "
+                f"{method} needs tensors of equal shape"
             )
-        if lora.residual_rank and lora.aggregation not in KEEPS:
+        if lora.residual_rank and lora.aggregation not in MERGING:
             raise ConfigError(
                 f"lora.residual-rank = {lora.residual_rank} has no effect with {method}; "
-                f"it is for {' and '.join(KEEPS)}"
+                f"it is for {' and '.join(MERGING)}"
             )
-        ranks = tuple(_whole(word) for word in lora.client_ranks.split(",")) if lora.client_ranks else ()
+        ranks = tuple(_rank(text) for text in lora.client_ranks.split(",")) if lora.client_ranks else ()
         if not all(0 < rank <= lora.r for rank in ranks):
             raise ConfigError(
-                f"lora.client-ranks must be whole numbers of 1..lora.r = {lora.r} by comma, got {lora.client_ranks!r}"
+                f"lora.client-ranks must be comma-separated integers from 1 to lora.r ({lora.r}), "
+                f"got {lora.client_ranks!r}"
             )
         return Lora(lora.aggregation, lora.r, lora.alpha, ranks, lora.residual_rank)
 
     @property
     def by_product(self) -> bool:
-        """Whether the clients' products are added up, and not their factors."""
+        """Whether the clients' products are aggregated, not their factors."""
         return self.aggregation in BY_PRODUCT
 
     @property
@@ -91,15 +93,17 @@ class Lora:
         return RULES.get(self.aggregation, PLAIN)
 
     def rank(self, client: int) -> int:
+        """Return the rank of a client's adapter."""
         return self.client_ranks[client % len(self.client_ranks)] if self.client_ranks else self.r
 
     def scale(self, rank: int) -> float:
+        """Return s = alpha / rank."""
         return self.alpha / rank
 
-    # --- down -------------------------------------------------------------------
+    # --- server to client -------------------------------------------------------
 
     def orders(self, state: ServerState, orders: Sequence[Order]) -> list[Order]:
-        """Orders with the adapter as their client takes it, and with M where there is one."""
+        """Add to each order the adapter at its client's rank, and M if there is one."""
         made: dict[tuple[str, int], dict[str, Tree]] = {}
         for order in orders:
             key = order.adapter, self.rank(order.client)
@@ -108,7 +112,7 @@ class Lora:
         return [replace(o, trees={**o.trees, **made[o.adapter, self.rank(o.client)]}) for o in orders]
 
     def _trees(self, state: ServerState, adapter: str, rank: int) -> dict[str, Tree]:
-        """What never travels up stays at the common start, which the client can make itself."""
+        """Return an adapter at a rank, and M. Tensors that never travel are omitted: clients know their start."""
         tree = {
             n: t
             for n, t in state.adapters[adapter].items()
@@ -119,50 +123,52 @@ class Lora:
         merged = state.memory.get(_memory(adapter), {})
         return {adapter: tree, MERGED: merged} if merged else {adapter: tree}
 
-    # --- up -----------------------------------------------------------------------
+    # --- client to server -----------------------------------------------------------
 
     def fold(self, state: ServerState, share: Callable[[Update, str], Share]) -> Fold:
-        """What the clients' products are added up in."""
+        """Return the Fold that aggregates the clients' products."""
         if self.aggregation == "fedex":
             return Residual(share, self.scale(self.r))
-        began: dict[tuple[str, int], Tree] = {}
+        starts: dict[tuple[str, int], Tree] = {}
 
         def product(update: Update, factor: float) -> Tree:
             key = update.adapter, self.rank(update.client)
-            if key not in began:
-                began[key] = self._trees(state, *key)[update.adapter]
-            after = add(began[key], scale(update.trees["delta"], factor))
+            if key not in starts:
+                starts[key] = self._trees(state, *key)[update.adapter]
+            after = add(starts[key], scale(update.trees["delta"], factor))
             return _times(self.scale(key[1]), after)
 
         return Products(share, product)
 
-    def place(
+    def merge(
         self, state: ServerState, rnd: int, adapter: str, trees: Mapping[str, Tree]
     ) -> tuple[ServerState, Metrics]:
-        """The next state from what `fold` made of an adapter's updates."""
+        """Return the next state and metrics, from the aggregate of an adapter's updates."""
         x, memory = state.adapters[adapter], state.memory
         if self.aggregation == "flexlora":
-            x, metrics = self._best(start(x, state.seed, adapter, rnd), trees["product"])
+            x, metrics = self._nearest(start(x, state.seed, adapter, rnd), trees["product"])
         else:
             x = add(x, trees["delta"]) if "delta" in trees else start(x, state.seed, adapter, rnd)
-            merged, metrics = _sum(memory.get(_memory(adapter), {}), trees["product"], self.residual_rank)
+            merged, metrics = _add_products(
+                memory.get(_memory(adapter), {}), trees["product"], self.residual_rank
+            )
             memory = {**memory, _memory(adapter): merged}
         return replace(state, adapters={**state.adapters, adapter: x}, memory=memory), metrics
 
-    def _best(self, x: Tree, product: Tree) -> tuple[Tree, Metrics]:
-        """The factors of rank r nearest to `product`; where it has fewer directions, the rest are those of `x`."""
+    def _nearest(self, x: Tree, product: Tree) -> tuple[Tree, Metrics]:
+        """Write the factors of rank r nearest to `product` into `x`; beyond the rank of `product`, `x` is unchanged."""
         root, parts = sqrt(self.scale(self.r)), {}
         for name, (left, right) in modules(product).items():
-            best = parts[name] = factorise(left, right, self.r)
-            x[name][: len(best.right)] = best.right / root
-            x[b_of(name)][:, : len(best.right)] = best.left / root
-        return x, _lost(parts)
+            nearest = parts[name] = factorise(left, right, self.r)
+            x[name][: len(nearest.right)] = nearest.right / root
+            x[b_of(name)][:, : len(nearest.right)] = nearest.left / root
+        return x, _truncation(parts)
 
 
 class Products:
-    """A Fold: sum_k p_k left_k right_k of every module, as factors; it holds the factors that came, up to full rank.
+    """A Fold: sum_k p_k left_k right_k of every module, stored as factors of at most full rank.
 
-    term(update, clip): a tree with left under the name of B and right under that of A.
+    term(update, clip): a tree with left_k under the name of B and right_k under the name of A.
     """
 
     def __init__(self, share: Callable[[Update, str], Share], term: Callable[[Update, float], Tree]) -> None:
@@ -171,11 +177,12 @@ class Products:
         self.weights: dict[str, float] = {}
 
     def add(self, update: Update) -> None:
-        counts = self.share(update, "delta")
-        self.weights[update.adapter] = self.weights.get(update.adapter, 0.0) + counts.weight
-        self.push(update.adapter, counts.weight, self.term(update, counts.factor))
+        share = self.share(update, "delta")
+        self.weights[update.adapter] = self.weights.get(update.adapter, 0.0) + share.weight
+        self.push(update.adapter, share.weight, self.term(update, share.factor))
 
     def push(self, adapter: str, weight: float, tree: Tree) -> None:
+        """Add `weight` times the product of every module of `tree`."""
         stacks = self.stacks.setdefault(adapter, {})
         for name, (left, right) in modules(tree).items():
             stacks.setdefault(name, Stack()).push(weight, left, right)
@@ -190,10 +197,10 @@ class Products:
 
 
 class Residual(Products):
-    """A Fold: the mean deltas of A and B, and what the product of means lacks of the mean of products.
+    """A Fold: the mean deltas of A and B, and the mean of products minus the product of means.
 
-    sum p B_k A_k - mean B mean A = sum p b_k a_k - mean b mean a, with a_k and b_k the deltas. The means are taken in
-    float64: rounded ones would leave a product of full rank, small as it is.
+    sum p B_k A_k - mean B mean A = sum p b_k a_k - mean b mean a, with a_k and b_k the deltas. The means are in
+    float64: rounded to float32 they would leave a residual of full rank, though a small one.
     """
 
     def __init__(self, share: Callable[[Update, str], Share], s: float) -> None:
@@ -203,8 +210,8 @@ class Residual(Products):
 
     def push(self, adapter: str, weight: float, tree: Tree) -> None:
         super().push(adapter, weight, tree)
-        news = {n: weight * t.double() for n, t in tree.items()}
-        self.sums[adapter] = add(self.sums[adapter], news) if adapter in self.sums else news
+        weighted = {n: weight * t.double() for n, t in tree.items()}
+        self.sums[adapter] = add(self.sums[adapter], weighted) if adapter in self.sums else weighted
 
     def result(self) -> Trees:
         out: dict[str, Mapping[str, Tree]] = {}
@@ -217,7 +224,7 @@ class Residual(Products):
 
 
 def _times(s: float, tree: Tree) -> Tree:
-    """s B A, where the tree has B A."""
+    """Scale a tree's products B A by s, through B."""
     return {n: t * s if is_b(n) else t for n, t in tree.items()}
 
 
@@ -226,7 +233,7 @@ def _memory(adapter: str) -> str:
 
 
 def _tree(parts: Mapping[str, Factors], factor: float = 1.0) -> Tree:
-    """float32 factors under the names of A and B; a product of zero has none."""
+    """Return float32 factors under the names of A and B; a zero product has none. factor: multiplies each product."""
     out: Tree = {}
     for name, part in parts.items():
         if len(part.right):
@@ -235,23 +242,24 @@ def _tree(parts: Mapping[str, Factors], factor: float = 1.0) -> Tree:
     return out
 
 
-def _sum(one: Tree, other: Tree, most: int) -> tuple[Tree, Metrics]:
-    """The sum of two products, each module at its `most` largest singular values (0: all)."""
-    here, there = modules(one), modules(other)
+def _add_products(first: Tree, second: Tree, max_rank: int) -> tuple[Tree, Metrics]:
+    """Return the sum of two trees' products, each module at its `max_rank` largest singular values (0: all)."""
+    terms = modules(first), modules(second)
     parts = {}
-    for name in here | there:
-        pairs = [known[name] for known in (here, there) if name in known]
+    for name in terms[0] | terms[1]:
+        pairs = [term[name] for term in terms if name in term]
         left, right = torch.cat([p[0] for p in pairs], 1), torch.cat([p[1] for p in pairs])
-        parts[name] = factorise(left, right, most)
+        parts[name] = factorise(left, right, max_rank)
     merged = _tree(parts)
-    return merged, {"lora/rank": float(rank_of(merged)), **(_lost(parts) if most else {})}
+    return merged, {"lora/rank": float(rank_of(merged)), **(_truncation(parts) if max_rank else {})}
 
 
-def _lost(parts: Mapping[str, Factors]) -> Metrics:
-    """The Frobenius norm of what was cut off, as a share of the whole; absent where there is nothing."""
+def _truncation(parts: Mapping[str, Factors]) -> Metrics:
+    """Return the Frobenius norm of what was cut off relative to that of the product; absent if the product is zero."""
     whole = sum(part.whole for part in parts.values())
     return {"lora/lost": sqrt(sum(part.lost for part in parts.values()) / whole)} if whole else {}
 
 
-def _whole(word: str) -> int:
-    return int(word) if word.strip().isdecimal() else 0
+def _rank(text: str) -> int:
+    """Parse a rank; 0, which is invalid, for anything but digits."""
+    return int(text) if text.strip().isdecimal() else 0

@@ -1,18 +1,18 @@
-"""Sums of products of thin factors: left (out, R) times right (R, in), held as factors and never as a matrix."""
+"""Sums of low-rank products, left (out, R) times right (R, in), stored as factors and never as a full matrix."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-ZERO = 1e-8  # of the largest singular value: below it float32 cannot tell one from rounding
+ZERO = 1e-8  # relative to the largest singular value: smaller ones are float32 rounding
 
 
 @dataclass(frozen=True)
 class Factors:
-    """left @ right with orthogonal columns and rows of norm sqrt(sigma), largest first; float64.
+    """left @ right, with orthogonal columns and rows of norm sqrt(sigma) in descending order; float64.
 
-    lost, whole: squared Frobenius norms of what was cut off, and of the product before that.
+    lost, whole: squared Frobenius norms of the part that was cut off, and of the whole product.
     """
 
     left: Tensor
@@ -21,25 +21,28 @@ class Factors:
     whole: float
 
 
-def factorise(left: Tensor, right: Tensor, most: int = 0) -> Factors:
-    """The product by QR of both sides and an SVD of the (R, R) core; its `most` largest singular values, 0: all."""
+def factorise(left: Tensor, right: Tensor, max_rank: int = 0) -> Factors:
+    """Factorise left @ right by QR of both factors and an SVD of the (R, R) core.
+
+    max_rank: the number of largest singular values that remain; 0: all.
+    """
     ql, rl = torch.linalg.qr(left.double())
     qr, rr = torch.linalg.qr(right.double().T)
     u, sigma, vh = torch.linalg.svd(rl @ rr.T, full_matrices=False)
     count = int((sigma > ZERO * sigma[:1]).sum())
-    kept = min(count, most) if most else count
-    root = sigma[:kept].sqrt()
+    rank = min(count, max_rank) if max_rank else count
+    root = sigma[:rank].sqrt()
     squares = sigma.square()
     return Factors(
-        ql @ (u[:, :kept] * root),
-        (root[:, None] * vh[:kept]) @ qr.T,
-        float(squares[kept:count].sum()),
+        ql @ (u[:, :rank] * root),
+        (root[:, None] * vh[:rank]) @ qr.T,
+        float(squares[rank:count].sum()),
         float(squares.sum()),
     )
 
 
 class Stack:
-    """sum_k w_k left_k right_k of one matrix; holds the factors it was given, and never more than full rank of them."""
+    """sum_k w_k left_k right_k of one matrix; holds the factors, and compresses them once they exceed full rank."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[float, Tensor, Tensor]] = []
@@ -49,9 +52,9 @@ class Stack:
         self.parts.append((weight, left, right))
         self.rank += len(right)
         if self.rank > min(len(left), right.shape[1]) and len(self.parts) > 1:
-            whole = self.factors()
-            self.parts, self.rank = [(1.0, whole.left, whole.right)], len(whole.right)
+            total = self.factors()
+            self.parts, self.rank = [(1.0, total.left, total.right)], len(total.right)
 
-    def factors(self, most: int = 0) -> Factors:
+    def factors(self, max_rank: int = 0) -> Factors:
         left = torch.cat([left.double() * weight for weight, left, _ in self.parts], 1)
-        return factorise(left, torch.cat([right.double() for _, _, right in self.parts]), most)
+        return factorise(left, torch.cat([right.double() for _, _, right in self.parts]), max_rank)

@@ -1,8 +1,8 @@
-"""Robust means: what a few hostile clients cannot move far. They need every update at once, so those wait on disk.
+"""Robust means, which a few hostile clients cannot move far. They need all updates at once, so these are kept on disk.
 
 median, trimmed-mean: Yin et al. 2018 (arXiv:1803.01498), entry by entry. krum, multi-krum: Blanchard et al. 2017
-(NeurIPS), whole updates. Weights are not used: a client could lie about them. With too few updates a rule protects
-against nobody: `RobustRule.weakness` says so before a run and in every round.
+(NeurIPS), whole updates. Weights are not used: a client could lie about them. With too few updates a rule gives no
+protection; `RobustRule.weakness` tells, before a run and in every round.
 """
 
 import tempfile
@@ -22,26 +22,26 @@ from strategies.aggregation.fold import Trees
 BLOCK = 1 << 16  # entries of every update in memory at a time
 Rows = Callable[[], Iterator[np.ndarray]]  # the updates as a matrix, (clients, BLOCK) at a time
 Combine = Callable[[Rows, int], np.ndarray]  # (rows, clients) -> the combined update
-MOST = 1000  # clients up to which `fewest` looks for a number that is enough
+MAX_CLIENTS = 1000  # where `fewest` stops looking
 
 
 @dataclass(frozen=True)
 class RobustRule:
-    """How a round's updates become one, and when that protects against nobody.
+    """How a round's updates are combined, and when that gives no protection.
 
-    weakness(clients): why the rule is no protection among so many updates, "" where it is one.
+    weakness(clients): why the rule gives no protection with so many updates; "" if it does.
     """
 
     combine: Combine
     weakness: Callable[[int], str]
 
     def fewest(self, clients: int) -> int | None:
-        """The smallest number of updates above `clients` among which the rule protects; None up to MOST."""
-        return next((n for n in range(clients + 1, MOST + 1) if not self.weakness(n)), None)
+        """Return the smallest number of updates above `clients` with which the rule protects, up to MAX_CLIENTS."""
+        return next((n for n in range(clients + 1, MAX_CLIENTS + 1) if not self.weakness(n)), None)
 
 
 def hostile(share: float, clients: int) -> int:
-    """f = floor(share K), of the share as it is written: in binary 0.29 * 100 is just below 29."""
+    """Return f = floor(share K) with the share as written in decimal: in binary 0.29 * 100 is just below 29."""
     return int(Fraction(repr(share)) * clients)
 
 
@@ -55,7 +55,7 @@ def median() -> RobustRule:
 
 
 def trimmed_mean(share: float) -> RobustRule:
-    """The mean of what is left when the f = floor(share K) smallest and largest of each entry are gone; share < 1/2."""
+    """The mean of each entry without its f = floor(share K) smallest and f largest values; share < 1/2."""
 
     def combine(rows: Rows, clients: int) -> np.ndarray:
         f = hostile(share, clients)
@@ -72,29 +72,29 @@ def trimmed_mean(share: float) -> RobustRule:
 def krum(share: float, *, several: bool) -> RobustRule:
     """The mean of the updates that lie closest to their K - f - 2 nearest others: one, or K - f (several).
 
-    f = floor(share K) clients may be hostile. The proof asks for 2 f + 2 < K (Proposition 1).
+    f = floor(share K) clients may be hostile. The proof requires 2 f + 2 < K (Proposition 1).
     """
 
     def combine(rows: Rows, clients: int) -> np.ndarray:
         f = hostile(share, clients)
-        chosen = closest(rows, clients, f)[: clients - f if several else 1]
+        chosen = most_central(rows, clients, f)[: clients - f if several else 1]
         return np.concatenate([part[sorted(chosen)].mean(axis=0) for part in rows()])
 
     def weakness(clients: int) -> str:
         f = hostile(share, clients)
         if not f:
-            return f"floor({share:g} x {clients}) = 0 clients are taken for hostile"
+            return f"floor({share:g} x {clients}) = 0 clients are assumed hostile"
         return "" if 2 * f + 2 < clients else f"2 f + 2 < K does not hold for f = {f} and K = {clients}"
 
     return RobustRule(combine, weakness)
 
 
-def closest(rows: Rows, clients: int, f: int) -> list[int]:
-    """The rows by the sum of the squared distances to their max(1, K - f - 2) nearest others, ascending."""
+def most_central(rows: Rows, clients: int, f: int) -> list[int]:
+    """Return row indices by ascending sum of squared distances to the max(1, K - f - 2) nearest other rows."""
     gram = np.zeros((clients, clients))
     for part in rows():
-        wide = part.astype(np.float64)
-        gram += wide @ wide.T
+        entries = part.astype(np.float64)
+        gram += entries @ entries.T
     norms = np.diag(gram)
     distances = norms[:, None] + norms[None, :] - 2 * gram
     np.fill_diagonal(distances, np.inf)
@@ -114,7 +114,7 @@ class Robust:
     """A Fold that combines every adapter's deltas by a rule; one update is in memory at a time."""
 
     def __init__(self, rule: RobustRule, factor: Callable[[Update], float]) -> None:
-        """factor(update): what its delta is scaled by before (norm clipping)."""
+        """factor(update): scales its delta first (norm clipping)."""
         self.rule, self.factor = rule, factor
         self.stacks: dict[str, _Stack] = {}
 
@@ -131,7 +131,7 @@ class Robust:
 
 
 class _Stack:
-    """The updates of one adapter, one behind the other in a file without a name."""
+    """The updates of one adapter, one after the other in an unlinked temporary file."""
 
     def __init__(self, shapes: Mapping[str, Size]) -> None:
         self.shapes, self.count = shapes, 0

@@ -1,8 +1,8 @@
-"""ServerOpt: what the server does with the mean delta, in the three arithmetics that exist in the world.
+"""ServerOpt: server optimisers, which move the adapter by the mean delta, each in three published variants.
 
-x is the adapter, D the mean of the clients' deltas, m and v start at 0 unless said; element by element.
+x is the adapter, D the mean of the clients' deltas; m and v start at 0 unless stated; all operations are elementwise.
 paper: Hsu et al. 2019 (arXiv:1909.06335), Reddi et al. 2021, Algorithm 2 (arXiv:2003.00295).
-openfedllm: rui-ye/OpenFedLLM. flower: flwr 1.39. docs/aggregators.md has them side by side.
+openfedllm: rui-ye/OpenFedLLM. flower: flwr 1.39. docs/aggregators.md compares them.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,20 +26,20 @@ class ServerOpt:
     step: Callable[[Tree, Tree, Slots, int], tuple[Tree, Slots]]
 
 
-def known_variant(variant: str) -> str:
-    """`variant`, or ConfigError."""
+def check_variant(variant: str) -> str:
+    """Return `variant`. Raises ConfigError if it is not one of VARIANTS."""
     if variant not in VARIANTS:
         raise ConfigError(f"strategy.variant must be one of {' | '.join(VARIANTS)}, got {variant!r}")
     return variant
 
 
 def plain(eta: float) -> ServerOpt:
-    """x + eta D."""
+    """Return the step x + eta D."""
     return ServerOpt(lambda x, d, slots, rnd: (add(x, scale(d, eta)), {}))
 
 
 def momentum(variant: str, eta: float, beta: float) -> ServerOpt:
-    """paper, flower: m = beta m + D; openfedllm: m = D in round 1, then beta m + (1 - beta) D. x + eta m."""
+    """Return the step x + eta m. m = beta m + D; in openfedllm m = D in round 1, then beta m + (1 - beta) D."""
 
     def step(x: Tree, d: Tree, slots: Slots, rnd: int) -> tuple[Tree, Slots]:
         if "m" not in slots:
@@ -77,10 +77,10 @@ def adaptive(
     beta_1: float,
     correction: Callable[[int], float] | None = None,
 ) -> ServerOpt:
-    """x + eta m / (sqrt(v) + tau), with m = beta_1 m + (1 - beta_1) D and v = second(v, D^2).
+    """Return the step x + eta m / (sqrt(v) + tau), with m = beta_1 m + (1 - beta_1) D and v = second(v, D^2).
 
     openfedllm: m = D in round 1, and v takes m^2 where the others take D^2. v starts at tau^2, in flower at 0.
-    correction(rnd): a factor on eta.
+    correction(rnd): a factor on eta. None: 1.
     """
 
     def step(x: Tree, d: Tree, slots: Slots, rnd: int) -> tuple[Tree, Slots]:
@@ -99,5 +99,5 @@ def adaptive(
 
 
 def flower_adam_correction(beta_1: float, beta_2: float) -> Callable[[int], float]:
-    """Adam's bias correction as flwr writes it: with exponent rnd + 1 where Kingma and Ba have rnd."""
+    """Return Adam's bias correction as in flwr, whose exponent is rnd + 1 where Kingma and Ba have rnd."""
     return lambda rnd: sqrt(1 - beta_2 ** (rnd + 1)) / (1 - beta_1 ** (rnd + 1))

@@ -1,7 +1,7 @@
-"""FedProx's client: a pull towards the adapter of the round's start, (mu/2) ||w - x||^2.
+"""FedProx on the client: a proximal term (mu/2) ||w - x||^2 towards the adapter at the start of the round.
 
 Li et al. 2020, Eq. 2 (arXiv:1812.06127). Deviations: the client's own optimiser instead of an inexact solver; a
-tensor that is the client's own is pulled to its own start, since the server has none.
+tensor that is the client's own is pulled to its value at the start of the round, since the server has none.
 """
 
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from dataclasses import replace
 from torch import Tensor
 
 from core.types import Order
-from strategies.clients.rule import PLAIN, ClientRule, Correct, Memory, beside
+from strategies.clients.rule import PLAIN, ClientRule, Correct, Memory, placed_like
 
 
 def proximal(w: Tensor, x: Tensor, mu: float) -> tuple[Tensor, Tensor]:
-    """The term (mu/2) ||w - x||^2 of one tensor and its gradient mu (w - x)."""
+    """Return the term (mu/2) ||w - x||^2 of one tensor and its gradient mu (w - x)."""
     drift = w - x
     return mu / 2 * drift.square().sum(), mu * drift
 
 
 def fedprox_rule(mu: float, rule: ClientRule = PLAIN) -> ClientRule:
-    """`rule` with the pull; what trains and travels is its own affair."""
+    """Return `rule` with the proximal term; which tensors train and travel is unchanged."""
 
     def correct(order: Order, memory: Memory) -> Correct:
         return pull_to(rule.start(order, memory), mu)
@@ -29,6 +29,6 @@ def fedprox_rule(mu: float, rule: ClientRule = PLAIN) -> ClientRule:
 
 
 def pull_to(tree: Mapping[str, Tensor], mu: float) -> Correct:
-    """The term's gradient towards `tree`, added to each gradient."""
-    start = beside(tree)
+    """Return a correction that adds the proximal term's gradient, towards `tree`, to each gradient."""
+    start = placed_like(tree)
     return lambda name, w, gradient: gradient + proximal(w, start(name, w), mu)[1]

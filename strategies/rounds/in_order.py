@@ -1,4 +1,4 @@
-"""InOrder: updates come in any order and are handed on in one order; those too early wait on disk."""
+"""InOrder: take updates in any order and pass them on in a fixed one; early updates wait on disk."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ from core.types import Update
 
 
 class InOrder:
-    """Hands on the updates of `clients`, in that order, as soon as all before each are in or given up.
+    """Passes on the updates of `clients` in that order, each as soon as all before it have come or been skipped.
 
-    At most one update is in memory: one whose turn has not come waits in `folder`, without a name there,
-    so that nothing is left behind when the process dies.
+    At most one update is in memory: an early one waits in an unlinked file in `folder`, so that nothing remains
+    if the process dies.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class InOrder:
         self.early: dict[int, _OnDisk | None] = {}
 
     def put(self, update: Update) -> None:
+        """Pass the update on if it is its turn, else store it."""
         if self.turns[0] == update.client:
             self.hand_on(update)
             self.turns.pop(0)
@@ -35,7 +36,7 @@ class InOrder:
             self.early[update.client] = _OnDisk(update, self.folder)
 
     def skip(self, client: int) -> None:
-        """Nothing will come from this client."""
+        """Do not wait for this client."""
         self.early[client] = None
         self._advance()
 
@@ -43,22 +44,22 @@ class InOrder:
         while self.turns and self.turns[0] in self.early:
             waiting = self.early.pop(self.turns.pop(0))
             if waiting:
-                self.hand_on(waiting.back())
+                self.hand_on(waiting.read())
 
 
 class _OnDisk:
-    """An update whose numbers are in a file without a name."""
+    """An update whose tensors are in an unlinked temporary file."""
 
     def __init__(self, update: Update, folder: Path | None) -> None:
         self.update = replace(update, trees={})
         self.shapes = {name: {n: t.shape for n, t in tree.items()} for name, tree in update.trees.items()}
         with store.writing(folder or Path(tempfile.gettempdir())):
-            self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by back)
+            self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by read)
             for tree in update.trees.values():
                 np.save(self.file, flat(tree).numpy())
             self.file.flush()
 
-    def back(self) -> Update:
+    def read(self) -> Update:
         with self.file as file:
             file.seek(0)
             trees = {

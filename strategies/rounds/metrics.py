@@ -1,29 +1,31 @@
-"""The federation's mean of what its clients measured."""
+"""Means and sums of client metrics over the federation."""
 
 from collections.abc import Sequence
 
 from core.types import Metrics, Update
 
-SUM = "sum/"  # prefix of additive quantities: the server adds them, the task's brief reads them
+SUM = "sum/"  # prefix of additive quantities: the server sums them and the task computes its settings from the sums
 
 
 def weighted_mean(updates: Sequence[Update]) -> Metrics:
-    """Each metric's mean over the clients that have it, weighted by their examples; "examples" is the sum.
+    """Return each metric's mean over the clients that have it, weighted by examples; "examples" is their sum.
 
     A metric that no client has is absent.
     """
     out: Metrics = {}
     for name in sorted({n for u in updates for n in u.metrics if not n.startswith(SUM)}):
-        having = [(u.metrics[name], u.examples) for u in updates if name in u.metrics and u.examples > 0]
-        if having:
-            out[name] = sum(value * weight for value, weight in having) / sum(weight for _, weight in having)
+        measured = [(u.metrics[name], u.examples) for u in updates if name in u.metrics and u.examples > 0]
+        if measured:
+            out[name] = sum(value * weight for value, weight in measured) / sum(
+                weight for _, weight in measured
+            )
     if updates:
         out["examples"] = float(sum(u.examples for u in updates))
     return out
 
 
 def pooled_sums(updates: Sequence[Update]) -> Metrics:
-    """The additive quantities of all clients, added in the order given."""
+    """Return the sums over clients of the additive quantities, added in the order of `updates`."""
     out: Metrics = {}
     for update in updates:
         for name, value in update.metrics.items():

@@ -1,4 +1,4 @@
-"""What the round loop knows of one run: its limits, who is connected, what is under way; how answers are awaited."""
+"""The round loop's view of a run: limits, connected clients, the exchange in progress; and waiting for replies."""
 
 import logging
 import math
@@ -19,70 +19,74 @@ from strategies.rounds.in_order import InOrder
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.1  # between two looks at who is connected
-PATIENT_S = 3.0  # without a word, while clients are missing
-POLL_S = 0.02  # between two questions for replies, at least
-SHARE = 0.02  # of the time waited so far: how long to wait before the next question
-POLL_MOST_S = 1.0
-# the SuperLink's own errors, at the deadline
+CONNECT_POLL_S = 0.1  # between two looks at which nodes are connected
+QUIET_S = 3.0  # wait this long for missing clients before reporting them
+MIN_POLL_S = 0.02  # between two requests for replies
+POLL_SHARE = 0.02  # wait this share of the time waited so far before the next request
+MAX_POLL_S = 1.0
+# errors that the SuperLink itself reports at the deadline
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-NEEDED = {"client", "examples", "census", "data", "skipped", "truth"}  # facts of a hello
-AT_ONCE = 4  # replies asked for in one call, so that no more of them are in memory
+REQUIRED_FACTS = {"client", "examples", "census", "data", "skipped", "truth"}  # of a hello
+REPLIES_PER_CALL = 4  # bounds how many replies are in memory
 
 
 @dataclass(frozen=True)
-class Live:
-    """What a run gives to the loop: its limits, what every order carries, and where its results go."""
+class RunContext:
+    """What a run gives to the round loop: limits, what every order carries, and callbacks for results."""
 
-    knobs: Mapping[str, Scalar]  # on every order: run, base fingerprint, ...
+    knobs: Mapping[str, Scalar]  # sent with every order: run, base fingerprint, ...
     min_available_nodes: int
     fraction_train: float
     sampling: str
     fault: FaultConfig
     eval_every: int
-    spool: Path  # where an update waits whose turn has not come
-    brief: Callable[[Mapping[str, float]], dict[str, Scalar]]  # a task's knobs from the pooled sums
-    on_hello: Callable[[Mapping[int, Json]], None]  # client -> what it said of itself
-    on_round: Callable[[ServerState, Json], None]  # commits the round
-    say: Callable[[str], None] = log.info  # to who started the run
-    base_scored: bool = False  # round 0 was committed by a run that is now resumed
-    votes: bool = False  # whether several adapters can be asked together which answer is better
+    spool: Path  # folder for updates that wait for their turn
+    task_knobs: Callable[[Mapping[str, float]], dict[str, Scalar]]  # task settings from the pooled counts
+    on_hello: Callable[[Mapping[int, Json]], None]  # receives the clients' hellos by client
+    on_round: Callable[[ServerState, Json], None]  # commits the round: state and record
+    say: Callable[[str], None] = log.info  # prints a line for the user
+    base_scored: bool = False  # whether round 0 was committed before this run was resumed
+    votes: bool = False  # whether several adapters can vote on which answer is better
 
-    def quorum(self, asked: int) -> int:
-        """How many of the clients asked must answer."""
-        wanted = max(self.fault.min_replies, math.ceil(self.fault.min_fraction * asked - 1e-9))
-        return min(wanted, asked)
+    def quorum(self, orders: int) -> int:
+        """Return how many of so many orders must be answered."""
+        # min_fraction x orders may exceed a whole number by a rounding error, which must not raise the quorum
+        required = max(self.fault.min_replies, math.ceil(self.fault.min_fraction * orders - 1e-9))
+        return min(required, orders)
 
 
 @dataclass
 class Roster:
-    """Who is connected: client (data partition) to node, and what each said of itself."""
+    """The connected clients: the node of each client (data partition), and its hello."""
 
     nodes: dict[int, int] = field(default_factory=dict)
-    said: dict[int, Json] = field(default_factory=dict)
-    refused: set[int] = field(default_factory=set)  # nodes whose own policy keeps them out of this run
+    hellos: dict[int, Json] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)  # nodes whose site's policy refuses this run
 
     @property
     def names(self) -> dict[int, str]:
-        """What clients that have a name are called."""
-        return {c: str(said["name"]) for c, said in self.said.items() if said.get("name")}
+        """The names of clients that have one."""
+        return {c: str(hello["name"]) for c, hello in self.hellos.items() if hello.get("name")}
 
     def clients(self) -> list[Client]:
-        return [Client(c, int(self.said[c]["examples"])) for c in sorted(self.nodes)]
+        return [Client(c, int(self.hellos[c]["examples"])) for c in sorted(self.nodes)]
 
     def forget_all_but(self, present: Sequence[int]) -> list[int]:
-        """Drop the clients whose node has left; the present nodes that nobody has asked yet."""
+        """Drop clients whose node has disconnected. Returns the present nodes that have not been asked for a hello."""
         self.nodes = {c: n for c, n in self.nodes.items() if n in present}
         return [n for n in present if n not in self.nodes.values() and n not in self.refused]
 
     def enter(self, replies: Sequence[Message], max_examples: int, failed: Collection[str]) -> list[str]:
-        """Take the hellos in; why any of the nodes cannot take part. Who `failed` may come back as another node."""
+        """Enter the clients of these hellos. Returns why nodes cannot take part.
+
+        failed: clients without a result in the last exchange; such a client may return as another node.
+        """
         problems: set[str] = set()
         for reply in sorted(replies, key=lambda r: r.metadata.src_node_id):
             try:
                 failure = wire.failure_of(reply)
-                said: Json = None if failure else wire.decode_facts(reply.content)
-            except Exception as error:  # as with every reply: not trusted, whatever is wrong with it
+                hello: Json = None if failure else wire.decode_facts(reply.content)
+            except Exception as error:  # replies are not trusted: any malformed one is only reported
                 problems.add(f"node {reply.metadata.src_node_id}: unreadable hello ({type(error).__name__})")
                 continue
             if failure:
@@ -90,70 +94,75 @@ class Roster:
                     self.refused.add(reply.metadata.src_node_id)
                 problems.add(f"{failure.kind}: {failure.reason}")
                 continue
-            if bad := _unfit(said, max_examples):
+            if bad := _hello_problem(hello, max_examples):
                 problems.add(f"node {reply.metadata.src_node_id} {bad}")
                 continue
-            client = said["client"]
+            client = hello["client"]
             if client in self.nodes and str(client) not in failed:
-                problems.add(f"two nodes say that they are partition-id {client}; each needs its own")
+                problems.add(f"two nodes have partition-id {client}; each needs a different one")
                 continue
-            self.nodes[client], self.said[client] = reply.metadata.src_node_id, said
+            self.nodes[client], self.hellos[client] = reply.metadata.src_node_id, hello
         return sorted(problems)
 
 
-def _unfit(said: Json, max_examples: int) -> str | None:
-    """Why a hello cannot be used, or None."""
-    if not isinstance(said, dict) or not said.keys() >= NEEDED:
-        return "sends a hello without the facts that are needed"
-    for name, most in (("client", 1 << 31), ("examples", max_examples)):
-        if type(said[name]) is not int or not 0 <= said[name] <= most:
-            return f"says {name} = {said[name]!r}; a whole number of 0..{most} is expected"
-    counts = said["census"].values() if isinstance(said["census"], dict) else [None]
+def _hello_problem(hello: Json, max_examples: int) -> str | None:
+    """Return why a hello cannot be used, or None."""
+    if not isinstance(hello, dict) or not hello.keys() >= REQUIRED_FACTS:
+        return f"sent a hello without all of the facts {', '.join(sorted(REQUIRED_FACTS))}"
+    for name, limit in (("client", 1 << 31), ("examples", max_examples)):
+        if type(hello[name]) is not int or not 0 <= hello[name] <= limit:
+            return f"sent {name} = {hello[name]!r}; expected an integer from 0 to {limit}"
+    counts = hello["census"].values() if isinstance(hello["census"], dict) else [None]
     if not all(isinstance(n, int | float) and math.isfinite(n) for n in counts):
-        return f"says census = {said['census']!r}; names with numbers are expected"
+        return f"sent census = {hello['census']!r}; expected finite numbers by name"
     return None
 
 
 @dataclass
 class Exchange:
-    """One question to many clients: what was sent, what it cost, and how long the answers took to use."""
+    """Traffic and timing of one exchange: orders to many clients, and their replies."""
 
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: float = 0.0  # from the first message to the last reply
-    using: float = 0.0  # of these and after them: seconds spent on checking and folding replies
-    asked: dict[str, int] = field(default_factory=dict)  # message to node: Flower's own errors do not name it
+    aggregate_seconds: float = 0.0  # checking, folding and merging replies; partly within `seconds`
+    # message id to node, because Flower's own errors do not name the node
+    node_of: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Session:
     """What the loop of one run remembers between its calls of Flower's methods."""
 
-    live: Live
+    context: RunContext
     state: ServerState
     roster: Roster = field(default_factory=Roster)
-    orders: dict[int, Order] = field(default_factory=dict)  # by node, of the exchange under way
+    orders: dict[int, Order] = field(default_factory=dict)  # by node, of the current exchange
     exchange: Exchange = field(default_factory=Exchange)
     updates: list[Update] = field(default_factory=list)  # of the last exchange, by client, without trees
     failed: dict[str, str] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
 
     def census(self) -> Metrics:
-        """The federation's sums of what its clients counted in their rows."""
+        """Return the sums over all clients of what each counted in its rows."""
         out: Metrics = {}
-        for _, said in sorted(self.roster.said.items()):
-            for name, count in said["census"].items():
+        for _, hello in sorted(self.roster.hellos.items()):
+            for name, count in hello["census"].items():
                 out[name] = out.get(name, 0.0) + count
         return out
 
     def messages(self, kind: str, rnd: int, orders: Sequence[Order]) -> Iterator[Message]:
-        """One message an order, made when it is sent; the tree that all orders carry is encoded once."""
+        """Yield a message per order, each built when it is sent; a tree that all orders carry is encoded once."""
         self.orders = {self.roster.nodes[o.client]: o for o in orders}
-        seen: wire.Seen = {}
-        ttl = self.live.fault.round_deadline_s  # Flower drops what is not fetched by then
+        encoded: wire.EncodedTrees = {}
+        ttl = self.context.fault.round_deadline_s  # Flower drops what is not fetched by then
         return (
             Message(
-                wire.encode_order(order, seen), dst_node_id=n, message_type=kind, group_id=str(rnd), ttl=ttl
+                wire.encode_order(order, encoded),
+                dst_node_id=n,
+                message_type=kind,
+                group_id=str(rnd),
+                ttl=ttl,
             )
             for n, order in self.orders.items()
         )
@@ -164,8 +173,12 @@ class Session:
         use: Callable[[Update], None],
         check: Callable[[Order, Update], str | None],
     ) -> None:
-        """Sort replies into updates and failures as they come; `use` sees the good updates in order of client."""
-        deadline_s = self.live.fault.round_deadline_s
+        """Sort replies into updates and failures as they come.
+
+        check(order, update): why the update cannot be used, or None.
+        use(update): called with the usable updates in order of client, whatever order they arrive in.
+        """
+        deadline_s = self.context.fault.round_deadline_s
         failed = {o.client: f"no answer within {deadline_s:g} s" for o in self.orders.values()}
         self.updates = []
 
@@ -173,37 +186,37 @@ class Session:
             use(update)
             self.updates.append(replace(update, trees={}))
 
-        line = InOrder(sorted(failed), take, self.live.spool)
+        queue = InOrder(sorted(failed), take, self.context.spool)
         for reply in replies:
-            node = self.exchange.asked[reply.metadata.reply_to_message_id]
+            node = self.exchange.node_of[reply.metadata.reply_to_message_id]
             if reply.has_error() and reply.error.code in EXPIRED:
-                continue  # it stays "no answer"
+                continue  # the reason stays "no answer within ..."
             order, started = self.orders[node], time.monotonic()
             outcome = _read(order, reply, check)
             if isinstance(outcome, Update):
                 del failed[order.client]
-                line.put(outcome)
+                queue.put(outcome)
             else:
                 failed[order.client] = outcome
-                line.skip(order.client)
-            self.exchange.using += time.monotonic() - started
+                queue.skip(order.client)
+            self.exchange.aggregate_seconds += time.monotonic() - started
         for client in sorted(failed):
-            line.skip(client)
+            queue.skip(client)
         self.failed = {str(c): reason for c, reason in sorted(failed.items())}
         for client, reason in self.failed.items():
             log.info("client=%s failed: %s", client, reason)
 
 
 def _read(order: Order, reply: Message, check: Callable[[Order, Update], str | None]) -> Update | str:
-    """The update in a reply, or why there is none; what a client sends is not trusted, whatever is wrong with it."""
+    """Return the update in a reply, or why it has none. Replies are not trusted: a malformed one is only reported."""
     try:
         if failure := wire.failure_of(reply):
             return f"{failure.kind}: {failure.reason}"
         update = wire.decode_update(reply.content)
         if update.client != order.client or update.adapter != order.adapter:
             return (
-                f"it says client {update.client}, adapter {update.adapter!r}; "
-                f"asked was client {order.client}, adapter {order.adapter!r}"
+                f"the reply names client {update.client}, adapter {update.adapter!r}; "
+                f"the order was for client {order.client}, adapter {order.adapter!r}"
             )
         return check(order, update) or update
     except Exception as error:
@@ -211,43 +224,46 @@ def _read(order: Order, reply: Message, check: Callable[[Order, Update], str | N
 
 
 def collect(
-    grid: Grid, messages: Iterable[Message], timeout_s: float, asked: dict[str, int]
+    grid: Grid, messages: Iterable[Message], timeout_s: float, node_of: dict[str, int]
 ) -> Iterator[Message]:
-    """Replies as they arrive, a few at a time, until all have come or `timeout_s` has passed since the sending.
+    """Send the messages and yield replies as they arrive, until all are in or `timeout_s` has passed.
 
-    asked: takes the ids of the messages sent, and the node that each went to.
+    timeout_s counts from the last message sent. node_of: receives the ids of the sent messages, with the node of each.
     """
     for message in messages:
-        asked |= {i: message.metadata.dst_node_id for i in grid.push_messages([message]) if i}
-    waiting, sent = list(asked), time.monotonic()
+        node_of |= {i: message.metadata.dst_node_id for i in grid.push_messages([message]) if i}
+    waiting, sent = list(node_of), time.monotonic()
     while waiting:
-        came, started = set[str](), time.monotonic()
-        for some in (waiting[i : i + AT_ONCE] for i in range(0, len(waiting), AT_ONCE)):
-            for reply in grid.pull_messages(some):
-                if reply.metadata.reply_to_message_id in came:
-                    continue  # a client that answers twice
-                came.add(reply.metadata.reply_to_message_id)
+        arrived, started = set[str](), time.monotonic()
+        for batch in (waiting[i : i + REPLIES_PER_CALL] for i in range(0, len(waiting), REPLIES_PER_CALL)):
+            for reply in grid.pull_messages(batch):
+                if reply.metadata.reply_to_message_id in arrived:
+                    continue  # a client that answered twice
+                arrived.add(reply.metadata.reply_to_message_id)
                 yield reply
-        waiting = [i for i in waiting if i not in came]
+        waiting = [i for i in waiting if i not in arrived]
         if waiting and time.monotonic() > sent + timeout_s:
             return
-        if waiting:  # asking for many takes long: at most half of the time
+        if waiting:  # requests for many messages take long: spend at most half of the time on them
             now = time.monotonic()
-            time.sleep(max(POLL_S, min(POLL_MOST_S, SHARE * (now - sent)), now - started))
+            time.sleep(max(MIN_POLL_S, min(MAX_POLL_S, POLL_SHARE * (now - sent)), now - started))
 
 
-def present(grid: Grid, live: Live) -> list[int]:
-    """The nodes, once at least min_available_nodes are connected; RoundFailed when that takes too long."""
-    started, told = time.monotonic(), -1
-    while len(nodes := sorted(grid.get_node_ids())) < live.min_available_nodes:
+def wait_for_nodes(grid: Grid, context: RunContext) -> list[int]:
+    """Wait until at least min_available_nodes are connected and return the connected nodes.
+
+    Raises RoundFailed after fault.start-timeout-s.
+    """
+    started, reported = time.monotonic(), -1
+    while len(nodes := sorted(grid.get_node_ids())) < context.min_available_nodes:
         waited = time.monotonic() - started
-        if waited > PATIENT_S and len(nodes) != told:
-            told = len(nodes)
-            live.say(f"waiting  {told} of {live.min_available_nodes} clients are connected")
-        if waited > live.fault.start_timeout_s:
+        if waited > QUIET_S and len(nodes) != reported:
+            reported = len(nodes)
+            context.say(f"waiting  {reported} of {context.min_available_nodes} clients are connected")
+        if waited > context.fault.start_timeout_s:
             raise RoundFailed(
-                f"{len(nodes)} clients connected within {live.fault.start_timeout_s:g} s, "
-                f"strategy.min-available-nodes = {live.min_available_nodes}; start more SuperNodes or lower it"
+                f"{len(nodes)} clients connected within {context.fault.start_timeout_s:g} s, "
+                f"strategy.min-available-nodes = {context.min_available_nodes}; start more SuperNodes or lower it"
             )
-        time.sleep(LOOK_S)
+        time.sleep(CONNECT_POLL_S)
     return nodes

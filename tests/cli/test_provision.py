@@ -68,7 +68,7 @@ def test_a_site_that_makes_its_own_key_sends_the_public_half_alone(tmp_path):
     said = make(tmp_path)
     server, west = tmp_path / "kits" / "server", tmp_path / "kits" / "sites" / "west"
     assert [line for line in said if line.startswith("west") and "--site-key" in line]
-    with pytest.raises(ConfigError, match="make it here with `accord provision --site-key"):
+    with pytest.raises(ConfigError, match="`accord provision --site-key"):
         check_files(NodeKit.read(west))
     line = make_site_key(west)
     key = (west / "node.key").read_bytes()
@@ -304,8 +304,8 @@ def test_the_federations_own_server_is_taken(answered):
     ("how", "message"),
     [
         ({"days": -1}, "has expired; on the server: `accord provision FEDERATION.toml --renew`"),
-        ({"other": True}, "is not of this kit's authority"),
-        ({"names": ("127.0.0.2",)}, "is not for that address: name it in hosts of federation.toml"),
+        ({"other": True}, "this kit's authority"),
+        ({"names": ("127.0.0.2",)}, "is not for this address: add it to hosts in federation.toml"),
     ],
 )
 def test_another_certificate_is_refused_with_its_reason(answered, how, message):
@@ -370,7 +370,7 @@ def test_a_site_is_not_a_server_and_has_a_key(tmp_path):
     with pytest.raises(ConfigError, match="is the kit of a site, expected the kit of a server"):
         serve.superlink(north)
     (north / "node.key").unlink()
-    with pytest.raises(ConfigError, match="make it here with `accord provision --site-key"):
+    with pytest.raises(ConfigError, match="`accord provision --site-key"):
         check_files(NodeKit.read(north))
 
 
@@ -379,7 +379,7 @@ def test_a_port_that_another_sites_supernode_has_is_named(tmp_path):
         port = taken.getsockname()[1]
         make(tmp_path, HEAD + f"[sites.north]\nport = {port}\n")
         with pytest.raises(
-            ConfigError, match=rf"cannot listen on 127.0.0.1:{port}.*`port` of \[sites.north\]"
+            ConfigError, match=rf"cannot listen on 127.0.0.1:{port}.*`port` in \[sites.north\]"
         ):
             Supervisor(NodeKit.read(tmp_path / "kits" / "sites" / "north")).run()
 
@@ -408,8 +408,8 @@ INACTIVE = "[code: 2004] Failed to activate SuperNode.\n"
 @pytest.mark.parametrize(
     ("said", "worked", "seen", "message"),
     [
-        (INACTIVE, False, False, "does not take the key of north, SHA256:"),
-        (INACTIVE, False, True, "the server still takes the one before for alive"),
+        (INACTIVE, False, False, "refuses the key of north, SHA256:"),
+        (INACTIVE, False, True, "the server still takes the previous SuperNode for alive"),
         (ENDED, False, False, "refuses the signature of north: the clocks of the two machines"),
         (ENDED + "Traceback ...\nRuntimeError: x\n", True, True, "the server refused its key"),
         ("SSL/TLS handshake error detected.\n", False, False, "no TLS connection"),
@@ -420,9 +420,9 @@ INACTIVE = "[code: 2004] Failed to activate SuperNode.\n"
 def test_the_end_of_a_supernode_is_put_into_words(tmp_path, said, worked, seen, message):
     make(tmp_path)
     supervisor = Supervisor(NodeKit.read(tmp_path / "kits" / "sites" / "north"))
-    supervisor.seen.parent.mkdir()
+    supervisor.last_active.parent.mkdir()
     if seen:
-        supervisor.seen.touch()
+        supervisor.last_active.touch()
     try:
         got = supervisor.reason(said, worked=worked)
     except ConfigError as error:

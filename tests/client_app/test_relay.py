@@ -58,7 +58,7 @@ def test_a_site_that_nobody_started_is_waited_for_as_long_as_told(tmp_path):
     )
     assert 1.4 < time.monotonic() - started < 6
     assert failure(record).startswith(
-        f"SiteError: nobody answers at unix:{tmp_path}/s.sock within site.wait-s = 1.5 s"
+        f"SiteError: no site answered at unix:{tmp_path}/s.sock within site.wait-s = 1.5 s"
     )
 
 
@@ -104,7 +104,7 @@ def test_a_site_that_dies_of_every_message_is_given_up(place, tmp_path):
         process.kill()
         process.wait()
     waiting.join()
-    assert failure(said[0]).endswith("went away 3 times before it answered")
+    assert failure(said[0]).endswith("disconnected 3 times before it answered; see its log")
 
 
 @pytest.mark.parametrize("wait", ["soon", -1.0])

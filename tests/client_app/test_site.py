@@ -78,7 +78,7 @@ def test_names_come_from_the_data_in_a_simulation_only(tmp_path):
 
 
 def test_another_base_is_refused(site):
-    with pytest.raises(BaseMismatch, match="client 0 holds another base model than the server"):
+    with pytest.raises(BaseMismatch, match="client 0 has a different base model"):
         site().hello({"base": "0" * 32})
 
 
@@ -254,7 +254,7 @@ def test_trl_runs_rules_that_leave_the_steps_alone(site):
     one = site(train__engine="trl")
     one.hello({})
     with pytest.raises(
-        ConfigError, match=r"strategy.name = 'fedavg' changes the local steps.*'trl' cannot do"
+        ConfigError, match=r"strategy.name = 'fedavg' changes the local .*steps.*'trl' cannot do"
     ):
         Bent(one.config, one.node).hello({})
 
@@ -294,7 +294,7 @@ def test_an_edited_file_is_read_again(site, tmp_path):
         ({}, "a SuperNode needs --node-config"),
         (
             {"partition-id": 3, "num-partitions": 3},
-            r"partition-id must be in 0..num-partitions - 1 = 0..2, got 3",
+            r"partition-id .* num-partitions - 1 = 2, got 3",
         ),
         ({"partition-id": "x", "num-partitions": 3}, "a SuperNode needs --node-config"),
     ],

@@ -80,8 +80,8 @@ def test_an_override_arrives():
             {"rlft.epochs": 1},
             "needs task.name = 'selector' or 'reward', whose adapters can judge answers; 'dpo'",
         ),
-        ({**RLFT, "strategy.name": "local"}, "the server holds no judge of answers"),
-        ({**RLFT, "lora.aggregation": "fedsa"}, "the server holds no judge of answers"),
+        ({**RLFT, "strategy.name": "local"}, "the server has no selector"),
+        ({**RLFT, "lora.aggregation": "fedsa"}, "the server has no selector"),
         ({**RLFT, "rlft.policy": "both"}, "rlft.policy = 'both' makes a policy for each selector"),
         ({**RLFT, "rlft.min-confidence": 0.4}, "rlft.min-confidence must be in [0.5, 1), got 0.4"),
         ({**RLFT, "rlft.completions": 1}, "rlft.completions must be at least 2, got 1"),
@@ -105,7 +105,7 @@ def test_an_override_arrives():
             {"strategy.weighting": "big"},
             "strategy.weighting must be one of auto | examples | uniform | tokens, got",
         ),
-        ({"strategy.robust": "median", "strategy.weighting": "tokens"}, "'median' does not weigh clients"),
+        ({"strategy.robust": "median", "strategy.weighting": "tokens"}, "'median' ignores weights"),
         ({"fault.min-fraction": 1.5}, "fault.min-fraction must be in [0, 1], got 1.5"),
         (
             {"strategy.sampling": "some"},
@@ -132,7 +132,7 @@ def test_an_override_arrives():
         ),
         (
             {"train.local-epochs": 1.0, "train.total-epochs": 3.0},
-            "train.local-epochs = 1.0 and train.total-epochs = 3.0 both say how many steps a client takes",
+            "train.local-epochs = 1.0 and train.total-epochs = 3.0 both set how many steps a client takes",
         ),
         (
             {"train.min-learning-rate": 1e-6},
@@ -166,5 +166,5 @@ def test_a_number_that_is_not_finite_is_refused(key, value):
 
 
 def test_a_number_that_flower_cannot_carry_is_refused():
-    with pytest.raises(ConfigError, match=r"run.seed must be a finite number, below"):
+    with pytest.raises(ConfigError, match=r"run.seed must be a finite number of magnitude below"):
         parse({"run.seed": 2**63})

@@ -1,4 +1,4 @@
-"""Where Flower waits: what is changed of flwr is there to be changed, and another flwr is left alone."""
+"""The patches apply to the installed flwr, and a different flwr is left unchanged."""
 
 import subprocess
 import sys
@@ -6,38 +6,46 @@ import time
 
 import pytest
 
-from core.flower_patches import SLEEPS, Sleep
+from core.flower_patches import SUPERNODE_SLEEPS, Sleep
 from tests.federation.conftest import ROOT
 
-CHANGES = "n.shorten_loop(), n.shorten_tasks(), n.shorten_tries(), n.unpack_once(), n.answer_for_the_dead()"
+PATCHES = (
+    "n.shorten_supernode_polling(), n.shorten_task_polling(), n.shorten_fetch_retries(), n.unpack_app_once(), "
+    "n.fail_messages_of_dead_apps()"
+)
 
 
-def test_this_flwr_is_the_one_whose_sleeps_are_known():
-    """In a process of its own: it changes flwr."""
-    code = f"import core.flower_patches as n; print({CHANGES})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-5:] == ["True"] * 5
+def test_every_patch_applies_to_the_installed_flwr():
+    """In a subprocess, because it patches flwr."""
+    code = f"import core.flower_patches as n; print({PATCHES})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split()[-5:] == ["True"] * 5
 
 
-def test_another_loop_is_left_alone():
+def test_a_different_flwr_is_left_unchanged():
     code = (
         "import core.flower_patches as n, flwr.supernode.start_client_internal as loop\n"
-        f"n.SLEEPS = {SLEEPS[:2]!r}; n.TASKS = []; n.TRIES = {{'initial_backoff': 2}}; n.FOLDER = n.EXPIRED = ['x y']\n"
-        f"before = loop.time; print({CHANGES}, loop.time is before)"
+        f"n.SUPERNODE_SLEEPS = {SUPERNODE_SLEEPS[:2]!r}; n.SUPEREXEC_SLEEPS = []\n"
+        "n.FETCH_RETRIES = {'initial_backoff': 2}; n.UNPACKING = n.EXPIRY = ['x y']\n"
+        f"before = loop.time; print({PATCHES}, loop.time is before)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-6:] == ["False"] * 5 + ["True"]
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split()[-6:] == ["False"] * 5 + ["True"]
 
 
-def test_sleeps_grow_with_the_silence_up_to_what_flower_would_sleep(monkeypatch):
+def test_sleeps_grow_with_idle_time_up_to_what_flower_would_sleep(monkeypatch):
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     sleep = Sleep()
     sleep(0.5)
     sleep(3)
-    sleep.busy -= 50
+    sleep.last_work -= 50
     sleep(3)
-    sleep.busy -= 1000
+    sleep.last_work -= 1000
     sleep(3)
     assert slept == pytest.approx([0.02, 0.02, 1.0, 3.0], abs=0.01)
 
@@ -52,12 +60,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.nodestate.nodestate_factory import NodeStateFactory
 import core.flower_patches
 
-if sys.argv[1] == "changed":
-    assert core.flower_patches.answer_for_the_dead()
+if sys.argv[1] == "patched":
+    assert core.flower_patches.fail_messages_of_dead_apps()
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
 state = NodeStateFactory(ObjectStoreFactory()).state()
 state.set_node_id(1)
-for name in ("fetched", "left"):
+for name in ("fetched", "unfetched"):
     message = Message(RecordDict(), dst_node_id=1, message_type="train")
     message.metadata.__dict__["_message_id"] = name
     state.store_message(message)
@@ -68,9 +76,11 @@ print(sorted(m.metadata.reply_to_message_id for m in state.get_messages(is_reply
 """
 
 
-@pytest.mark.parametrize(("how", "answered"), [("known", ["fetched"]), ("changed", ["fetched", "left"])])
-def test_a_message_that_a_dead_clientapp_left_is_answered(how, answered):
-    """`known` is what flwr 1.39 does: its SuperNode would wait for the other reply for ever."""
-    done = subprocess.run([sys.executable, "-c", DEAD, how], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(answered)
+@pytest.mark.parametrize(
+    ("flwr", "answered"), [("unpatched", ["fetched"]), ("patched", ["fetched", "unfetched"])]
+)
+def test_a_message_whose_clientapp_died_gets_an_error_reply(flwr, answered):
+    """`unpatched` is flwr 1.39 itself, whose SuperNode would wait for the other reply for ever."""
+    result = subprocess.run([sys.executable, "-c", DEAD, flwr], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == str(answered)

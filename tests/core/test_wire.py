@@ -49,7 +49,7 @@ def test_an_adapter_travels_as_one_array():
 def test_a_layout_that_does_not_fit_its_numbers_is_refused():
     record = wire.encode_order(Order(0, {"global": TREE}))
     record["tree.global"] = ArrayRecord({"flat": Array(torch.zeros(3).numpy())})
-    with pytest.raises(TreeMismatch, match="3 numbers arrived, the layout names 7"):
+    with pytest.raises(TreeMismatch, match="3 numbers, the layout has 7"):
         wire.decode_order(record)
 
 
@@ -74,12 +74,12 @@ def test_a_decoded_tree_is_the_messages_own_memory_and_goes_with_it():
 def test_anything_but_a_flat_float32_array_is_refused(array):
     record = wire.encode_order(Order(0, {"global": TREE}))
     record["tree.global"] = ArrayRecord({"flat": Array(array.numpy())})
-    with pytest.raises(TreeMismatch, match="a flat float32 array is expected"):
+    with pytest.raises(TreeMismatch, match="expected a flat float32 array"):
         wire.decode_order(record)
 
 
 def test_a_tree_that_many_orders_carry_is_encoded_once():
-    seen: wire.Seen = {}
-    first, second = (wire.encode_order(Order(c, {"global": TREE}), seen) for c in (0, 1))
+    encoded: wire.Seen = {}
+    first, second = (wire.encode_order(Order(c, {"global": TREE}), encoded) for c in (0, 1))
     assert first["tree.global"] is second["tree.global"]
     assert wire.decode_order(second).client == 1

@@ -60,7 +60,7 @@ def test_a_run_of_kits_is_the_simulations_and_a_stranger_is_refused(place):
     stranger = place.accord("start", str(kits / "sites" / "stranger"), check=False)
     assert stranger.returncode == 2
     assert stranger.stderr.splitlines()[-1].startswith("accord: 127.0.0.1:"), stranger.stderr
-    assert "does not take the key of stranger, SHA256:" in stranger.stderr
+    assert "refuses the key of stranger, SHA256:" in stranger.stderr
     assert "it is not registered there" in stranger.stderr
     for site, node in zip(sites, nodes, strict=True):
         site.up(": ready")

@@ -15,11 +15,11 @@ from core.sections import FaultConfig
 from core.types import Update
 from strategies.fedavg import FedAvg
 from strategies.rounds import session
-from strategies.rounds.session import Live
+from strategies.rounds.session import RunContext
 from tests.loopback import Loopback
 
 X = {"w": torch.zeros(2)}
-LIVE = Live(
+CONTEXT = RunContext(
     knobs={"run": "r"},
     min_available_nodes=3,
     fraction_train=1.0,
@@ -27,8 +27,8 @@ LIVE = Live(
     fault=FaultConfig(round_deadline_s=0.3, start_timeout_s=0.3, max_delta_norm=100.0),
     eval_every=1,
     spool=Path(tempfile.gettempdir()),
-    brief=lambda pooled: {"seen": pooled.get("n", 0.0), "kl": pooled.get("kl_sum", -1.0)},
-    on_hello=lambda said: None,
+    task_knobs=lambda pooled: {"seen": pooled.get("n", 0.0), "kl": pooled.get("kl_sum", -1.0)},
+    on_hello=lambda hellos: None,
     on_round=lambda state, record: None,
 )
 
@@ -56,13 +56,13 @@ def answer(node: int, message: Message, *, bad=None) -> Message | None:
     return Message(wire.encode_update(update), reply_to=message)
 
 
-def federate(rounds: int, *, bad=None, arrival=list, state=None, kept=None, **live):
+def federate(rounds: int, *, bad=None, arrival=list, state=None, kept=None, **changes):
     records, states = [], kept if kept is not None else []
     strategy = FedAvg()
     start = state or strategy.init({"global": X}, 7)
     grid = Loopback([10, 11, 12], lambda n, m: answer(n, m, bad=bad), arrival)
     on_round = lambda s, r: (states.append(s), records.append(r))  # noqa: E731
-    strategy.run(grid, replace(LIVE, on_round=on_round, **live), start, rounds)
+    strategy.run(grid, replace(CONTEXT, on_round=on_round, **changes), start, rounds)
     return states, records
 
 
@@ -90,14 +90,14 @@ def test_a_resumed_run_is_the_same_run():
     assert resumed.facts == whole.facts
 
 
-def test_the_brief_sees_the_census_and_the_last_rounds_sums():
+def test_task_settings_are_computed_from_the_pooled_counts_and_the_last_rounds_sums():
     seen = []
 
-    def brief(pooled):
+    def task_knobs(pooled):
         seen.append((pooled["n"], pooled.get("kl_sum")))
         return {}
 
-    federate(2, brief=brief)
+    federate(2, task_knobs=task_knobs)
     assert seen[0] == (3.0, None)
     assert seen[-1] == (3.0, 6.0)
 
@@ -113,7 +113,7 @@ def delta(**trees):
 def leaking(message, update):
     """What an honest client's encoder refuses: the name is put in afterwards."""
     tree = update.trees["delta"]
-    with pytest.raises(TreeMismatch, match=r"delta: 'private.w' is a client's own and goes into no message"):
+    with pytest.raises(TreeMismatch, match=r"delta: 'private.w' is private"):
         wire.encode_update(delta(**tree, **{"private.w": torch.zeros(2)})(update))
     record = wire.encode_update(delta(**tree, **{"secret_.w": torch.zeros(2)})(update))
     record["facts"]["layouts"] = record["facts"]["layouts"].replace("secret_.w", "private.w")
@@ -139,18 +139,18 @@ def leaking(message, update):
             "the norm of its delta is 101, fault.max-delta-norm = 100",
         ),
         (reply(delta(w=torch.zeros(2), v=torch.zeros(2))), "names differ"),
-        (reply(lambda u: replace(u, trees={})), "it sends [], expected are ['delta']"),
-        (reply(lambda u: replace(u, trees={**u.trees, "more": {}})), "it sends ['delta', 'more']"),
-        (reply(lambda u: replace(u, examples=-5)), "it says -5 examples"),
+        (reply(lambda u: replace(u, trees={})), "trees [], expected ['delta']"),
+        (reply(lambda u: replace(u, trees={**u.trees, "more": {}})), "trees ['delta', 'more']"),
+        (reply(lambda u: replace(u, examples=-5)), "-5 examples"),
         (reply(lambda u: replace(u, examples=10**12)), "fault.max-examples = 100000000"),
-        (reply(lambda u: replace(u, examples=3)), "it says 3 examples, at the start it said 2"),
-        (reply(lambda u: replace(u, tokens=-1)), "it says -1 tokens"),
+        (reply(lambda u: replace(u, examples=3)), "3 examples, but its hello reported 2"),
+        (reply(lambda u: replace(u, tokens=-1)), "-1 tokens"),
         (reply(lambda u: replace(u, metrics={"loss": math.nan})), "metric 'loss' is nan"),
         (reply(lambda u: replace(u, metrics={"loss": "low"})), "unreadable reply"),
-        (reply(lambda u: replace(u, client=2)), "it says client 2"),
-        (reply(lambda u: replace(u, adapter="mine")), "it says client 1, adapter 'mine'"),
+        (reply(lambda u: replace(u, client=2)), "the reply names client 2"),
+        (reply(lambda u: replace(u, adapter="mine")), "the reply names client 1, adapter 'mine'"),
         (lambda m, u: Message(wire.encode_facts({"client": 1}), reply_to=m), "unreadable reply"),
-        (lambda m, u: leaking(m, u), "it sends the private tensor 'private.w' in delta"),
+        (lambda m, u: leaking(m, u), "private tensor 'private.w' in delta"),
     ],
 )
 def test_a_bad_reply_is_left_out_and_named(bad, reason):
@@ -165,9 +165,9 @@ def test_too_few_replies_stop_the_run_with_the_last_round_kept():
     kept: list = []
     with pytest.raises(
         RoundFailed,
-        match=r"round 1: 2 of 3 clients answered, 3 are needed by fault.min-replies = 3 .*\(client 1: no",
+        match=r"round 1: 2 of 3 clients answered, 3 are required by fault.min-replies = 3 .*\(client 1: no",
     ):
-        federate(1, bad=lambda *_: None, fault=replace(LIVE.fault, min_replies=3), kept=kept)
+        federate(1, bad=lambda *_: None, fault=replace(CONTEXT.fault, min_replies=3), kept=kept)
     assert [s.round for s in kept] == [0]
 
 
@@ -180,16 +180,16 @@ def test_too_few_clients_is_said():
 
 def test_two_nodes_of_one_partition_are_refused():
     strategy, twins = FedAvg(), Loopback([10, 11, 12], lambda n, m: answer(10, m))
-    with pytest.raises(ConfigError, match="two nodes say that they are partition-id 0"):
-        strategy.run(twins, LIVE, strategy.init({"global": X}, 7), 1)
+    with pytest.raises(ConfigError, match="two nodes have partition-id 0"):
+        strategy.run(twins, CONTEXT, strategy.init({"global": X}, 7), 1)
 
 
 def test_a_share_of_the_clients_can_be_the_quorum():
     with pytest.raises(
-        RoundFailed, match=r"2 of 3 clients answered, 3 are needed .* fault.min-fraction = 0.7"
+        RoundFailed, match=r"2 of 3 clients answered, 3 are required .* fault.min-fraction = 0.7"
     ):
-        federate(1, bad=lambda *_: None, fault=replace(LIVE.fault, min_fraction=0.7))
-    assert federate(1, bad=lambda *_: None, fault=replace(LIVE.fault, min_fraction=0.6))[0][-1].round == 1
+        federate(1, bad=lambda *_: None, fault=replace(CONTEXT.fault, min_fraction=0.7))
+    assert federate(1, bad=lambda *_: None, fault=replace(CONTEXT.fault, min_fraction=0.6))[0][-1].round == 1
 
 
 def test_the_next_round_asks_again_whoever_failed():
@@ -206,11 +206,11 @@ def test_the_next_round_asks_again_whoever_failed():
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [
-        ({"examples": -3}, "says examples = -3"),
-        ({"examples": 10**15}, "a whole number of 0..100000000 is expected"),
-        ({"client": "one"}, "says client = 'one'"),
-        ({"census": {"n": math.nan}}, "names with numbers are expected"),
-        ({"census": [3]}, "names with numbers are expected"),
+        ({"examples": -3}, "examples = -3"),
+        ({"examples": 10**15}, "from 0 to 100000000"),
+        ({"client": "one"}, "client = 'one'"),
+        ({"census": {"n": math.nan}}, "expected finite numbers by name"),
+        ({"census": [3]}, "expected finite numbers by name"),
     ],
 )
 def test_a_hello_that_lies_is_refused(lie, reason):
@@ -221,7 +221,7 @@ def test_a_hello_that_lies_is_refused(lie, reason):
 
     strategy = FedAvg()
     with pytest.raises(ConfigError, match="1 of 3 clients cannot take part: node 11") as caught:
-        strategy.run(Loopback([10, 11, 12], lying), LIVE, strategy.init({"global": X}, 7), 1)
+        strategy.run(Loopback([10, 11, 12], lying), CONTEXT, strategy.init({"global": X}, 7), 1)
     assert reason in str(caught.value)
 
 
@@ -242,10 +242,10 @@ def test_a_site_whose_policy_refuses_is_left_out_asked_once_and_named():
         return refusing(node, message)
 
     strategy = FedAvg()
-    live = replace(
-        LIVE, min_available_nodes=2, on_round=lambda _, record: seen.append(record), say=told.append
+    context = replace(
+        CONTEXT, min_available_nodes=2, on_round=lambda _, record: seen.append(record), say=told.append
     )
-    strategy.run(Loopback([10, 11, 12], counting), live, strategy.init({"global": X}, 7), 2)
+    strategy.run(Loopback([10, 11, 12], counting), context, strategy.init({"global": X}, 7), 2)
     assert [record["participants"] for record in seen[1:]] == [[0, 2], [0, 2]]
     assert [kind for node, kind in asked if node == 11] == ["query.hello"]
     assert told == ["client left out: PolicyRefused: not this app"]
@@ -254,15 +254,15 @@ def test_a_site_whose_policy_refuses_is_left_out_asked_once_and_named():
 def test_too_few_are_left_when_a_policy_refuses():
     strategy = FedAvg()
     with pytest.raises(RoundFailed, match=r"2 clients can take part, .* = 3 \(PolicyRefused: not this app\)"):
-        strategy.run(Loopback([10, 11, 12], refusing), LIVE, strategy.init({"global": X}, 7), 1)
+        strategy.run(Loopback([10, 11, 12], refusing), CONTEXT, strategy.init({"global": X}, 7), 1)
 
 
 def test_waiting_for_clients_is_said(monkeypatch):
-    monkeypatch.setattr(session, "PATIENT_S", 0.05)
+    monkeypatch.setattr(session, "QUIET_S", 0.05)
     told: list[str] = []
     with pytest.raises(RoundFailed, match="2 clients connected within"):
         FedAvg().run(
-            Loopback([10, 11], answer), replace(LIVE, say=told.append), FedAvg().init({"global": X}, 7), 1
+            Loopback([10, 11], answer), replace(CONTEXT, say=told.append), FedAvg().init({"global": X}, 7), 1
         )
     assert told == ["waiting  2 of 3 clients are connected"]
 
@@ -272,11 +272,11 @@ def test_a_silent_client_is_left_out_when_enough_others_are_there():
         return None if node == 11 else answer(node, message)
 
     strategy, seen = FedAvg(), []
-    live = replace(LIVE, min_available_nodes=2, on_round=lambda state, record: seen.append(record))
-    strategy.run(Loopback([10, 11, 12], silent), live, strategy.init({"global": X}, 7), 1)
+    context = replace(CONTEXT, min_available_nodes=2, on_round=lambda state, record: seen.append(record))
+    strategy.run(Loopback([10, 11, 12], silent), context, strategy.init({"global": X}, 7), 1)
     assert seen[-1]["participants"] == [0, 2]
     with pytest.raises(RoundFailed, match=r"2 clients can take part, strategy.min-available-nodes = 3"):
-        strategy.run(Loopback([10, 11, 12], silent), LIVE, strategy.init({"global": X}, 7), 1)
+        strategy.run(Loopback([10, 11, 12], silent), CONTEXT, strategy.init({"global": X}, 7), 1)
 
 
 def gone(message: Message, code: int = 5, reason: str = "Node Unavailable") -> Message:
@@ -305,8 +305,8 @@ def test_a_node_that_left_before_it_said_who_it_is_stops_nobody():
         return gone(message) if node == 11 else answer(node, message)
 
     strategy, seen = FedAvg(), []
-    live = replace(LIVE, min_available_nodes=2, on_round=lambda state, record: seen.append(record))
-    strategy.run(Loopback([10, 11, 12], left), live, strategy.init({"global": X}, 7), 1)
+    context = replace(CONTEXT, min_available_nodes=2, on_round=lambda state, record: seen.append(record))
+    strategy.run(Loopback([10, 11, 12], left), context, strategy.init({"global": X}, 7), 1)
     assert seen[-1]["participants"] == [0, 2]
 
 
@@ -324,8 +324,8 @@ def test_a_client_that_failed_may_come_back_as_another_node():
 
     grid.answer = restarted
     strategy, seen = FedAvg(), []
-    live = replace(LIVE, on_round=lambda state, record: seen.append(record))
-    strategy.run(grid, live, strategy.init({"global": X}, 7), 2)
+    context = replace(CONTEXT, on_round=lambda state, record: seen.append(record))
+    strategy.run(grid, context, strategy.init({"global": X}, 7), 2)
     assert [r["participants"] for r in seen[1:]] == [[0, 2], [0, 1, 2]]
     late = "no answer within 0.3 s"
     assert seen[1]["failed"] == {"1": f"{late}; evaluation: {late}"}
@@ -334,14 +334,14 @@ def test_a_client_that_failed_may_come_back_as_another_node():
 
 def test_clients_that_leave_between_rounds_count_against_the_quorum():
     grid = Loopback([10, 11, 12], answer)
-    live = replace(
-        LIVE,
-        fault=replace(LIVE.fault, min_replies=3),
+    context = replace(
+        CONTEXT,
+        fault=replace(CONTEXT.fault, min_replies=3),
         on_round=lambda state, record: setattr(grid, "nodes", [10, 12] if state.round else [10, 11, 12]),
     )
     strategy = FedAvg()
     with pytest.raises(RoundFailed, match=r"2 clients are still connected, fault.min-replies = 3"):
-        strategy.run(grid, live, strategy.init({"global": X}, 7), 2)
+        strategy.run(grid, context, strategy.init({"global": X}, 7), 2)
 
 
 def test_the_base_is_scored_once():
@@ -372,7 +372,7 @@ def test_updates_are_folded_while_others_still_train():
                     yield message
 
     strategy = Watched()
-    strategy.run(Late([10, 11, 12], answer), LIVE, strategy.init({"global": X}, 7), 1)
+    strategy.run(Late([10, 11, 12], answer), CONTEXT, strategy.init({"global": X}, 7), 1)
     assert folded == [0, 1, 2]
 
 
@@ -389,8 +389,8 @@ def test_garbage_is_left_out_whatever_it_is(kind, json):
         return answer(node, message)
 
     strategy, seen = FedAvg(), []
-    live = replace(LIVE, on_round=lambda state, record: seen.append(record))
-    strategy.run(Loopback([10, 11, 12], spoil), live, strategy.init({"global": X}, 7), 1)
+    context = replace(CONTEXT, on_round=lambda state, record: seen.append(record))
+    strategy.run(Loopback([10, 11, 12], spoil), context, strategy.init({"global": X}, 7), 1)
     assert set(seen[-1]["failed"]) == {"1"}
     assert sorted(seen[-1]["eval"]["clients"]) == (["0", "2"] if kind == "evaluate" else ["0", "1", "2"])
 
@@ -402,7 +402,7 @@ def test_a_garbled_hello_is_one_line(json):
 
     strategy = FedAvg()
     with pytest.raises(ConfigError, match="1 of 3 clients cannot take part"):
-        strategy.run(Loopback([10, 11, 12], spoil), LIVE, strategy.init({"global": X}, 7), 1)
+        strategy.run(Loopback([10, 11, 12], spoil), CONTEXT, strategy.init({"global": X}, 7), 1)
 
 
 @pytest.mark.parametrize(
@@ -410,8 +410,8 @@ def test_a_garbled_hello_is_one_line(json):
     [
         (Update(1, 4, "global", {}, {"acc": math.nan}), "metric 'acc' is nan"),
         (Update(1, 4, "global", {}, {"acc": "high"}), "unreadable reply"),  # type: ignore[dict-item]
-        (Update(1, -4, "global", {}, {"acc": 1.0}), "it says -4 examples"),
-        (Update(1, 4, "global", {"delta": {}}, {"acc": 1.0}), "it sends ['delta'] with its scores"),
+        (Update(1, -4, "global", {}, {"acc": 1.0}), "-4 examples"),
+        (Update(1, 4, "global", {"delta": {}}, {"acc": 1.0}), "trees ['delta'] with its scores"),
     ],
 )
 def test_bad_scores_are_left_out_and_named(update, reason):
@@ -421,7 +421,7 @@ def test_bad_scores_are_left_out_and_named(update, reason):
         return answer(node, message)
 
     strategy, seen = FedAvg(), []
-    live = replace(LIVE, on_round=lambda state, record: seen.append(record))
-    strategy.run(Loopback([10, 11, 12], spoil), live, strategy.init({"global": X}, 7), 1)
+    context = replace(CONTEXT, on_round=lambda state, record: seen.append(record))
+    strategy.run(Loopback([10, 11, 12], spoil), context, strategy.init({"global": X}, 7), 1)
     assert reason in seen[-1]["failed"]["1"]
     assert seen[-1]["eval"]["mean"]["acc"] == pytest.approx(0.1)

@@ -52,7 +52,7 @@ def test_momentum_and_adam_by_hand():
 def test_the_servers_rate_falls_in_the_second_half():
     """Eight rounds: 1 up to the fifth, then (1 + cos(pi/4 j))/2."""
     strategy, known = FedBis(server_lr_schedule="cosine"), state(rounds=8)
-    rates = [strategy.falling(known, rnd) for rnd in range(1, 9)]
+    rates = [strategy.rate_factor(known, rnd) for rnd in range(1, 9)]
     assert rates == pytest.approx([1, 1, 1, 1, 1, 0.8535534, 0.5, 0.1464466])
     after, _ = merge(strategy, known, 7, updates(2))
     assert after.adapters["global"]["w"].item() == pytest.approx(1.0)

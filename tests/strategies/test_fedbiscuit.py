@@ -258,11 +258,11 @@ def test_a_run_leaves_every_selector_and_the_largest_groups_first():
 
 
 def test_rows_are_set_aside_and_what_stays_at_a_client_is_refused():
-    assert FedBiscuit(grouping_fraction=0.2).client_rule() == replace(PLAIN, aside=0.2)
+    assert FedBiscuit(grouping_fraction=0.2).client_rule() == replace(PLAIN, comparison_share=0.2)
     for method in ("fedsa", "fedex", "flora", "flexlora"):
-        with pytest.raises(ConfigError, match="cannot go with several selectors"):
-            FedBiscuit().under(LoraConfig(aggregation=method))
-    half = FedBiscuit().under(LoraConfig(aggregation="ffa", r=2))
+        with pytest.raises(ConfigError, match="several selectors"):
+            FedBiscuit().with_lora(LoraConfig(aggregation=method))
+    half = FedBiscuit().with_lora(LoraConfig(aggregation="ffa", r=2))
     (order,) = half.plan_train(begin(FedBiscuit()), 1, EVERYONE[:1])
     assert set(order.trees["c0"]) == {"l.lora_B.weight"}
 

@@ -50,7 +50,7 @@ def test_even_a_rule_that_asks_for_it_by_name_gets_nothing():
 
 
 def test_newcomers_open_with_their_own_parts():
-    assert FedPDPO().client_rule().opening == 10
+    assert FedPDPO().client_rule().newcomer_steps == 10
     assert FedPDPO(personal_steps=0).client_rule() == FedAvg().client_rule()
     with pytest.raises(ConfigError, match=r"strategy.personal-steps must not be negative"):
         FedPDPO(personal_steps=-1)
@@ -89,9 +89,9 @@ def test_the_last_evaluation_alone_asks_for_steps_of_ones_own():
         ({"strategy.name": "fedpdpo"}, "strategy.name = 'fedpdpo' is for task.name = 'pdpo': with 'dpo'"),
         (
             {"task.name": "pdpo", "strategy.name": "scaffold"},
-            "which strategy.name = 'scaffold' does not know",
+            "strategy.name = 'scaffold'",
         ),
-        ({"task.name": "pdpo", "strategy.name": "ditto"}, "which strategy.name = 'ditto' does not know"),
+        ({"task.name": "pdpo", "strategy.name": "ditto"}, "strategy.name = 'ditto'"),
         (
             {"task.name": "pdpo", "train.engine": "trl"},
             "train.engine = 'trl' runs sft, dpo and kto, not 'pdpo'",

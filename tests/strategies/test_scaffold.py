@@ -68,7 +68,7 @@ def test_the_control_goes_down_with_the_order():
     [
         ({"variant": "flower"}, "scaffold has paper | openfedllm"),
         ({"control-variate": "both"}, "gradients | steps, got 'both'"),
-        ({"robust": "median"}, "cannot go with scaffold"),
+        ({"robust": "median"}, "strategy.name = 'scaffold'"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

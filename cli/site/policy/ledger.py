@@ -1,4 +1,4 @@
-"""What a site has answered so far, on its own disk: runs and rounds are counted here and by nobody else."""
+"""The ledger: what a site has answered so far, on its own disk. A policy counts runs and rounds by it."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ from core.sections import Config
 from core.tree import flat
 from core.types import Json, Order, Update
 
-# Keys that no answer of a client depends on, or that a resumed run may change.
-APART = (
+# Keys that may change while a run goes on: a resumed run may change them, or no answer of a client depends on them.
+UNPINNED = (
     "run.dir",
     "run.resume",
     "run.log-format",
@@ -28,21 +28,23 @@ APART = (
 
 @dataclass(frozen=True)
 class Ledger:
-    """One line for each run and for each answer that has left, under `folder`; its lines are never removed.
+    """One line per run and per answer sent, in `folder`; lines are never removed.
 
-    An order that comes again, after a crash or a lost answer, is answered again: the same bytes count once. An answer
-    that differs in a bit, whatever it differs by, is one more of the budget.
+    An order that is repeated after a crash or a lost answer is answered again, and identical answers count once. An
+    answer that differs in any bit counts again.
     """
 
     folder: Path
 
     def enter(self, policy: Policy, run: str, owner: str, config: Config) -> None:
-        """Open the account of a run, or find it. Raises PolicyRefused for one run too many, and for a run that comes
-        with another configuration or owner than it began with."""
+        """Enter a run, unless it is entered already.
+
+        Raises PolicyRefused beyond max-runs, and if the run's configuration or owner has changed since it began.
+        """
         pins = {line["run"]: line["pin"] for line in self._lines() if "pin" in line}
-        pin = digest([owner, [[k, v] for k, v in config.flat if not k.startswith(APART)]])
+        pin = digest([owner, [[k, v] for k, v in config.flat if not k.startswith(UNPINNED)]])
         if run in pins and pins[run] != pin:
-            raise PolicyRefused(f"run {run!r} began here with another configuration or another owner")
+            raise PolicyRefused(f"run {run!r} began at this site with another configuration or owner")
         if run not in pins:
             if len(pins) >= policy.max_runs:
                 raise PolicyRefused(
@@ -51,33 +53,34 @@ class Ledger:
             self._append({"run": run, "pin": pin})
 
     def check(self, policy: Policy, run: str, kind: str, order: Order) -> None:
-        """Before the work is done. Raises PolicyRefused for an order beyond the budget that has not been answered."""
-        known = [line["order"] for line in self._lines() if "order" in line and line["run"] == run]
-        if key_of(order) not in known:
-            self._room(policy, run, kind)
+        """Raise PolicyRefused, before the work, if the order is beyond the budget and was not answered before."""
+        answered = [line["order"] for line in self._lines() if "order" in line and line["run"] == run]
+        if key_of(order) not in answered:
+            self._check_budget(policy, run, kind)
 
     def spend(self, policy: Policy, run: str, kind: str, order: Order, update: Update) -> None:
-        """Write an answer down before it leaves; PolicyRefused beyond the budget."""
+        """Record an answer before it leaves. Raises PolicyRefused beyond the budget."""
         answer = content_of(update)
         if answer in {line.get("answer") for line in self._lines() if line["run"] == run}:
             return
-        self._room(policy, run, kind)
+        self._check_budget(policy, run, kind)
         self._append({"run": run, "kind": kind, "order": key_of(order), "answer": answer})
 
-    def _room(self, policy: Policy, run: str, kind: str) -> None:
-        """Every round is scored, and the start as well."""
+    def _check_budget(self, policy: Policy, run: str, kind: str) -> None:
+        """Raise PolicyRefused if no answer of this kind is left, in this run or in all runs."""
         lines = [line for line in self._lines() if line.get("kind") == kind]
-        more = 0 if kind == "train" else 1
-        here = sum(line["run"] == run for line in lines)
-        if here >= policy.max_rounds + more:
-            raise PolicyRefused(f"run {run!r} has had its {here} answers to {kind} that this site allows")
-        if len(lines) >= policy.max_total_rounds + more * policy.max_runs:
+        # one more evaluation than trainings: round 0 is scored too
+        extra = 0 if kind == "train" else 1
+        count = sum(line["run"] == run for line in lines)
+        if count >= policy.max_rounds + extra:
+            raise PolicyRefused(f"run {run!r} has had all {count} answers to {kind} that this site allows")
+        if len(lines) >= policy.max_total_rounds + extra * policy.max_runs:
             raise PolicyRefused(
-                f"this site has given the {len(lines)} answers to {kind} that it gives in all"
+                f"this site has given all {len(lines)} answers to {kind} that it allows over all runs"
             )
 
     def secret(self) -> bytes:
-        """32 bytes that nobody else has, made when they are first needed."""
+        """Return the site's 32 secret bytes, created at first use."""
         path = self.folder / "secret"
         if not path.exists():
             with store.writing(path):
@@ -89,9 +92,9 @@ class Ledger:
                     file.flush()
                     os.fsync(file.fileno())
                 part.rename(path)
-        if len(found := path.read_bytes()) != 32:
-            raise PolicyRefused("this site's secret is damaged; its log says where")
-        return found
+        if len(secret := path.read_bytes()) != 32:
+            raise PolicyRefused("this site's secret is damaged; see its log")
+        return secret
 
     def _lines(self) -> list[Json]:
         return store.lines(self.folder / "ledger.jsonl")
@@ -103,19 +106,20 @@ class Ledger:
 
 
 def key_of(order: Order) -> str:
-    """The same for the same order, and for no other."""
+    """Return a digest that identifies an order by its content."""
     trees = [[name, content(tree)] for name, tree in sorted(order.trees.items())]
     return digest([order.client, order.adapter, order.recall, sorted(order.knobs.items()), trees])
 
 
 def content_of(update: Update) -> str:
-    """What a server learns from an answer, without how long it took."""
+    """Return a digest of what a server learns from an answer, except for how long it took."""
     metrics = sorted((n, v) for n, v in update.metrics.items() if not n.startswith("seconds/"))
     trees = [[name, content(tree)] for name, tree in sorted(update.trees.items())]
     return digest([update.adapter, update.examples, update.tokens, metrics, trees])
 
 
 def content(tree: Json) -> str:  # a Tree
+    """Return a digest of a tree's names, shapes and values."""
     layout = digest([[name, list(t.shape)] for name, t in tree.items()])
     return hashlib.sha256(layout.encode() + flat(tree).contiguous().numpy().tobytes()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""What leaves a site: only the trees that were asked for, clipped and noised, the metrics and counts that it allows."""
+"""What leaves a site: the trees that were asked for, clipped and noised, and the metrics and counts it allows."""
 
 import hashlib
 import hmac
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cli.site.policy.ledger import content
-from cli.site.policy.rules import Policy, shown
+from cli.site.policy.rules import Policy, quote
 from core.errors import PolicyRefused
 from core.factors import is_private
 from core.sections import Config
@@ -22,13 +22,16 @@ log = logging.getLogger(__name__)
 
 
 def release(policy: Policy, config: Config, kind: str, order: Order, update: Update, secret: bytes) -> Update:
-    """The update as it may leave. Raises PolicyRefused where it holds what was not asked for, or too few rows."""
+    """Return the update as it may leave the site.
+
+    Raises PolicyRefused if it holds trees that were not asked for, or was computed from too few rows.
+    """
     if update.examples < policy.min_rows:
         raise PolicyRefused(
-            f"{kind} would be over fewer than the {policy.min_rows} rows that this site asks for"
+            f"{kind} would use fewer rows than this site's policy requires, min-rows = {policy.min_rows}"
         )
     _check_trees(config, kind, order, update)
-    trees = {name: _bounded(policy, tree) for name, tree in update.trees.items()}
+    trees = {name: _clipped(policy, tree) for name, tree in update.trees.items()}
     if policy.updates == "noised":
         trees = {name: _noised(policy, tree, secret, order, name) for name, tree in trees.items()}
     metrics = {n: float(v) for n, v in update.metrics.items() if _may_leave(policy, n, v)}
@@ -36,44 +39,48 @@ def release(policy: Policy, config: Config, kind: str, order: Order, update: Upd
     return replace(update, trees=trees, metrics=metrics, **counts)
 
 
-def release_facts(policy: Policy, said: Mapping[str, Json]) -> Json:
-    """A hello as it may leave: who this is, how many rows it has and which base; of the rest what the policy names.
+def release_facts(policy: Policy, hello: Mapping[str, Json]) -> Json:
+    """Return a hello as it may leave: client, number of rows and base model, and the other facts that the policy names.
 
-    The name is the provisioning's: no site that has a policy is simulated.
+    The site's name may leave because `accord provision` gave it; only simulated clients take names from their data,
+    and these have no policy.
     """
-    if said["examples"] < policy.min_rows:
-        raise PolicyRefused(f"this site has fewer than the {policy.min_rows} rows that it asks of itself")
-    out = {name: said[name] for name in ("client", "clients", "base", "name") if name in said}
-    skipped = sum(said["skipped"].values())  # the reasons name columns of the rows
-    census = {name: float(policy.rounded(int(count))) for name, count in said["census"].items()}
+    if hello["examples"] < policy.min_rows:
+        raise PolicyRefused(
+            f"this site has fewer rows than its policy requires, min-rows = {policy.min_rows}"
+        )
+    out = {name: hello[name] for name in ("client", "clients", "base", "name") if name in hello}
+    skipped = sum(hello["skipped"].values())  # summed, because the reasons name columns of the rows
+    census = {name: float(policy.rounded(int(count))) for name, count in hello["census"].items()}
     return {
         **out,
-        "examples": policy.rounded(said["examples"]),
+        "examples": policy.rounded(hello["examples"]),
         "census": census if "census" in policy.facts else {},
-        "data": said["data"] if "data" in policy.facts else "",
+        "data": hello["data"] if "data" in policy.facts else "",
         "skipped": {"rows": policy.rounded(skipped)} if "skipped" in policy.facts else {},
-        "truth": said["truth"] if "truth" in policy.facts else None,
+        "truth": hello["truth"] if "truth" in policy.facts else None,
     }
 
 
 def _check_trees(config: Config, kind: str, order: Order, update: Update) -> None:
-    """The names and shapes of what the strategy sends, of the adapter that was trained, and numbers in them."""
+    """Raise PolicyRefused unless the update has the strategy's trees in the trained adapter's layout, all finite."""
     rule = config.build_strategy().client_rule()
     sends = set(rule.sends) if kind == "train" else set()
     if set(update.trees) != sends:
-        raise PolicyRefused(f"{kind} would send {sorted(update.trees)}; {sorted(sends)} may leave")
+        raise PolicyRefused(f"{kind} would send trees {sorted(update.trees)}; allowed are {sorted(sends)}")
     rnd = int(order.knobs["rnd"])
     shapes = {n: t.shape for n, t in order.trees[order.adapter].items() if rule.leaves(n, rnd)}
     for name, tree in update.trees.items():
         if bad := [n for n, t in tree.items() if is_private(n) or shapes.get(n) != t.shape]:
             raise PolicyRefused(
-                f"{name} would send {bad[0]!r}, which is no tensor of the adapter that was asked for"
+                f"{name} would send {bad[0]!r}, which is not a tensor of the adapter that was ordered"
             )
         if not math.isfinite(norm(tree)):
             raise PolicyRefused(f"{name} would send NaN or Inf")
 
 
-def _bounded(policy: Policy, tree: Tree) -> Tree:
+def _clipped(policy: Policy, tree: Tree) -> Tree:
+    """Scale a tree down to the L2 norm max-norm, unless updates = "clear"."""
     size = norm(tree)
     return (
         tree if policy.updates == "clear" or size <= policy.max_norm else scale(tree, policy.max_norm / size)
@@ -81,11 +88,14 @@ def _bounded(policy: Policy, tree: Tree) -> Tree:
 
 
 def _noised(policy: Policy, tree: Tree, secret: bytes, order: Order, name: str) -> Tree:
-    """Gaussian noise of noise-multiplier x max-norm on every entry, a function of the site's secret and of what it is
-    added to: the same answer has the same noise however often it is asked for, and two answers that differ in a bit
-    have nothing in common, so neither their mean nor their difference takes it away."""
-    what = "\x1f".join([str(order.knobs["run"]), str(order.knobs["rnd"]), order.adapter, name, content(tree)])
-    key = hmac.new(secret, what.encode(), hashlib.sha256).digest()
+    """Add Gaussian noise of standard deviation noise-multiplier x max-norm to every entry.
+
+    The noise is a function of the site's secret and the content of the tree. So a repeated answer has the same noise
+    and averaging repetitions does not remove it; answers that differ in any bit have independent noise, so that their
+    difference does not cancel it.
+    """
+    text = "\x1f".join([str(order.knobs["run"]), str(order.knobs["rnd"]), order.adapter, name, content(tree)])
+    key = hmac.new(secret, text.encode(), hashlib.sha256).digest()
     draw = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big")))
     sigma = policy.noise_multiplier * policy.max_norm
     return {n: t + torch.from_numpy(draw.normal(0.0, sigma, tuple(t.shape))).to(t) for n, t in tree.items()}
@@ -93,9 +103,9 @@ def _noised(policy: Policy, tree: Tree, secret: bytes, order: Order, name: str) 
 
 def _may_leave(policy: Policy, name: str, value: Json) -> bool:
     if type(value) not in (int, float) or not math.isfinite(value):
-        log.warning("policy drops metric=%s: it is no finite number", shown(name))
+        log.warning("policy drops metric=%s: it is not a finite number", quote(name))
         return False
-    if not policy.lets_out(name):
-        log.info("policy drops metric=%s", shown(name))
+    if not policy.allows_metric(name):
+        log.info("policy drops metric=%s", quote(name))
         return False
     return True

@@ -1,10 +1,11 @@
-"""A site's own policy: what a server may ask of it and what may leave it, read from the site's own file."""
+"""Policy: what a server may ask of a site and what may leave it, from the site's own file policy.toml."""
 
 import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,52 +16,52 @@ from core.sections import Config
 from core.types import Scalar
 
 ANY = "*"
-MANY = 10**9
-# What Accord's own tasks and strategies measure: means over a site's rows, sums of them, and seconds.
+UNLIMITED = 10**9
+# The metrics of Accord's tasks and strategies: means over a site's rows, sums over them, and seconds.
 METRICS = (
     "loss", "loss/*", "nll", "kl", "ece", "accuracy", "accuracy/single_order", "order_consistency", "grad_norm",
     "learning_rate", "mean_token_accuracy", "rewards/*", "logps/*", "length/accuracies", "explicit/*", "combined/*",
     "race/scored", "vote/accuracy", "sum/kl_sum", "sum/kl_count", "seconds/*", "truth/*",
 )  # fmt: skip
-HASH = 8  # hex digits of a bundle's hash that Flower writes into the name of its folder, the least that is compared
+MIN_HASH_DIGITS = 8  # hex digits of a bundle's hash that Flower writes into the name of its folder
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What one site allows. Without a word in the file it refuses; `open` turns that round, for tries."""
+    """What a site allows. An empty file denies every run; `open = true` reverses the defaults, for experiments."""
 
-    open: bool = False  # what the file does not name is allowed, in any number; paths are not
-    owners: tuple[str, ...] = (ANY,)  # accounts, as claimed
-    apps: tuple[str, ...] = (ANY,)  # sha256 of bundles, as claimed
+    open: bool = False  # true: whatever the file does not restrict is allowed, without limits, except paths
+    owners: tuple[str, ...] = (ANY,)  # accounts, as the message claims
+    apps: tuple[str, ...] = (ANY,)  # sha256 of bundles, as the message claims
     tasks: tuple[str, ...] = ()
     strategies: tuple[str, ...] = ()
-    advise: bool = False  # consent to `accord advise`, which compares the sites' updates
+    advise: bool = False  # whether `accord advise` may compare this site's updates with others
     engines: tuple[str, ...] = ("accord",)
-    models: tuple[tuple[str, str], ...] = ()  # name and fingerprint, which may be cut short; "": any content
-    allow_bin: bool = False  # models that come as pickled files, which are converted without running them
+    models: tuple[tuple[str, str], ...] = ()  # name and fingerprint or its first digits; "": any fingerprint
+    allow_bin: bool = False  # allow models in pickled files; these are converted without running them
     targets: tuple[str, ...] = ("all-linear", "auto")  # lora.target-modules
     sources: tuple[str, ...] = ("jsonl",)  # data.source
-    paths: tuple[str, ...] = ()  # values that data.path and data.dataset may have besides ""
-    max_runs: int = 5  # ever: the ledger beside the site's memory counts
-    max_rounds: int = 50  # of one run
-    max_total_rounds: int = 100  # of all runs, ever
-    max_steps: int = 1000  # optimiser steps of a round, where a run counts steps
-    max_epochs: float = 10.0  # passes over the rows in a round, where it counts those
-    max_order_bytes: int = 256 << 20  # of an order's tensors
-    min_rows: int = 20  # a training, a score or a comparison over fewer rows does not take place
+    paths: tuple[str, ...] = ()  # allowed values of data.path and data.dataset besides ""
+    max_runs: int = 5  # in all, as counted by the ledger
+    max_rounds: int = 50  # per run
+    max_total_rounds: int = 100  # of all runs together
+    max_steps: int = 1000  # optimiser steps per round, if a run is configured in steps
+    max_epochs: float = 10.0  # passes over the rows per round, if it is configured in epochs
+    max_order_bytes: int = 256 << 20  # size of an order's tensors
+    min_rows: int = 20  # a training, score or comparison over fewer rows is refused
     round_counts_to: int = 10  # counts of rows and tokens that leave are rounded down to a multiple
-    updates: Literal["clear", "clipped", "noised"] = "clipped"  # how trees leave
-    max_norm: float = 1.0  # L2 norm that a tree is scaled down to, unless clear
-    noise_multiplier: float = 0.0  # noised: the noise's standard deviation in multiples of max-norm
-    metrics: tuple[str, ...] = METRICS  # names or patterns of what may leave; others are dropped
-    facts: tuple[str, ...] = ()  # of the hello, besides client, rows and base: census, data, skipped, truth
+    updates: Literal["clear", "clipped", "noised"] = "clipped"  # how updates are protected before they leave
+    max_norm: float = 1.0  # largest L2 norm of a tree, unless updates = "clear"
+    noise_multiplier: float = 0.0  # for "noised": standard deviation of the noise in multiples of max-norm
+    metrics: tuple[str, ...] = METRICS  # names or patterns of metrics that may leave; others are dropped
+    facts: tuple[str, ...] = ()  # extra facts in the hello: census, data, skipped, truth
 
     @staticmethod
     def read(path: Path) -> "Policy":
-        """Raises ConfigError for a file that is not there or no TOML, an unknown key, a wrong type or value."""
-        page = read_toml(path)
+        """Read a policy file. Raises ConfigError if it is missing, not TOML, or has an unknown key or wrong value."""
+        document = read_toml(path)
         try:
-            values = {key.replace("-", "_"): _checked(key, value) for key, value in page.items()}
+            values = {key.replace("-", "_"): _checked(key, value) for key, value in document.items()}
             return Policy(**({**OPEN, **values} if values.get("open") else values))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
@@ -72,58 +73,60 @@ class Policy:
                 raise ConfigError(f"{_key(name)} must be above 0 and finite, got {getattr(self, name)!r}")
         if not 0 <= self.noise_multiplier < math.inf:
             raise ConfigError(
-                f"noise-multiplier must be a finite number from 0, got {self.noise_multiplier!r}"
+                f"noise-multiplier must be a finite number of at least 0, got {self.noise_multiplier!r}"
             )
         if self.round_counts_to > self.min_rows:
             raise ConfigError(
-                f"round-counts-to = {self.round_counts_to} would round min-rows = {self.min_rows} down to no rows; "
+                f"round-counts-to = {self.round_counts_to} would round min-rows = {self.min_rows} down to 0; "
                 "lower the first or raise the second"
             )
         if (self.updates == "noised") != (self.noise_multiplier > 0):
             raise ConfigError(
-                f"updates = {self.updates!r} and noise-multiplier = {self.noise_multiplier!r}: noise needs "
-                "updates = 'noised' and a multiplier above 0"
+                f"updates = {self.updates!r} and noise-multiplier = {self.noise_multiplier!r}: set "
+                "updates = 'noised' with a multiplier above 0, or neither"
             )
         if unknown := [fact for fact in self.facts if fact not in FACTS]:
-            raise ConfigError(f"facts must be of {', '.join(FACTS)}, got {unknown[0]!r}")
+            raise ConfigError(f"facts must be among {', '.join(FACTS)}, got {unknown[0]!r}")
 
     def admit(self, claim: Claim, config: Config) -> None:
-        """Raises PolicyRefused for an asker or a configuration that this site does not serve."""
-        reason = next((r for faults in (self._asker(claim), self._asked(config)) for r in faults), None)
+        """Raise PolicyRefused if this site does not serve the claimed origin or the configuration."""
+        problems = chain(self._origin_problems(claim), self._config_problems(config))
+        reason = next(problems, None)
         if reason:
             raise PolicyRefused(reason)
 
     def check_base(self, name: str, fingerprint: str) -> None:
-        """Raises PolicyRefused for another base than the one of that name which the policy means."""
-        meant = dict(self.models).get(name, dict(self.models).get(ANY, ""))
-        if not fingerprint.startswith(meant):
+        """Raise PolicyRefused if the base model of this name has another fingerprint than the policy allows."""
+        allowed = dict(self.models).get(name, dict(self.models).get(ANY, ""))
+        if not fingerprint.startswith(allowed):
             raise PolicyRefused(
-                f"model.name = {shown(name)} is {fingerprint[:12]} here, this site's policy allows {meant[:12]}"
+                f"model.name = {quote(name)} has fingerprint {fingerprint[:12]} here; this site allows {allowed[:12]}"
             )
 
     def check_files(self, name: str, *, pickled: bool) -> None:
-        """Raises PolicyRefused for a model in pickled files where the policy wants safetensors."""
+        """Raise PolicyRefused for a model in pickled files unless allow-bin is set."""
         if pickled and not self.allow_bin:
             raise PolicyRefused(
-                f"model.name = {shown(name)} holds pickled weights (pytorch_model.bin); this site allows only "
+                f"model.name = {quote(name)} holds pickled weights (pytorch_model.bin); this site allows only "
                 "safetensors (allow-bin = false)"
             )
 
-    def lets_out(self, metric: str) -> bool:
+    def allows_metric(self, metric: str) -> bool:
         return any(fnmatchcase(metric, pattern) for pattern in self.metrics)
 
     def rounded(self, count: int) -> int:
         return count - count % self.round_counts_to
 
-    def _asker(self, claim: Claim) -> Iterator[str]:
+    def _origin_problems(self, claim: Claim) -> Iterator[str]:
         if ANY not in self.owners and claim.owner not in self.owners:
-            yield f"runs of {shown(claim.owner) if claim.owner else 'an unnamed owner'} are not served here"
-        part = claim.app.rsplit(".", 1)[-1]
-        known = len(part) >= HASH and any(app.startswith(part) for app in self.apps)
-        if ANY not in self.apps and not known:
-            yield f"the app {shown(part)} is not among the bundles that this site allows"
+            owner = quote(claim.owner) if claim.owner else "an unnamed owner"
+            yield f"this site's policy does not serve runs of {owner}"
+        digest = claim.app.rsplit(".", 1)[-1]
+        is_listed = len(digest) >= MIN_HASH_DIGITS and any(app.startswith(digest) for app in self.apps)
+        if ANY not in self.apps and not is_listed:
+            yield f"app {quote(digest)} is not among the bundles that this site's policy allows"
 
-    def _asked(self, config: Config) -> Iterator[str]:
+    def _config_problems(self, config: Config) -> Iterator[str]:
         keys = dict(config.flat)
         allowed = {
             "task.name": self.tasks,
@@ -136,19 +139,19 @@ class Policy:
         }
         for key, values in allowed.items():
             if ANY not in values and keys[key] not in values:
-                yield f"{key} = {shown(keys[key])}; this site allows {', '.join(values) or 'none'}"
+                yield f"{key} = {quote(keys[key])}; this site allows {', '.join(values) or 'none'}"
         for key, values in {
             "data.path": self.paths,
             "data.dataset": self.paths,
             "client.state-dir": (),
         }.items():
             if keys[key] not in ("", *values):
-                yield f"{key} = {shown(keys[key])}: this site alone says what is read and written on its disk"
+                yield f"{key} = {quote(keys[key])}: only this site decides what is read and written on its disk"
         if keys["strategy.name"] == "probe" and not self.advise:
-            yield "strategy.name = 'probe': this site has not agreed to `accord advise`"
-        for key, most in self._limits(config).items():
-            if float(keys[key]) > most:
-                yield f"{key} = {keys[key]!r}; this site allows {most:g}"
+            yield "strategy.name = 'probe': this site's policy does not allow `accord advise` (advise = false)"
+        for key, limit in self._limits(config).items():
+            if float(keys[key]) > limit:
+                yield f"{key} = {keys[key]!r}; this site allows at most {limit:g}"
 
     def _limits(self, config: Config) -> Mapping[str, float]:
         by_epochs = config.train.local_epochs or config.train.total_epochs
@@ -158,17 +161,17 @@ class Policy:
 
 
 FACTS = ("census", "data", "skipped", "truth")
-OPEN: Mapping[str, Any] = {  # a field's type
+OPEN: Mapping[str, Any] = {  # the defaults with `open = true`
     "tasks": (ANY,), "strategies": (ANY,), "advise": True, "engines": (ANY,), "models": ((ANY, ""),), "allow_bin": True,
-    "targets": (ANY,),
-    "sources": (ANY,), "max_runs": MANY, "max_rounds": MANY, "max_total_rounds": MANY, "max_steps": MANY,
-    "max_epochs": float(MANY), "max_order_bytes": MANY << 10, "min_rows": 1, "round_counts_to": 1,
+    "targets": (ANY,), "sources": (ANY,),
+    "max_runs": UNLIMITED, "max_rounds": UNLIMITED, "max_total_rounds": UNLIMITED, "max_steps": UNLIMITED,
+    "max_epochs": float(UNLIMITED), "max_order_bytes": UNLIMITED << 10, "min_rows": 1, "round_counts_to": 1,
     "updates": "clear", "metrics": (ANY,), "facts": FACTS,
 }  # fmt: skip
 
 
-def shown(value: Scalar) -> str:
-    """What a server wrote, for a line of ours: one line, not long."""
+def quote(value: Scalar) -> str:
+    """Quote a value that a server sent, for a message: on one line, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -178,6 +181,7 @@ def _key(name: str) -> str:
 
 
 def _checked(key: str, value: Any) -> Any:  # Any: what TOML holds; a field's type
+    """Return the value as its field takes it. Raises ConfigError for an unknown key or a wrong type."""
     hints = get_type_hints(Policy)
     have = {_key(field.name): hints[field.name] for field in fields(Policy)}
     if key not in have:
@@ -188,14 +192,17 @@ def _checked(key: str, value: Any) -> Any:  # Any: what TOML holds; a field's ty
         if isinstance(value, dict) and all(isinstance(mark, str) for mark in value.values()):
             return tuple(value.items())
         raise ConfigError(f'models must be a table of name = "fingerprint", got {value!r}')
-    want, fits = have[key], type(value) is have[key]
+    want, is_valid = have[key], type(value) is have[key]
     if get_origin(want) is Literal:
-        want, fits = " | ".join(get_args(want)), value in get_args(want)
+        want, is_valid = " | ".join(get_args(want)), value in get_args(want)
     elif get_origin(want) is tuple:
-        want, fits = "a list of strings", isinstance(value, list) and all(isinstance(v, str) for v in value)
-        value = tuple(value) if fits else value
+        want, is_valid = (
+            "a list of strings",
+            isinstance(value, list) and all(isinstance(v, str) for v in value),
+        )
+        value = tuple(value) if is_valid else value
     elif want is float and type(value) is int:
         return float(value)
-    if not fits:
+    if not is_valid:
         raise ConfigError(f"{key} must be {getattr(want, '__name__', want)}, got {value!r}")
     return value

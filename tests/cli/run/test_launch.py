@@ -33,7 +33,7 @@ def test_a_run_that_cannot_start_is_refused_in_a_line_and_leaves_no_folder(tmp_p
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("accord: eval.prompts = ")
-    assert line.endswith("prompts.txt' is not UTF-8 text: see byte 0")
+    assert line.endswith("prompts.txt' is not UTF-8 text at byte 0")
     assert place.runs() == []
     assert not place.alive()
 

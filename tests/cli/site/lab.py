@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
-from cli.site.policy.guard import Guarded
+from cli.site.policy.guard import GuardedSite
 from cli.site.policy.rules import Policy
 from cli.site.service import Service
 from cli.site.site_file import SiteFile
@@ -84,7 +84,7 @@ class Lab:
     def _service(self) -> Service:
         data, policy = str(self.path / "rows.jsonl") if self.own_file else "", self.policy
         file = SiteFile("unix:/nowhere", 0, 3, data_path=data, state_dir=str(self.path / "state"))
-        return Service(file, lambda site, claim: Guarded(site, policy, claim) if policy else site)
+        return Service(file, lambda site, claim: GuardedSite(site, policy, claim) if policy else site)
 
 
 def write_rows(path: Path, count: int = 60) -> None:

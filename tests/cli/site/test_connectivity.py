@@ -55,7 +55,7 @@ def test_the_loopback_is_reached_directly(monkeypatch):
 
 def test_a_proxy_that_fails_is_named_without_its_password(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
-    with pytest.raises(ConnectionError, match=r"by the proxy of http_proxy: .*no_proxy") as failed:
+    with pytest.raises(ConnectionError, match=r"through the proxy of http_proxy: .*no_proxy") as failed:
         reach("fl.example.org", 9092, 5)
     assert "secret" not in str(failed.value)
 

@@ -1,4 +1,4 @@
-"""accord node: what it changes of flwr is there to be changed, and everything works without it."""
+"""accord node: processes are forked for messages, and Flower's own commands work without the fork server."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cli.site.node import fork_for_messages
+from cli.site.node import start_fork_server
 from tests.federation.conftest import BIN, ROOT, wait_until
 
 pytestmark = pytest.mark.slow
@@ -14,59 +14,59 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def clientapp(tmp_path, monkeypatch):
-    """Flower's command as `accord node` lets Flower find it, and the process that forks."""
+    """Flower's command as `accord node` puts it on PATH, and the fork server."""
     monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
-    forking = fork_for_messages(tmp_path)
+    fork_server = start_fork_server(tmp_path)
     yield (
         lambda: subprocess.run(["flwr-clientapp", "--nonsense"], capture_output=True, text=True, check=False),
-        forking,
+        fork_server,
     )
-    forking.kill()
-    forking.wait()
+    fork_server.kill()
+    fork_server.wait()
 
 
-def test_a_process_is_forked_and_writes_where_it_was_asked_for(clientapp, tmp_path):
+def test_a_forked_process_writes_to_the_streams_of_the_process_that_asked(clientapp, tmp_path):
     ask, _ = clientapp
     wait_until((tmp_path / "fork.sock").exists)
     for _ in range(3):
-        done = ask()
-        assert "unrecognized arguments: --nonsense" in done.stderr or "required" in done.stderr
-        assert done.returncode == 0, "the one that asked leaves at once; the command itself would say 2"
+        result = ask()
+        assert "unrecognized arguments: --nonsense" in result.stderr or "required" in result.stderr
+        assert result.returncode == 0, "the asking process ends at once; the command itself would exit with 2"
 
 
-def test_without_the_process_that_forks_the_command_is_flowers(clientapp, tmp_path):
-    ask, forking = clientapp
+def test_without_the_fork_server_the_command_is_flowers(clientapp, tmp_path):
+    ask, fork_server = clientapp
     wait_until((tmp_path / "fork.sock").exists)
-    forking.kill()
-    forking.wait()
-    done = ask()
-    assert done.returncode == 2
-    assert "usage: flwr-clientapp" in done.stderr
+    fork_server.kill()
+    fork_server.wait()
+    result = ask()
+    assert result.returncode == 2
+    assert "usage: flwr-clientapp" in result.stderr
 
 
 def test_paths_may_hold_spaces(tmp_path, monkeypatch):
-    """Of Python, and of the folder for temporary files; a first line of a script ends at a space."""
+    """Paths of Python and of the temporary folder; the #! line of a script would end at a space."""
     monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
     folder = tmp_path / "mit Leerzeichen"
     folder.mkdir()
     (folder / "python").symlink_to(os.path.realpath(sys.executable))
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
-    fork_for_messages(folder).kill()
-    done = subprocess.run(["flwr-clientapp", "--nonsense"], capture_output=True, text=True, check=False)
-    assert "usage: flwr-clientapp" in done.stderr
+    start_fork_server(folder).kill()
+    result = subprocess.run(["flwr-clientapp", "--nonsense"], capture_output=True, text=True, check=False)
+    assert "usage: flwr-clientapp" in result.stderr
 
 
-def test_who_asks_for_tasks_is_flowers_superexec(clientapp):
-    done = subprocess.run(["flower-superexec", "--nonsense"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "flower-superexec: error" in done.stderr
-    assert "is not as 1.39" not in done.stderr
+def test_flower_superexec_polls_for_tasks(clientapp):
+    result = subprocess.run(["flower-superexec", "--nonsense"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "flower-superexec: error" in result.stderr
+    assert "1.39" not in result.stderr
 
 
-def test_the_process_that_forks_ends_with_its_parent(tmp_path):
+def test_the_fork_server_ends_with_its_parent(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from cli.site.node import fork_for_messages\n"
-        f"print(fork_for_messages(Path({str(tmp_path)!r})).pid, flush=True); sys.stdin.read(); os._exit(9)"
+        "import os, sys; from pathlib import Path; from cli.site.node import start_fork_server\n"
+        f"print(start_fork_server(Path({str(tmp_path)!r})).pid, flush=True); sys.stdin.read(); os._exit(9)"
     )
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PATH": path},
@@ -80,21 +80,21 @@ def test_the_process_that_forks_ends_with_its_parent(tmp_path):
 
 
 @pytest.mark.parametrize(("ends", "code"), [("pass", 0), ("sys.exit(3)", 3), ("1 / 0", 1)])
-def test_a_supernode_is_gone_when_its_command_has_ended(ends, code):
+def test_a_supernode_process_ends_with_its_command(ends, code):
     script = (
-        "import sys, threading, time; from cli.site.node import leave\n"
+        "import sys, threading, time; from cli.site.node import exit_with\n"
         "threading.Thread(target=time.sleep, args=(60,)).start()\n"
         f"def run():\n    print('last', flush=False); {ends}\n"
-        "leave(run)"
+        "exit_with(run)"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30
     )
-    assert done.returncode == code
-    assert done.stdout == "last\n"
-    assert ("ZeroDivisionError" in done.stderr) == (code == 1)
+    assert result.returncode == code
+    assert result.stdout == "last\n"
+    assert ("ZeroDivisionError" in result.stderr) == (code == 1)
 
 
-def test_what_lives_as_long_as_a_site_loads_no_torch():
+def test_the_supervisor_does_not_load_torch():
     ask = "import sys, cli.site.supervise; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", ask], cwd=ROOT).returncode == 0

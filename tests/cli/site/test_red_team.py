@@ -48,7 +48,7 @@ def large(o: Order) -> Order:
     return replace(o, trees={**o.trees, "more": {"x": torch.zeros(1 << 18)}})
 
 
-FEW = "over fewer than the 20 rows"
+FEW = "min-rows = 20"
 SELECTORS = {"strategy.name": "fedbiscuit", "strategy.selectors": 2, "strategy.warmup-rounds": 1}
 WORDS = {"lora.target-modules": "embed_tokens"}
 KTOR = {"task.name": "kto", "data.allocation": "ktor"}
@@ -73,23 +73,23 @@ ATTACKS = [
            own_file=False),
     Attack("a data set of the server's", "data.source = 'hub'", {"data.source": "hub", "data.dataset": "json"}),
     Attack("a place to write to", "client.state-dir = 'SECRET", {"client.state-dir": "SECRET"}),
-    Attack("rows of everybody", "train with 'rows'", twist=knob(rows="all", steps_factor=3), open=False),
+    Attack("rows of everybody", "train with knob 'rows'", twist=knob(rows="all", steps_factor=3), open=False),
     Attack("rows dealt anew", "task.name = 'kto'", KTOR, open=False),
     Attack("a run of endless rounds", "num-server-rounds = 1000000", {"run.num-server-rounds": 10**6}),
-    Attack("a round beyond the last", "train in round 4 of 1..3", twist=knob(rnd=4)),
+    Attack("a round beyond the last", "train in round 4; expected 1 to 3", twist=knob(rnd=4)),
     Attack("steps without end", "passes over the rows", {"train.total-epochs": 30.0}, knob(clients=10**5), open=False),
-    Attack("a knob that nobody knows", "train with 'dump'", twist=knob(dump="rows")),
-    Attack("a knob of the evaluation", "train with 'finish-steps'", twist=knob(finish_steps=3)),
+    Attack("a knob that nobody knows", "train with knob 'dump'", twist=knob(dump="rows")),
+    Attack("a knob of the evaluation", "train with knob 'finish-steps'", twist=knob(finish_steps=3)),
     Attack("a number that is none", "z0 = nan", twist=knob(z0=float("nan"))),
     Attack("a run named by a path", "run = '../../x'", twist=knob(run="../../x"), open=False),
     Attack("an adapter named by a path", "a tree named '../x'", twist=adapter("../x")),
     Attack("an adapter named by a log line", r"a tree named 'x\\nE", twist=adapter("x\nERROR forged")),
     Attack("a memory before the first", "recall = -1 in round 1", twist=lambda o: replace(o, recall=-1), open=False),
     Attack("a memory of the future", "recall = 1 in round 1", twist=lambda o: replace(o, recall=1), open=False),
-    Attack("an order for another client", "for client 2 has come to client 0", twist=lambda o: replace(o, client=2)),
+    Attack("an order for another client", "client 2 .* client 0", twist=lambda o: replace(o, client=2)),
     Attack("numbers that are none", "global holds NaN or Inf", twist=tensors(lambda t: t * float("nan"))),
-    Attack("an order that is too large", "an order of .* bytes; this site takes 1048576", twist=large),
-    Attack("the length of rows", "a DataError; this site's log", {"train.on-long-row": "error", "train.max-length": 8},
+    Attack("an order that is too large", "an order of .* bytes; .* max-order-bytes = 1048576", twist=large),
+    Attack("the length of rows", "DataError; see this site", {"train.on-long-row": "error", "train.max-length": 8},
            open=False),
 ]  # fmt: skip
 
@@ -134,7 +134,7 @@ def test_updates_are_clipped_whatever_the_server_asks(lab):
 
 def test_the_hello_says_counts_and_a_base(lab):
     site = lab()
-    assert refused(site.send("hello", hello(everything=True))).startswith("hello with 'everything'")
+    assert refused(site.send("hello", hello(everything=True))).startswith("hello with knob 'everything'")
     said = site.send("hello", hello())
     assert said.keys() == {
         "client", "clients", "base", "examples", "census", "data", "skipped", "truth", "loads",
@@ -153,7 +153,7 @@ def test_a_bad_row_is_told_by_its_kind_of_error(lab):
         )
     assert site.order(order())["failure"] == [
         "SiteError",
-        "train ended in a DataError; this site's log says more",
+        "train failed with DataError; see this site's log",
     ]
     said = refused(free.order(order()))
     assert "malformed JSON" in said
@@ -168,7 +168,7 @@ def test_rounds_do_not_go_on_for_ever(lab):
     site, free = lab(), lab("free", policy=None)
     said = [refused(site.order(order(shift=i * 1e-3, rnd=1 + i % 3))) for i in range(5)]
     assert said[:3] == ["", "", ""]
-    assert all("has had its 3 answers to train" in reason for reason in said[3:])
+    assert all("all 3 answers to train" in reason for reason in said[3:])
     assert not any(refused(free.order(order(shift=i * 1e-3))) for i in range(5))
 
 
@@ -183,7 +183,7 @@ def test_all_runs_have_one_budget(lab):
     site = lab()
     said = [refused(site.order(order(run=f"r{i % 2}", shift=i * 1e-3))) for i in range(6)]
     assert [bool(reason) for reason in said] == [False] * 4 + [True] * 2
-    assert "has given the 4 answers to train that it gives in all" in said[4]
+    assert "all 4 answers to train" in said[4]
 
 
 def test_scores_do_not_go_on_for_ever(lab):
@@ -197,7 +197,7 @@ def test_a_run_cannot_ask_the_same_of_other_rows(lab):
     site = lab()
     assert not refused(site.order(order()))
     for keys in ({"run.seed": 7}, {"eval.max-rows": 21}, {"data.eval-fraction": 0.41}):
-        assert "began here with another configuration" in refused(site.order(order(), keys={**KEYS, **keys}))
+        assert "another configuration" in refused(site.order(order(), keys={**KEYS, **keys}))
 
 
 def test_noise_cannot_be_averaged_away(lab):
@@ -222,8 +222,6 @@ def test_the_memory_of_another_run_is_not_recalled(lab):
     site, free = lab(policy=replace(POLICY, strategies=("scaffold",))), lab("free", policy=None)
     for one in (site, free):
         assert not refused(one.order(asked(1, 0), keys=keys, owner="anna"))
-    assert "another configuration or another owner" in refused(
-        site.order(asked(2, 1), keys=keys, owner="eve")
-    )
+    assert "another configuration or owner" in refused(site.order(asked(2, 1), keys=keys, owner="eve"))
     assert not refused(free.order(asked(2, 1), keys=keys, owner="eve"))
     assert not refused(site.order(asked(2, 1), keys=keys, owner="anna"))

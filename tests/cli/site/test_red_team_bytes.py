@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from cli.site.policy.guard import Guarded
+from cli.site.policy.guard import GuardedSite
 from cli.site.service import Service
 from cli.site.site_file import SiteFile
 from client_app.main import train
@@ -65,7 +65,7 @@ MALFORMED: dict[str, Callable[[Path], RecordDict]] = {
     "no array": lambda path: forged(b""),
     "a tensor of something else": lambda path: forged(layout=[["embedding", [16384]]]),
     "a tensor too many": lambda path: forged(layout=[*NAMES, ["embedding", [0]]]),
-    "a client's own part": lambda path: own_part(),
+    "a client's private part": lambda path: own_part(),
     "other shapes": lambda path: forged(layout=[[name, shape[::-1]] for name, shape in NAMES]),
     "negative shapes": lambda path: forged(layout=[["x", [-1, -16384]]]),
     "a layout that is none": lambda path: forged(layout=7),
@@ -93,7 +93,7 @@ def test_what_is_no_order_is_refused_and_nothing_in_it_is_run(lab, tmp_path, wha
 
 
 def test_a_clients_own_parts_come_from_nobody_else(lab):
-    assert "a client's own parts come from nobody else" in lab().send("train", own_part())["failure"][1]
+    assert "private tensors must not come from the server" in lab().send("train", own_part())["failure"][1]
 
 
 def test_a_site_is_as_it_was_after_all_of_these(lab, tmp_path):
@@ -130,7 +130,7 @@ def test_a_site_does_three_things(lab, caplog, kind):
     assert "\nERROR forged" not in caplog.text
 
 
-class Fails(Guarded):
+class Fails(GuardedSite):
     """A site with a fault, whose text quotes a row, as those of libraries do."""
 
     def train(self, order: Order) -> Update:
@@ -142,7 +142,7 @@ def test_an_unforeseen_error_is_told_without_its_text(lab, caplog):
     service = Service(SiteFile("unix:/nowhere", 0, 3), lambda one, claim: Fails(one, POLICY, claim))
     site.answers.append(service.answer(message("train", wire.encode_order(order()))))
     kind, reason = facts_of(site.answers[-1])["failure"]
-    assert (kind, reason.partition(":")[0]) == ("ValueError", "unexpected, at test_red_team_bytes.py")
+    assert (kind, reason.partition(":")[0]) == ("ValueError", "unexpected error at test_red_team_bytes.py")
     assert "in train" in caplog.text
 
 
@@ -155,5 +155,5 @@ def test_a_client_without_a_site_process_keeps_an_errors_text_as_well(caplog):
     answer = train(asked, Context(7, 1, node, RecordDict(), {})).content["facts"]
     assert isinstance(answer, ConfigRecord)
     kind, reason = json.loads(str(answer["json"]))["failure"]
-    assert (kind, reason.partition(":")[0]) == ("TypeError", "unexpected, at wire.py")
+    assert (kind, reason.partition(":")[0]) == ("TypeError", "unexpected error at wire.py")
     assert MARKER not in reason + caplog.text

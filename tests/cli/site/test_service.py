@@ -102,15 +102,15 @@ def test_two_runs_at_one_site_wait_their_turn_and_do_not_mix(served, here):
 
 def test_a_failure_of_the_site_is_one_line_on_both_sides(served):
     record = served.ask("hello", wire.encode_facts({"base": "0" * 32}))
-    assert failure(record).startswith("BaseMismatch: client 1 holds another base model than the server")
-    assert "BaseMismatch: client 1 holds another base model" in served.log
+    assert failure(record).startswith("BaseMismatch: client 1 ")
+    assert "BaseMismatch: client 1 " in served.log
 
 
 def test_an_unexpected_failure_tells_no_text(served, here):
     """The text of an exception can quote a row: neither the answer nor the log has it, both say where it was."""
     bad = wire.encode_order(replace(order(here), adapter="marker-9d2c"))
     assert re.match(
-        r"KeyError: unexpected, at site.py:\d+; the client's log says more$",
+        r"KeyError: unexpected error at site.py:\d+; see the client's log$",
         failure(served.ask("train", bad)),
     )
     assert "KeyError at\n" in served.log
@@ -120,15 +120,15 @@ def test_an_unexpected_failure_tells_no_text(served, here):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "FrameError: no message of Accord"),
-        (b"\xff" * 64, "FrameError: no message of Accord"),
+        (b"", "FrameError: not a message of Accord"),
+        (b"\xff" * 64, "FrameError: not a message of Accord"),
         (
             pack({"accord": __version__, "format": 2}, wire.encode_facts({})),
-            "SiteError: the app that the server sent is of Accord '.*' with messages of format 2, this site",
+            "SiteError: the app that the server sent is Accord '.*' with message format 2, this site",
         ),
         (
             pack({**OURS, "accord": "0.0.9"}, wire.encode_facts({})),
-            "SiteError: the app that the server sent is of Accord '0.0.9' .*; upgrade the older one",
+            "SiteError: the app that the server sent is Accord '0.0.9' .*; upgrade the older one",
         ),
         (pack({**OURS, "kind": "hello"}, wire.encode_facts({})), "FrameError.*header is incomplete"),
         (
@@ -136,7 +136,7 @@ def test_an_unexpected_failure_tells_no_text(served, here):
                 {**OURS, "kind": "rows", "run": "1", "owner": "", "app": "", "keys": {}},
                 wire.encode_facts({}),
             ),
-            "SiteError: a site answers hello, train and evaluate, not 'rows'",
+            "SiteError: .* hello, train, evaluate, got 'rows'",
         ),
     ],
 )
@@ -152,7 +152,7 @@ def test_the_socket_is_its_owners_alone(served):
 def test_a_second_site_at_the_same_socket_is_refused_and_the_first_goes_on(served):
     second = served.start()
     assert second.wait(60) == 2
-    assert "another `accord site` serves it; stop that one first" in served.log
+    assert "another `accord site` serves it" in served.log
     assert "failure" not in wire.decode_facts(served.ask("hello", wire.encode_facts({})))
 
 
@@ -193,7 +193,7 @@ def test_sigterm_in_a_training_is_answered_and_ends_well(place, here):
     assert process.wait(10) == 0
     for thread in threads:
         thread.join()
-    assert said == ["SiteError: the site's process was stopped before it had answered"] * 2
+    assert said == ["SiteError: the site process was stopped before it answered"] * 2
     assert not (place.path / "s.sock").exists()
 
 

@@ -47,10 +47,10 @@ def test_a_process_that_listens_is_found(site):
 @pytest.mark.parametrize(
     ("text", "what", "said"),
     [
-        (GOOD.replace("num-partitions = 3", "num-partitions = 1"), "site", "partition-id must be in 0"),
+        (GOOD.replace("num-partitions = 3", "num-partitions = 1"), "site", "partition-id must be from 0"),
         (GOOD.replace("rows.jsonl", "other.jsonl"), "site", "no such file"),
         (GOOD + 'policy = "none.toml"\n', "policy", "none.toml"),
-        (GOOD.replace("rows.jsonl", "empty.jsonl"), "rows", "holds no row"),
+        (GOOD.replace("rows.jsonl", "empty.jsonl"), "rows", "holds no usable row"),
     ],
 )
 def test_what_would_fail_a_run_is_named(site, text, what, said):
@@ -65,7 +65,7 @@ def test_a_bad_row_is_told_by_its_number_alone(site):
     with (site.parent / "rows.jsonl").open("a") as rows:
         rows.write(f'["{SECRET}"]\n{{"prompt": "{SECRET}\n')
     told = found(site)
-    said = "3 rows, and 2 that cannot be used; rows.jsonl line 4: is no JSON object"
+    said = "3 usable rows, 2 unusable ones; rows.jsonl line 4: is no JSON object"
     assert told["rows"] == ("note", said)
     assert SECRET not in str(told)
 
@@ -102,7 +102,7 @@ def test_rows_that_no_parser_takes_are_counted(site):
         rows.write("[" * 100_000 + "\n")
     told = found(site)
     assert told["rows"][1].startswith(
-        "3 rows, and 3 that cannot be used; rows.jsonl line 4: prompt holds half of"
+        "3 usable rows, 3 unusable ones; rows.jsonl line 4: prompt holds half of"
     )
     assert SECRET not in str(told)
 

@@ -19,7 +19,7 @@ def test_factors_by_hand():
     nine = factorise(torch.tensor([[9.0, 0.0], [0.0, 0.0]]), torch.eye(2))
     assert nine.left.abs().tolist() == [[3.0], [0.0]]
     assert nine.right.abs().tolist() == [[3.0, 0.0]]
-    cut = factorise(torch.diag(torch.tensor([9.0, 4.0])), torch.eye(2), most=1)
+    cut = factorise(torch.diag(torch.tensor([9.0, 4.0])), torch.eye(2), max_rank=1)
     assert (cut.left @ cut.right).round(decimals=12).tolist() == [[9.0, 0.0], [0.0, 0.0]]
     assert (cut.lost, cut.whole) == (16.0, 97.0)
 

@@ -168,7 +168,5 @@ def test_tensors_that_do_not_train_or_travel_have_no_control_and_are_not_correct
 
 
 def test_a_variant_whose_control_is_fixed_refuses_another():
-    with pytest.raises(
-        ConfigError, match="'openfedllm' makes its control from the steps, got control 'gradients'"
-    ):
+    with pytest.raises(ConfigError, match=r"'openfedllm' .* got control 'gradients'"):
         scaffold_rule("openfedllm", "gradients")

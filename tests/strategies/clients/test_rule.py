@@ -61,11 +61,13 @@ def test_an_own_tensor_that_rests_for_a_round_is_kept():
 def test_more_trees_travel_and_stay_beside_delta_and_own():
     """The addition sees what trains and travels, and no more."""
 
-    def adds(order, memory, outcome):
+    def extra_trees(order, memory, outcome):
         assert set(outcome.before) == set(outcome.after) == {"a"}
         return {"control": outcome.after}, {"control": outcome.before}
 
-    rule = ClientRule(shares=lambda name, rnd: name != "b", trains=lambda name, rnd: name != "c", adds=adds)
+    rule = ClientRule(
+        shares=lambda name, rnd: name != "b", trains=lambda name, rnd: name != "c", extra_trees=extra_trees
+    )
     sent, kept = finish(rule)
     assert {k: values(t) for k, t in sent.items()} == {"delta": {"a": 1.0, "c": 3.0}, "control": {"a": 2.0}}
     assert {k: values(t) for k, t in kept.items()} == {"own": {"b": 3.0}, "control": {"a": 1.0}}

@@ -19,7 +19,7 @@ def test_greedy_is_the_references_with_its_trace(case):
     assert [s.picked for s in trace.steps] == case["ref_finalise_order"]
     if case.get("trace"):
         for step, want in zip(trace.steps, case["trace"], strict=True):
-            assert (step.cap, step.picked, step.kept, step.evicted) == (
+            assert (step.cap, step.picked, step.accepted, step.evicted) == (
                 want["cap"], want["picked"], want["kept"], want["evicted"],
             )  # fmt: skip
             assert step.candidates == {int(u): c for u, c in want["candidates"].items()}
@@ -50,11 +50,11 @@ def test_a_client_stays_for_a_small_gain_and_goes_for_a_large_one():
     """Two and two; clients 1 and 2 would gain 0.01 by changing places."""
     losses = np.array([[0.5, 0.7], [0.605, 0.6], [0.6, 0.605], [0.7, 0.5]])
     assert grouping.exact(losses) == [0, 1, 0, 1]
-    assert grouping.exact(losses, now=[0, 0, 1, 1], hysteresis=0.5) == [0, 0, 1, 1]
+    assert grouping.exact(losses, current=[0, 0, 1, 1], hysteresis=0.5) == [0, 0, 1, 1]
     assert grouping.exact(
-        losses + np.array([[0, 0], [0.3, 0], [0, 0.3], [0, 0]]), now=[0, 0, 1, 1], hysteresis=0.5
+        losses + np.array([[0, 0], [0.3, 0], [0, 0.3], [0, 0]]), current=[0, 0, 1, 1], hysteresis=0.5
     ) == [0, 1, 0, 1]
-    assert grouping.exact(losses, now=[0, None, None, 1], hysteresis=0.5) == [0, 1, 0, 1]
+    assert grouping.exact(losses, current=[0, None, None, 1], hysteresis=0.5) == [0, 1, 0, 1]
 
 
 def test_soft_balance_follows_clear_wishes_and_splits_unclear_ones():
@@ -79,15 +79,15 @@ def test_more_selectors_than_clients():
 def test_who_is_fixed_stays_and_counts_in_the_sizes():
     """Everybody wants selector 0; clients 0 and 1 must stay in 2, so one more goes there only if sizes ask for it."""
     losses = np.array([[0.1, 0.5, 0.9]] * 6)
-    groups = grouping.exact(losses, now=[2, 2, 0, 0, 1, None], fixed=[True, True, *[False] * 4])
+    groups = grouping.exact(losses, current=[2, 2, 0, 0, 1, None], fixed=[True, True, *[False] * 4])
     assert groups[:2] == [2, 2]
     assert sorted(groups) == [0, 0, 1, 1, 2, 2]
-    crowded = grouping.exact(losses, now=[2, 2, 2, 2, 1, None], fixed=[True] * 4 + [False] * 2)
+    crowded = grouping.exact(losses, current=[2, 2, 2, 2, 1, None], fixed=[True] * 4 + [False] * 2)
     assert crowded[:4] == [2, 2, 2, 2]
     assert sorted(crowded[4:]) == [0, 1]
-    soft = grouping.exact(losses, now=[2, 2, 0, 0, 1, 1], fixed=[True, True, *[False] * 4], softness=0.01)
+    soft = grouping.exact(losses, current=[2, 2, 0, 0, 1, 1], fixed=[True, True, *[False] * 4], softness=0.01)
     assert soft == [2, 2, 0, 0, 0, 0]
-    assert grouping.exact(losses, now=[0, 1, 2, 0, 1, 2], fixed=[True] * 6) == [0, 1, 2, 0, 1, 2]
+    assert grouping.exact(losses, current=[0, 1, 2, 0, 1, 2], fixed=[True] * 6) == [0, 1, 2, 0, 1, 2]
 
 
 def test_newcomers_join_the_smallest_group():

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from cli.site.policy.guard import Guarded
+from cli.site.policy.guard import GuardedSite
 from cli.site.policy.rules import Policy
 from client_app.claim import Claim
 from client_app.site import Node, Site
@@ -21,14 +21,14 @@ STRICT = Policy(
 
 def guarded(
     path: Path, policy: Policy = STRICT, claim: Claim = CLAIM, client: int = 0, **keys: object
-) -> Guarded:
+) -> GuardedSite:
     flat = {k.replace("__", ".").replace("_", "-"): v for k, v in keys.items()}
     node = Node(client, 3, state_dir=str(path / f"home-{client}"))
-    return Guarded(Site(parse({**SMALL, **flat}), node), policy, claim)
+    return GuardedSite(Site(parse({**SMALL, **flat}), node), policy, claim)
 
 
 def order(
-    guard: Guarded, *, tree: Tree | None = None, rnd: int = 1, recall: int = 0, run: str = "r", **knobs
+    guard: GuardedSite, *, tree: Tree | None = None, rnd: int = 1, recall: int = 0, run: str = "r", **knobs
 ) -> Order:
     base = guard.site.base()
     known = {"run": run, "base": base.fingerprint, "rnd": rnd, "clients": 3, "cohort": 3}
@@ -37,9 +37,9 @@ def order(
     return Order(guard.site.node.client, trees, recall=recall, knobs={**known, **more})
 
 
-def greeting(guard: Guarded, run: str = "r") -> dict:
+def greeting(guard: GuardedSite, run: str = "r") -> dict:
     return {"run": run, "base": guard.site.base().fingerprint}
 
 
-def with_policy(guard: Guarded, **changes: object) -> Guarded:
+def with_policy(guard: GuardedSite, **changes: object) -> GuardedSite:
     return replace(guard, policy=replace(guard.policy, **changes))

@@ -48,9 +48,7 @@ def test_updates_are_clipped_and_noised_at_the_site(tmp_path):
 
 def test_a_base_of_another_fingerprint_is_refused_before_rows_are_read(tmp_path):
     guard = with_policy(guarded(tmp_path), models=(("toy", "0" * 12),))
-    with pytest.raises(
-        PolicyRefused, match=r"model.name = 'toy' is .* here, this site's policy allows 000000000000"
-    ):
+    with pytest.raises(PolicyRefused, match=r"model.name = 'toy' .* this site allows 000000000000"):
         guard.hello(greeting(guard))
     with pytest.raises(BaseMismatch):
         guarded(tmp_path).hello({"run": "r", "base": "f" * 64})
@@ -83,7 +81,7 @@ def test_a_resent_order_is_answered_when_the_budget_is_spent(tmp_path):
     first = guard.train(order(guard))
     again = guarded(tmp_path, guard.policy).train(order(guard))
     assert all(first.trees["delta"][n].equal(t) for n, t in again.trees["delta"].items())
-    with pytest.raises(PolicyRefused, match="has given the 1 answers to train"):
+    with pytest.raises(PolicyRefused, match="all 1 answers to train"):
         guard.train(order(guard, rnd=2))
 
 
@@ -99,7 +97,7 @@ def test_selectors_are_compared_within_the_policy(tmp_path):
     asked = type(asked)(asked.client, knobs=asked.knobs, **both)
     assert {"loss/c0", "loss/c1", "vote/accuracy"} <= guard.evaluate(asked).metrics.keys()
     few = with_policy(guard, min_rows=20)
-    with pytest.raises(PolicyRefused, match="evaluate over fewer than the 20 rows"):
+    with pytest.raises(PolicyRefused, match=r"evaluate .* min-rows = 20"):
         few.evaluate(asked)
 
 

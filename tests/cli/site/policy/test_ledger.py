@@ -38,14 +38,14 @@ def test_a_run_beyond_the_budget_is_refused_also_after_a_restart(tmp_path):
 def test_rounds_beyond_the_budget_are_refused_also_after_a_restart(tmp_path):
     answer(Ledger(tmp_path), "a", "train", 1)
     answer(Ledger(tmp_path), "a", "train", 2)
-    with pytest.raises(PolicyRefused, match="run 'a' has had its 2 answers to train"):
+    with pytest.raises(PolicyRefused, match="run 'a' has had all 2 answers to train"):
         Ledger(tmp_path).check(POLICY, "a", "train", order(3))
 
 
 def test_rounds_of_all_runs_together_are_counted(tmp_path):
     for run, rnd in (("a", 1), ("a", 2), ("b", 1)):
         answer(Ledger(tmp_path), run, "train", rnd, float(ord(run) + rnd))
-    with pytest.raises(PolicyRefused, match="has given the 3 answers to train that it gives in all"):
+    with pytest.raises(PolicyRefused, match=r"all 3 answers to train .* over all runs"):
         Ledger(tmp_path).check(POLICY, "b", "train", order(2))
 
 
@@ -53,7 +53,7 @@ def test_scores_have_a_count_of_their_own_with_one_more_for_the_start(tmp_path):
     for rnd in (0, 1, 2):
         answer(Ledger(tmp_path), "a", "evaluate", rnd)
     answer(Ledger(tmp_path), "a", "train", 1)
-    with pytest.raises(PolicyRefused, match="run 'a' has had its 3 answers to evaluate"):
+    with pytest.raises(PolicyRefused, match="run 'a' has had all 3 answers to evaluate"):
         Ledger(tmp_path).check(POLICY, "a", "evaluate", order(1, 0.5))
 
 
@@ -67,7 +67,7 @@ def test_the_same_order_with_another_answer_costs_a_round(tmp_path):
     """As on a GPU whose sums differ, or where the rows have changed: the mean of many answers says more than one."""
     answer(Ledger(tmp_path), "a", "train", 1, 1.0)
     answer(Ledger(tmp_path), "a", "train", 1, 2.0)
-    with pytest.raises(PolicyRefused, match="run 'a' has had its 2 answers"):
+    with pytest.raises(PolicyRefused, match="run 'a' has had all 2 answers"):
         answer(Ledger(tmp_path), "a", "train", 1, 3.0)
 
 
@@ -83,7 +83,7 @@ def test_an_order_that_differs_in_a_bit_is_another(tmp_path):
     answer(Ledger(tmp_path), "a", "train", 2)
     Ledger(tmp_path).check(POLICY, "a", "train", order(1))
     for other in (order(1, 1e-9), replace(order(1), recall=1), replace(order(1), adapter="c0")):
-        with pytest.raises(PolicyRefused, match="has had its 2 answers"):
+        with pytest.raises(PolicyRefused, match="all 2 answers"):
             Ledger(tmp_path).check(POLICY, "a", "train", other)
 
 
@@ -98,7 +98,7 @@ def test_an_order_that_differs_in_a_bit_is_another(tmp_path):
 )
 def test_a_run_keeps_its_owner_and_its_keys(tmp_path, owner, keys):
     Ledger(tmp_path).enter(POLICY, "a", "anna", CONFIG)
-    with pytest.raises(PolicyRefused, match="began here with another configuration or another owner"):
+    with pytest.raises(PolicyRefused, match="another configuration or owner"):
         Ledger(tmp_path).enter(POLICY, "a", owner, parse(keys))
 
 

@@ -89,17 +89,21 @@ def test_noise_of_two_answers_has_nothing_in_common(change):
         (
             "train",
             {"delta": TREE, "more": TREE},
-            r"train would send \['delta', 'more'\]; \['delta'\] may leave",
+            r"train would send trees \['delta', 'more'\]; .*\['delta'\]$",
         ),
-        ("train", {}, r"train would send \[\]"),
-        ("evaluate", {"delta": TREE}, r"evaluate would send \['delta'\]; \[\] may leave"),
+        ("train", {}, r"train would send trees \[\]"),
+        ("evaluate", {"delta": TREE}, r"evaluate would send trees \['delta'\]; .*\[\]$"),
         (
             "train",
             {"delta": {**TREE, "private.head.w": torch.zeros(2)}},
-            "'private.head.w', which is no tensor",
+            "'private.head.w', which is not a tensor",
         ),
-        ("train", {"delta": {**TREE, "embedding": torch.zeros(2)}}, "'embedding', which is no tensor"),
-        ("train", {"delta": {"x.lora_A.weight": torch.zeros(3, 2)}}, "'x.lora_A.weight', which is no tensor"),
+        ("train", {"delta": {**TREE, "embedding": torch.zeros(2)}}, "'embedding', which is not a tensor"),
+        (
+            "train",
+            {"delta": {"x.lora_A.weight": torch.zeros(3, 2)}},
+            "'x.lora_A.weight', which is not a tensor",
+        ),
         ("train", {"delta": {"x.lora_A.weight": torch.full((2, 3), math.nan)}}, "NaN or Inf"),
         ("train", {"delta": {"x.lora_A.weight": torch.full((2, 3), math.inf)}}, "NaN or Inf"),
     ],
@@ -112,9 +116,9 @@ def test_only_the_trees_that_were_asked_for_leave(kind, trees, message):
 def test_an_answer_over_too_few_rows_stays():
     policy = replace(OPENED, min_rows=20)
     out(policy, examples=20)
-    with pytest.raises(PolicyRefused, match="fewer than the 20 rows"):
+    with pytest.raises(PolicyRefused, match=r"fewer rows .* min-rows = 20"):
         out(policy, examples=19)
-    with pytest.raises(PolicyRefused, match="fewer than the 20 rows"):
+    with pytest.raises(PolicyRefused, match=r"fewer rows .* min-rows = 20"):
         release_facts(policy, {**SAID, "examples": 19})
 
 
