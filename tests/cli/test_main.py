@@ -38,7 +38,7 @@ def test_a_run_of_a_deployment_is_resumed_there_and_nowhere_else(tmp_path):
     run = write_run(tmp_path, [dpo_record(0)], status="running", federation="deployment")
     done = CliRunner().invoke(app, ["resume", str(run)])
     assert isinstance(done.exception, ConfigError)
-    assert f"name it, `accord resume {run} federation.superlink=NAME`" in str(done.exception)
+    assert f"accord resume {run} federation.superlink=NAME" in str(done.exception)
     assert f"accord resume {run} federation.superlink=NAME" in console.summary_lines(run)[-1]
 
 

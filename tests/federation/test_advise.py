@@ -7,7 +7,7 @@ import pytest
 
 from cli.advice.arms import ARMS, is_finished, open_folder, run_arms, run_of
 from cli.advice.recommend import FEDPDPO, ORDER
-from cli.run.launch import tell_how_it_ended
+from cli.run.launch import report_failure
 from cli.run.request import Request, request
 from cli.run.stream import Stream
 from server_app.report.commands import FEDERATION
@@ -57,8 +57,8 @@ def test_an_option_that_stopped_is_continued_by_its_advice_alone(tmp_path, advic
     (run / "checkpoints").mkdir()
     if advice:
         (tmp_path / "advice" / ASKED).write_text("")
-    stream = Stream(tmp_path / "stream.log", asked_of_others=True, verbose=False)
-    tell_how_it_ended(Request({"run.resume": str(run)}, {**FEDERATION, "superlink": "clinics"}), 1, stream)
+    stream = Stream(tmp_path / "stream.log", is_deployment=True, verbose=False)
+    report_failure(Request({"run.resume": str(run)}, {**FEDERATION, "superlink": "clinics"}), 1, stream)
     told = capsys.readouterr().err
     assert "accord: the run failed" in told
     assert (f"continue with: accord resume {run} federation.superlink=clinics" in told) is not advice
