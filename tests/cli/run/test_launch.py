@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from cli.run.launch import remove_unbegun, launch
+from cli.run.launch import launch, remove_unbegun
 from cli.run.request import Request
 from core.errors import ConfigError
 from server_app.report.commands import FEDERATION
