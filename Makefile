@@ -1,4 +1,5 @@
-# make demo: the main job · make test: all tests but test-faults (kill -9, full disks), test-hosts (ten kills on four hosts), test-docker · make check: ruff, pyright, the fast tests
+# make demo: align the toy model · make check: ruff, pyright and the fast tests · make test: all tests except test-faults
+# (kill -9, full disks), test-hosts (ten kills on four hosts) and test-docker
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-# Two tests at a time, handed out one by one: a federation alone leaves a core idle while it starts and ends.
+# Two tests at the same time, assigned one by one: a single federation leaves a core idle while it starts and ends.
 PAIR := -n 2 --maxschedchunk 1
 
 .PHONY: demo test test-faults test-hosts test-docker gpu gpu-wheels lint check newest fix fab clean
@@ -22,7 +23,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(PAIR)
 
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m faults -n 4 --maxschedchunk 1 tests/federation tests/faults  # most of it is waiting: the longest first
+	$(BIN)/python -m pytest -m faults -n 4 --maxschedchunk 1 tests/federation tests/faults  # they mostly wait, so four at a time; the longest first
 
 test-hosts: $(STAMP)
 	$(BIN)/python -m pytest -m hosts -s tests/federation/test_host_faults.py
@@ -48,7 +49,7 @@ newest:
 	.venv-newest/bin/pip list --disable-pip-version-check | grep -iE '^(flwr|torch|transformers|peft|trl) '
 	.venv-newest/bin/python -m pytest -m "not slow and not faults and not hosts and not docker" -n 2
 
-# On a machine with a GPU, Python and torch; the wheels come from `make gpu-wheels` where there is a registry.
+# `make gpu` needs a GPU, Python and torch. `make gpu-wheels` downloads its wheels, on a machine with a package index.
 GPU_WHEELS := dist/gpu-wheels
 GPU_PYTHON := 3.12
 
@@ -77,6 +78,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Accord needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing what Accord needs into $(VENV), once: a few minutes, about 2 GB"
+	@echo "installing the dependencies into $(VENV), once: a few minutes, about 2 GB"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

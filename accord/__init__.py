@@ -1,8 +1,8 @@
 """Federated preference alignment of language models on Flower: the installed package, behind the command `accord`.
 
-Flower ships the packages `core`, `tasks`, `strategies`, ... to its processes under these names. A wheel holds them in
-`accord/_app`, a checkout beside this package. Only the command puts them on the path, so that importing `accord` hides
-no other module of such a name.
+Flower ships the packages `core`, `tasks`, `strategies`, ... to its processes under these names. They are in
+`accord/_app` in a wheel, and next to this package in a checkout. Only the command puts them on sys.path, so that
+`import accord` hides no other module with such a name.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""`python -m accord`, and the same by the path of this folder."""
+"""Entry point of `python -m accord` and of `python PATH/accord`."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""How a run is, from its folder: for `accord status`, and as Prometheus metrics.
+"""The state of a run, read from its folder: for `accord status` and as Prometheus metrics.
 
-The folder is all there is to ask: it is written after every round, whoever runs the round.
+The folder is the only source: it is written after every round, in a simulation as in a deployment.
 """
 
 import time
@@ -24,93 +24,95 @@ def silent_s(run: Run) -> float | None:
     return time.time() - path.stat().st_mtime if path.is_file() else None
 
 
-def standing(run: Run) -> str:
-    """Its status; "stopped" where it says that it runs and no process holds its folder."""
+def status_of(run: Run) -> str:
+    """The status in the manifest, but "stopped" if that is "running" while no process holds the folder."""
     return "stopped" if run.status == "running" and not is_held(run.dir) else run.status
 
 
 def last_seen(run: Run) -> dict[int, int]:
-    """The last round that each client took part in; clients that never did are at 0."""
-    seen = {int(client): 0 for client in run.manifest.get("clients", {})}
+    """The last round that each client took part in, by client; 0 for a client that never did."""
+    rounds = {int(client): 0 for client in run.manifest.get("clients", {})}
     for record in run.records:
-        seen |= dict.fromkeys(record.participants, record.round)
-    return dict(sorted(seen.items()))
+        rounds |= dict.fromkeys(record.participants, record.round)
+    return dict(sorted(rounds.items()))
 
 
 def lines(run: Run) -> Iterator[str]:
-    """The run in a line, its last round in another, then a line for each client that is missing or failed."""
-    ago, how = silent_s(run), standing(run)
+    """A line for the run, one for its last round, and one for each client that failed in that round."""
+    ago, status = silent_s(run), status_of(run)
     yield (
-        f"run      {run.dir.name}: {how}, round {run.completed} of {run.rounds}, "
+        f"run      {run.dir.name}: {status}, round {run.completed} of {run.rounds}, "
         f"last written {duration(ago)} ago" + ("" if ago is not None else " (nothing yet)")
     )
-    if how == "stopped":
-        yield f"         to go on: accord resume {run.dir}"
+    if status == "stopped":
+        yield f"         to continue: accord resume {run.dir}"
     if not run.records:
         return
     last = run.records[-1]
-    asked = len({*last.participants, *last.failed})
+    cohort = len({*last.participants, *last.failed})
     score = next((last.eval.mean[name] for name in ACCURACIES if name in last.eval.mean), None)
     yield (
-        f"         {len(last.participants)} of {counted(asked, 'client')} answered, accuracy {percent(score)}, "
+        f"         {len(last.participants)} of {counted(cohort, 'client')} answered, accuracy {percent(score)}, "
         f"up {size(last.bytes_up)}, down {size(last.bytes_down)}, took {duration(last.total_s)}"
     )
     for client, rnd in last_seen(run).items():
-        if why := last.failed.get(client):
-            yield f"missing  client {run.label(client)}, last seen in round {rnd or ABSENT}: {why}"
+        if reason := last.failed.get(client):
+            yield f"missing  client {run.label(client)}, last seen in round {rnd or ABSENT}: {reason}"
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """A Prometheus collector that reads the run's folder at every scrape; a number that the run lacks is absent."""
+    """A Prometheus collector that reads the run folder at every scrape; a value that the run lacks is absent."""
 
     folder: Path
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         run = read_run(self.folder)
-        yield _gauge("rounds", "Rounds that were asked for", run.rounds)
-        yield _gauge("round", "The last round that was completed", run.completed)
-        yield _gauge("finished", "1 when it has finished", run.status == "finished")
+        yield _gauge("rounds", "Rounds of the whole run", run.rounds)
+        yield _gauge("round", "The last completed round", run.completed)
+        yield _gauge("finished", "1 if the run has finished, else 0", run.status == "finished")
         if (ago := silent_s(run)) is not None:
-            yield _gauge("silent_seconds", "Since the last round was written", ago)
+            yield _gauge("silent_seconds", "Seconds since the last round was written", ago)
         if not run.records:
             return
         last = run.records[-1]
-        facts = {
-            "round_seconds": ("Of the last round", last.total_s),
-            "round_bytes_up": ("Received in the last round", last.bytes_up),
-            "round_bytes_down": ("Sent in the last round", last.bytes_down),
-            "round_clients": ("That took part in the last round", len(last.participants)),
-            "round_failed": ("That were asked in the last round and gave nothing", len(last.failed)),
+        metrics = {
+            "round_seconds": ("Duration of the last round", last.total_s),
+            "round_bytes_up": ("Bytes received in the last round", last.bytes_up),
+            "round_bytes_down": ("Bytes sent in the last round", last.bytes_down),
+            "round_clients": ("Clients that took part in the last round", len(last.participants)),
+            "round_failed": ("Clients without an update in the last round", len(last.failed)),
             "round_loss": ("Mean training loss of the last round", last.train.mean.get("loss")),
         }
-        for name, (about, value) in facts.items():
+        for name, (description, value) in metrics.items():
             if value is not None:
-                yield _gauge(name, about, value)
-        scores = GaugeMetricFamily("accord_run_accuracy", "On held-out rows, 0 to 1", labels=["metric"])
+                yield _gauge(name, description, value)
+        scores = GaugeMetricFamily(
+            "accord_run_accuracy", "Accuracy on held-out rows, 0 to 1", labels=["metric"]
+        )
         for name in ACCURACIES:
             if name in last.eval.mean:
                 scores.add_metric([name], last.eval.mean[name])
         yield scores
-        seen = GaugeMetricFamily(
-            "accord_run_client_round", "The last that it took part in", labels=["client"]
+        client_rounds = GaugeMetricFamily(
+            "accord_run_client_round", "The last round that the client took part in", labels=["client"]
         )
         for client, rnd in last_seen(run).items():
-            seen.add_metric([str(client)], rnd)
-        yield seen
+            client_rounds.add_metric([str(client)], rnd)
+        yield client_rounds
 
 
-def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"accord_run_{name}", about, value=float(value))
+def _gauge(name: str, description: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"accord_run_{name}", description, value=float(value))
 
 
 def exposition(folder: Path) -> str:
-    """The metrics as text."""
+    """The metrics in Prometheus' text format."""
     return generate_latest(_registry(folder)).decode()
 
 
 def serve(folder: Path, port: int) -> None:
-    """Answer Prometheus on the loopback until the process ends; ConfigError where the port is taken."""
+    """Serve the metrics on the loopback until the process ends. Raises ConfigError if the port is in use."""
     try:
         _, thread = start_http_server(port, "127.0.0.1", _registry(folder))
     except OSError as error:
@@ -120,5 +122,5 @@ def serve(folder: Path, port: int) -> None:
 
 def _registry(folder: Path) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(Metrics(folder))  # type: ignore[arg-type]  # collect() is all that it asks for
+    registry.register(Metrics(folder))  # type: ignore[arg-type]  # the registry calls only collect()
     return registry

@@ -34,7 +34,7 @@ from tasks.tokens.cache import Cache
 from tasks.tokens.encode import Encoder
 from tasks.training import engine, schedule
 from tasks.training.loop import TrainReport
-from tasks.training.stepper import PLAIN
+from tasks.training.stepper import PLAIN, LocalHooks
 
 MAX_COMPARISON_ROWS = 200
 
@@ -218,7 +218,7 @@ class Site:
         loaded = time.monotonic()
         rounds = self.config.run.num_server_rounds
         cfg = schedule.of_round(self.config.train, len(examples.usable), knobs, rounds)
-        hooks = Bend(
+        hooks = LocalHooks(
             correct=rule.correct(order, private),
             after_step=rule.after_step(order, private, cfg.learning_rate),
             trains=lambda name: rule.learns(name, rnd),
@@ -232,7 +232,7 @@ class Site:
         shared, memories = rule.finish(order, private, outcome)
         memories |= report.moments
         if rule.pull:
-            hooks = Bend(correct=rule.pull(order), trains=hooks.trains)
+            hooks = LocalHooks(correct=rule.pull(order), trains=hooks.trains)
             self._fit(base, order, private.get(PERSONAL, before), examples.usable, cfg, hooks, "personal")
             memories[PERSONAL] = get_adapter(base)
         if memories and processes.is_leader():
@@ -309,7 +309,7 @@ class Site:
         start: Tree,
         examples: Sequence[Example],
         cfg: TrainConfig,
-        hooks: Bend,
+        hooks: LocalHooks,
         purpose: str = "batches",
     ) -> TrainReport:
         """Train the base's adapter in place from `start`; `purpose` seeds the batches."""

@@ -1,4 +1,4 @@
-"""Every test run has a home of its own, so that no cache of yesterday can make a test pass."""
+"""Give every test run its own ACCORD_HOME, so that no old cache can make a test pass."""
 
 import os
 import shutil

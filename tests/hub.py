@@ -1,7 +1,7 @@
-"""A Hugging Face Hub on the loopback, at its protocol: what the real clients ask, with faults to switch on.
+"""A Hugging Face Hub on the loopback that speaks the protocol of the real clients, with faults to inject.
 
-Files marked as large (LFS) are redirected to another host name, as the Hub redirects to its CDN. Requests are
-counted by method and path; `bodies` counts the bytes of each file that went out, by "NAMESPACE/NAME/FILE".
+Large files (LFS) are redirected to another host name, as the Hub redirects to its CDN. Requests are counted by method
+and path; `bodies` counts the bytes sent of each file, by "NAMESPACE/NAME/FILE".
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".safetensors", ".bin", ".parquet", ".gguf", ".model")  # in LFS
+LARGE = (".safetensors", ".bin", ".parquet", ".gguf", ".model")  # stored in LFS
 API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?$")
 FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 
 
 @dataclass
 class Fault:
-    """What happens to requests whose path contains `path`, `times` times."""
+    """A fault of the next `times` requests whose path contains `path`."""
 
     path: str
-    status: int = 0  # 0: the body breaks off after `cut` bytes
+    status: int = 0  # 0: the body ends after `cut` bytes
     code: str = ""  # X-Error-Code
     message: str = ""
     cut: int = 0
@@ -37,7 +37,7 @@ class Fault:
 
 @dataclass
 class Repository:
-    """Commits by hash, each a table of files; branches and tags point to them."""
+    """Commits by hash, each with its files; branches and tags point to them."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Repository:
 
 
 class Hub:
-    """The server; `url` is for HF_ENDPOINT."""
+    """The server; `url` is the value for HF_ENDPOINT."""
 
     def __init__(self) -> None:
         self.models: dict[str, Repository] = {}
@@ -61,7 +61,9 @@ class Hub:
         self.faults: list[Fault] = []
         self.requests: Counter[str] = Counter()  # "GET /path"
         self.bodies: Counter[str] = Counter()  # bytes
-        self.pause_s = 0.0  # before the body of a large file, so that several clients ask for it at once
+        self.pause_s = (
+            0.0  # before the body of a large file, so that several clients request it at the same time
+        )
         self.lock = threading.Lock()
         hub = self
 
@@ -77,20 +79,20 @@ class Hub:
         self.thread.start()
 
     def model(self, name: str, files: Mapping[str, bytes] | Path, *refs: str) -> str:
-        """Add a commit; its hash."""
+        """Add a commit; returns its hash."""
         return self.models.setdefault(name, Repository()).commit(_files(files), *refs)
 
     def dataset(self, name: str, files: Mapping[str, bytes] | Path, *refs: str) -> str:
         return self.datasets.setdefault(name, Repository()).commit(_files(files), *refs)
 
     def fetched(self, name: str) -> float:
-        """How many times the body of a file ("NAMESPACE/NAME/FILE") went out."""
+        """How many times the body of a file ("NAMESPACE/NAME/FILE") was sent."""
         repository, _, path = name.rpartition("/")
         commits = (self.models.get(repository) or self.datasets[repository]).commits.values()
         return self.bodies[name] / max(len(files[path]) for files in commits if path in files)
 
     def weights_sent(self, name: str) -> list[float]:
-        """How many times the body of each safetensors file of a model's main branch went out."""
+        """How many times the body of each safetensors file of a model's main branch was sent."""
         repository = self.models[name]
         files = repository.commits[repository.refs["main"]]
         return [self.fetched(f"{name}/{file}") for file in files if file.endswith(".safetensors")]
@@ -129,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        sent = self.rfile.read(length)
+        body = self.rfile.read(length)
         path, hub = unquote(urlsplit(self.path).path), self.hub
         with hub.lock:
             hub.requests[f"{self.command} {path}"] += 1
@@ -146,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault:
             self._error(fault.status, fault.code, fault.message)
         elif match := API.match(path):
-            self._api(*match.groups(), sent=sent)
+            self._api(*match.groups(), body=body)
         elif match := FILE.match(path):
             self._file(*match.groups())
         elif path.startswith("/cdn/"):
@@ -156,12 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repository(self, kind: str, name: str) -> Repository | None:
         repository = (self.hub.datasets if kind.startswith("datasets") else self.hub.models).get(name)
-        if repository is None:  # the Hub does not say whether a repository exists to those without a token
+        if repository is None:  # without a token, the Hub does not say whether a repository exists
             self._error(401, "RepoNotFound", "Repository not found")
         return repository
 
     def _api(
-        self, kind: str, name: str, what: str | None, revision: str | None, place: str | None, sent: bytes
+        self, kind: str, name: str, route: str | None, revision: str | None, place: str | None, body: bytes
     ) -> None:
         repository = self._repository(kind, name)
         if repository is None:
@@ -171,12 +173,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return
         files = repository.commits[commit]
-        if what == "tree":
+        if route == "tree":
             self._json(_tree(files, place or "", "recursive" in parse_qs(urlsplit(self.path).query)))
-        elif what == "paths-info":
-            known = [*_tree(files, "", recursive=True)]
-            wanted = _paths(sent, self.headers.get("Content-Type", ""))
-            self._json([one for one in known if one["path"] in wanted])
+        elif route == "paths-info":
+            entries = _tree(files, "", recursive=True)
+            requested = _paths(body, self.headers.get("Content-Type", ""))
+            self._json([entry for entry in entries if entry["path"] in requested])
         else:
             self._json(
                 {
@@ -248,8 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value: Any) -> None:  # Any: whatever json.dumps takes
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _error(self, status: int, code: str, message: str, more: Mapping[str, str] | None = None) -> None:
-        headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(more or {})}
+    def _error(self, status: int, code: str, message: str, extra: Mapping[str, str] | None = None) -> None:
+        headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(extra or {})}
         self._send(status, json.dumps({"error": message}).encode(), headers)
 
     def _send(
@@ -266,12 +268,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def etag(path: str, content: bytes) -> str:
-    """What a cache calls the blob of a file."""
+    """The name of a file's blob in a cache."""
     return hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else _oid(content)
 
 
 def _oid(content: bytes) -> str:
-    """Git's name of a blob."""
+    """Git's hash of a blob."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -298,8 +300,8 @@ def _tree(files: Mapping[str, bytes], place: str, recursive: bool) -> list[dict[
     return list(out.values())
 
 
-def _paths(sent: bytes, kind: str) -> set[str]:
-    if "json" in kind:
-        wanted = json.loads(sent)["paths"]
-        return {wanted} if isinstance(wanted, str) else set(wanted)
-    return set(parse_qs(sent.decode()).get("paths", []))
+def _paths(body: bytes, content_type: str) -> set[str]:
+    if "json" in content_type:
+        paths = json.loads(body)["paths"]
+        return {paths} if isinstance(paths, str) else set(paths)
+    return set(parse_qs(body.decode()).get("paths", []))

@@ -1,4 +1,4 @@
-"""A Grid whose clients answer in this process; the only test file that knows Flower's insides."""
+"""A Flower Grid whose clients answer in this process; the only test file that uses Flower's internals."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,16 +6,19 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-# Message() asks for the identity of the task it runs in, which exists only inside Flower's own processes
+# Message() needs the identity of the current task, which exists only in Flower's own processes
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 Answer = Callable[[int, Message], Message | None]
 
 
 class Loopback(Grid):
-    """`answer(node, message)` is what a node replies; None is a node that never does.
+    """A grid in one process.
 
-    Replies come in the order of `arrival`, a function on the list of replies (default: as sent).
+    Args:
+        nodes: The ids of the nodes.
+        answer: A function of node and message that returns the reply, or None for a node that never replies.
+        arrival: A function that orders the list of replies; by default they arrive as sent.
     """
 
     def __init__(self, nodes: Iterable[int], answer: Answer, arrival: Callable[[list], list] = list) -> None:

@@ -1,4 +1,4 @@
-"""What is made once for all test processes of a session: runs that several tests only look at."""
+"""Folders made once for all test processes of a session, such as runs that several tests read."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ import pytest
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that whoever asks first makes, while the others wait; anew where making it failed."""
+    """A folder that the first caller fills with `make` while other processes wait; made again if that failed."""
     root = factory.getbasetemp()
     root = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
     folder, made = root / name, root / f"{name}.made"

@@ -1,4 +1,4 @@
-"""Whole rounds without processes: real sites on the real model, the real loop, messages in this process."""
+"""Whole rounds in one process: real sites, the real toy model and round loop, messages in this process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +25,12 @@ def federate(
     clients: int = 3,
     away: Callable[[Message], bool] = lambda message: False,
 ) -> tuple[RunFolder, list]:
-    """Rounds up to `rounds`, from the last checkpoint of `folder` if there is one; the records of the new ones.
+    """Do rounds up to `rounds`, from the last checkpoint of `folder` if there is one.
 
-    Client c is node 10 + c. away: which messages are answered with an error.
+    Client c is node 10 + c. `away` selects the messages that are answered with an error.
+
+    Returns:
+        The run folder, and the records of the new rounds.
     """
     folder, records = folder or RunFolder.create(config), []
     base, strategy, task = (

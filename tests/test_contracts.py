@@ -1,4 +1,4 @@
-"""What every plugin must hold; a new file is tested here before its author writes a test."""
+"""Contract tests of every plugin; a new plugin file is tested here without further changes."""
 
 import copy
 import inspect
@@ -27,7 +27,7 @@ def tree(seed: int) -> dict:
 
 
 @pytest.mark.parametrize(("package", "name"), ALL)
-def test_a_plugin_is_a_dataclass_with_a_sentence_and_builds_from_nothing(package, name):
+def test_a_plugin_is_a_documented_dataclass_with_defaults(package, name):
     cls = plugin(package, name)
     assert is_dataclass(cls)
     doc = sys.modules[cls.__module__].__doc__
@@ -37,7 +37,7 @@ def test_a_plugin_is_a_dataclass_with_a_sentence_and_builds_from_nothing(package
 
 
 @pytest.mark.parametrize("name", names("strategies"))
-def test_a_strategy_says_where_it_comes_from(name):
+def test_a_strategy_names_its_source_and_deviations(name):
     doc = inspect.getdoc(sys.modules[plugin("strategies", name).__module__])
     assert "eviation" in doc
     assert any(word in doc for word in ("arXiv", "Source", "et al."))
@@ -45,35 +45,37 @@ def test_a_strategy_says_where_it_comes_from(name):
 
 def start(strategy: Strategy) -> ServerState:
     state = strategy.init({"global": tree(0)}, seed=1)
-    said = {"clients": len(EVERYONE), "examples": {str(c.id): c.examples for c in EVERYONE}, "rounds": 8}
-    return replace(state, facts={**state.facts, **said})
+    facts = {"clients": len(EVERYONE), "examples": {str(c.id): c.examples for c in EVERYONE}, "rounds": 8}
+    return replace(state, facts={**state.facts, **facts})
 
 
 def updates(strategy: Strategy, state: ServerState, rnd: int, *, scale: float = 1.0) -> list[Update]:
-    """What clients would send that go by the strategy's rule; every tree has the layout of what is shared."""
-    rule, out = strategy.client_rule(), []
+    """Updates as clients would send them by the strategy's client rule, in the layout of the shared tensors."""
+    rule, replies = strategy.client_rule(), []
     for order in strategy.plan_train(state, rnd, EVERYONE):
-        news = {n: t * scale for n, t in tree(100 * rnd + order.client).items() if rule.shares(n, rnd)}
-        trees = dict.fromkeys(rule.sends, news)
-        out.append(Update(order.client, 10 + order.client, order.adapter, trees, {"loss": 1.0}, tokens=5))
-    return out
+        deltas = {n: t * scale for n, t in tree(100 * rnd + order.client).items() if rule.shares(n, rnd)}
+        trees = dict.fromkeys(rule.sends, deltas)
+        replies.append(Update(order.client, 10 + order.client, order.adapter, trees, {"loss": 1.0}, tokens=5))
+    return replies
 
 
 def one_round(strategy: Strategy, state: ServerState, rnd: int) -> ServerState:
     state, _ = merge(strategy, state, rnd, updates(strategy, state, rnd))
-    asked = strategy.plan_evaluate(state, rnd, EVERYONE)
-    scores = [Update(o.client, 5, o.adapter, {}, {"logps/accuracies": 0.5}) for o in asked]
+    orders = strategy.plan_evaluate(state, rnd, EVERYONE)
+    scores = [Update(o.client, 5, o.adapter, {}, {"logps/accuracies": 0.5}) for o in orders]
     return strategy.merge_evaluate(state, rnd, scores)[0]
 
 
 def same(a: ServerState, b: ServerState) -> bool:
-    left, right = {**a.adapters, **a.memory}, {**b.adapters, **b.memory}
-    return left.keys() == right.keys() and all(t.equal(right[k][n]) for k in left for n, t in left[k].items())
+    first, second = {**a.adapters, **a.memory}, {**b.adapters, **b.memory}
+    return first.keys() == second.keys() and all(
+        t.equal(second[k][n]) for k in first for n, t in first[k].items()
+    )
 
 
 @pytest.mark.parametrize("name", names("strategies"))
 def test_hooks_are_pure(name):
-    """Same arguments, same result; the arguments and the strategy itself are as they were. Two rounds."""
+    """In two rounds, the same arguments give the same result, and neither they nor the strategy change."""
     strategy = build("strategies", name, {})
     state = start(strategy)
     for rnd in (1, 2):
@@ -86,8 +88,8 @@ def test_hooks_are_pure(name):
 
 
 @pytest.mark.parametrize("name", names("strategies"))
-def test_no_news_changes_nothing(name):
-    """All deltas zero from a fresh state: every method leaves every adapter where it was."""
+def test_zero_deltas_change_no_adapter(name):
+    """From a new state, with all deltas zero."""
     strategy = build("strategies", name, {})
     state = start(strategy)
     after, _ = merge(strategy, state, 1, updates(strategy, state, 1, scale=0.0))
@@ -95,10 +97,11 @@ def test_no_news_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", names("strategies"))
-def test_a_run_leaves_adapters_whose_layout_is_the_models(name):
+def test_final_adapters_have_the_layout_of_the_model(name):
     strategy = build("strategies", name, {})
-    left = strategy.final(one_round(strategy, start(strategy), 1))
-    assert left
+    adapters = strategy.final(one_round(strategy, start(strategy), 1))
+    assert adapters
     assert all(
-        {n: t.shape for n, t in x.items()} == {n: t.shape for n, t in tree(0).items()} for x in left.values()
+        {n: t.shape for n, t in x.items()} == {n: t.shape for n, t in tree(0).items()}
+        for x in adapters.values()
     )

@@ -1,4 +1,4 @@
-"""docs/extending.md is run: its files are put into a copy of the project, and its tests and the contracts pass."""
+"""Run docs/extending.md: its files, in a copy of the project, pass their own tests and the contract tests."""
 
 import os
 import re
@@ -22,8 +22,8 @@ def test_each_example_is_one_file_its_test_and_its_keys(tmp_path):
         "a strategy, a task, a source, a benchmark"
     )
     copy = tmp_path / "accord"
-    keep_out = shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", ".pytest_cache", "federation")
-    shutil.copytree(ROOT, copy, ignore=keep_out)
+    ignore = shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", ".pytest_cache", "federation")
+    shutil.copytree(ROOT, copy, ignore=ignore)
     for name, text in blocks:
         path = copy / name
         if name == "pyproject.toml":
@@ -38,11 +38,11 @@ def test_each_example_is_one_file_its_test_and_its_keys(tmp_path):
         "tests/core/test_config.py",
     ]
     env = {**os.environ, "ACCORD_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "tests/test_imports.py"],
         cwd=copy, env=env, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     listed = subprocess.run(
         [sys.executable, "accord", "list"], cwd=copy, env=env, capture_output=True, text=True
     )

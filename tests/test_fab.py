@@ -1,4 +1,4 @@
-"""What Flower ships to every client: the app, all of it, and nothing private."""
+"""The bundle that Flower ships to every client: the whole app, and nothing private."""
 
 import io
 import zipfile
@@ -37,14 +37,14 @@ def test_the_bundle_is_small(bundle):
 
 
 def test_accord_run_ships_the_same_bundle(tmp_path):
-    """It gives Flower a copy of the sources, since Flower would look at every file of a .venv."""
+    """`accord run` gives Flower a copy of the sources, because Flower would read every file of a .venv."""
     staged = stage(tmp_path / "app")
     assert build_fab_from_disk(staged) == build_fab_from_disk(ROOT)
     assert sum(p.is_file() for p in staged.rglob("*")) < 250
 
 
-def test_a_private_file_in_the_project_stays_at_home(tmp_path):
-    """JSON under a project's folder is what Flower ships when nobody says what to include."""
+def test_a_private_file_in_the_project_is_not_in_the_bundle(tmp_path):
+    """By default Flower ships every JSON file below the project's folder."""
     import shutil
 
     copy = tmp_path / "accord"

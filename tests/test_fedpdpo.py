@@ -1,4 +1,4 @@
-"""FedPDPO and its neighbours in whole rounds, on real sites: what travels, what stays, what comes back."""
+"""FedPDPO, Ditto and finishing steps in whole rounds on real sites: messages, private memory, exported models."""
 
 import struct
 from dataclasses import replace
@@ -30,7 +30,7 @@ SMALL = {
     "run.num-server-rounds": 3,
 }
 PDPO = {"task.name": "pdpo", "strategy.name": "fedpdpo"}
-MARK = struct.pack("<f", 1234.5678)  # a number that nothing else is
+MARK = struct.pack("<f", 1234.5678)  # the bytes of a number that occurs nowhere else
 
 
 def configured(path: Path, **more) -> Config:
@@ -64,8 +64,8 @@ def own(path: Path, rnd: int, client: int = 0) -> dict:
     ],
     ids=["joint", "alternating", "fedex", "ditto", "finish"],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(more, tmp_path):
-    """Another run's parts were in the model between; every client's memory and export are the same bytes too."""
+def test_a_resumed_run_equals_the_uninterrupted_one(more, tmp_path):
+    """In between, the model gets the private parts of another run. Memory and exports are compared as well."""
     one, two = configured(tmp_path / "one", **more), configured(tmp_path / "two", **more)
     whole, records = federate(one, tmp_path / "one", 3)
     half, _ = federate(two, tmp_path / "two", 2)
@@ -75,45 +75,49 @@ def test_a_resumed_run_is_the_uninterrupted_one(more, tmp_path):
     assert read[0] == read[1]
     assert last[-1]["eval"]["mean"] == records[-1]["eval"]["mean"]
     assert not any(r["failed"] for r in records)
-    kept = []
+    saved = []
     for home in (tmp_path / "one", tmp_path / "two"):
         files = [f for kind in ("memory", "personal") for f in home.glob(f"site-*/{kind}/**/*.safetensors")]
-        kept.append({str(f.relative_to(home)): f.read_bytes() for f in files})
-    assert kept[0] == kept[1]
-    assert sum("/personal/" in name for name in kept[0]) == 6, "an adapter and private parts of three clients"
+        saved.append({str(f.relative_to(home)): f.read_bytes() for f in files})
+    assert saved[0] == saved[1]
+    assert sum("/personal/" in name for name in saved[0]) == 6, (
+        "an adapter and private parts of three clients"
+    )
 
 
 def test_no_byte_of_a_private_tensor_is_in_a_message(tmp_path):
-    """A number that is planted in every private tensor, and stays there, is in the memory but in no reply as Flower
-    sends it; planted in the shared adapter it would be found."""
+    """A number planted in every private tensor is in the memory, but in no message as Flower sends it.
+
+    As a control, the number is found in a message if it is planted in the shared adapter.
+    """
     site = here(tmp_path, **{"train.learning-rate": 1e-12})
     site.train(order(site))
     memory = Memory(site.state_dir, "r", 0)
-    kept = memory.load(1)
+    saved = memory.load(1)
     memory.save(
-        1, {**kept, "own": {n: torch.full_like(t, 1234.5678) for n, t in kept["own"].items()}}, recalled=0
+        1, {**saved, "own": {n: torch.full_like(t, 1234.5678) for n, t in saved["own"].items()}}, recalled=0
     )
-    asked = order(site, rnd=2, recall=1)
+    request = order(site, rnd=2, recall=1)
     sent = []
     for record in (
-        wire.encode_update(site.train(asked)),
-        wire.encode_update(site.evaluate(replace(asked, knobs={**asked.knobs, "rnd": 3}))),
+        wire.encode_update(site.train(request)),
+        wire.encode_update(site.evaluate(replace(request, knobs={**request.knobs, "rnd": 3}))),
         wire.encode_facts(site.hello({})),
-        wire.encode_order(asked),
+        wire.encode_order(request),
     ):
         message = Message(record, dst_node_id=1, message_type="train")
         sent.append(message_to_proto(message).SerializeToString())
     folder = site.state_dir / "memory" / "r" / "0" / "00002"
     assert (folder / "tensors.safetensors").read_bytes().count(MARK) > 1000
     assert all(MARK not in bytes_ and b"private." not in bytes_ for bytes_ in sent)
-    marked = {n: torch.full_like(t, 1234.5678) for n, t in asked.trees["global"].items()}
+    marked = {n: torch.full_like(t, 1234.5678) for n, t in request.trees["global"].items()}
     message = Message(
-        wire.encode_order(replace(asked, trees={"global": marked})), dst_node_id=1, message_type="train"
+        wire.encode_order(replace(request, trees={"global": marked})), dst_node_id=1, message_type="train"
     )
     assert MARK in message_to_proto(message).SerializeToString()
 
 
-def test_it_costs_what_fedavg_costs_and_the_server_holds_lora_alone(tmp_path):
+def test_messages_have_fedavgs_size_and_the_server_holds_only_lora(tmp_path):
     costs = {}
     for name, more in {"dpo": {}, "pdpo": PDPO}.items():
         folder, records = federate(configured(tmp_path / name, **more), tmp_path / name, 2)
@@ -126,7 +130,7 @@ def test_it_costs_what_fedavg_costs_and_the_server_holds_lora_alone(tmp_path):
 
 
 def test_each_client_is_scored_with_its_own_parts(tmp_path):
-    """In every round its memory of that round; the explicit and the combined accuracy are there once it has learned."""
+    """Scores use the memory of their round; explicit and combined accuracy appear after the first training."""
     folder, records = federate(configured(tmp_path, **PDPO), tmp_path, 3)
     first, last = records[0]["eval"]["mean"], records[3]["eval"]
     assert not [n for n in first if n.startswith(("explicit", "combined"))]
@@ -146,35 +150,35 @@ def test_each_client_is_scored_with_its_own_parts(tmp_path):
         assert {n: last["clients"][str(client)][n] for n in want} == want
 
 
-def test_a_client_that_joins_late_opens_with_its_parts(tmp_path):
-    """Ten steps more than the two, only then and only where nothing was kept; the adapter it sends has learned."""
+def test_a_client_that_joins_late_trains_its_private_parts_first(tmp_path):
+    """It does ten additional steps, only once and only without a saved memory, and its adapter changes too."""
     site = here(tmp_path)
-    asked = {rnd: order(site, rnd=rnd) for rnd in (1, 2)}
-    moved = {n: t + 0.01 for n, t in asked[2].trees["global"].items()}
-    seen = []
-    for one in (asked[1], replace(asked[2], trees={"global": moved}), order(site, rnd=3, recall=2)):
-        update = site.train(one)
-        kept = own(tmp_path, int(one.knobs["rnd"]))
-        seen.append(kept["private.reward.weight"].norm().item())
+    orders = {rnd: order(site, rnd=rnd) for rnd in (1, 2)}
+    moved = {n: t + 0.01 for n, t in orders[2].trees["global"].items()}
+    norms = []
+    for request in (orders[1], replace(orders[2], trees={"global": moved}), order(site, rnd=3, recall=2)):
+        update = site.train(request)
+        saved = own(tmp_path, int(request.knobs["rnd"]))
+        norms.append(saved["private.reward.weight"].norm().item())
         assert any(t.any() for t in update.trees["delta"].values())
     steady = here(tmp_path / "steady", **{"strategy.personal-steps": 0})
-    steady.train(replace(asked[2], trees={"global": moved}))
-    assert seen[1] > 2 * own(tmp_path / "steady", 2)["private.reward.weight"].norm().item()
-    assert seen[0] < seen[1]
+    steady.train(replace(orders[2], trees={"global": moved}))
+    assert norms[1] > 2 * own(tmp_path / "steady", 2)["private.reward.weight"].norm().item()
+    assert norms[0] < norms[1]
 
 
 def test_a_client_that_never_trained_is_scored_with_the_shared_adapter(tmp_path):
-    """As under dpo, number for number: its parts are at their start."""
+    """The scores equal those under dpo, because the private parts have their initial values."""
     adapter = {n: t + 0.02 for n, t in order(here(tmp_path)).trees["global"].items()}
-    found = []
+    scores = []
     for site in (here(tmp_path), here(tmp_path, **{"task.name": "dpo", "strategy.name": "fedavg"})):
-        found.append(site.evaluate(replace(order(site), trees={"global": adapter})).metrics)
-    assert found[0] == found[1]
-    assert found[0]["rewards/accuracies"] > 0
+        scores.append(site.evaluate(replace(order(site), trees={"global": adapter})).metrics)
+    assert scores[0] == scores[1]
+    assert scores[0]["rewards/accuracies"] > 0
 
 
-def test_finishing_steps_are_each_clients_own(tmp_path):
-    """The server's adapter is what it is without them; the last scores are better than nothing, and exported."""
+def test_finishing_steps_change_only_each_clients_own_model(tmp_path):
+    """The server's adapter does not change. The last scores improve, and are those of the exported model."""
     plain, before = federate(configured(tmp_path / "plain"), tmp_path / "plain", 3)
     folder, records = federate(
         configured(tmp_path / "own", **{"strategy.finish-steps": 4}), tmp_path / "own", 3
@@ -189,56 +193,61 @@ def test_finishing_steps_are_each_clients_own(tmp_path):
     assert metrics == {n: records[3]["eval"]["clients"]["0"][n] for n in metrics}
 
 
-def test_ditto_keeps_an_adapter_beside_the_one_it_sends(tmp_path):
-    """The shared one is FedAvg's to the byte; a stronger pull keeps the own one nearer to it; the own one is scored."""
-    found = {}
+def test_ditto_trains_a_personal_adapter_in_addition_to_the_shared_one(tmp_path):
+    """The shared adapter is FedAvg's to the byte. The personal one is scored; a larger lambda keeps it closer."""
+    results = {}
     for name, more in {
         "fedavg": {},
         "weak": {"strategy.name": "ditto", "strategy.personal-lambda": 0.0},
         "strong": {"strategy.name": "ditto", "strategy.personal-lambda": 50.0},
     }.items():
         folder, records = federate(configured(tmp_path / name, **more), tmp_path / name, 3)
-        found[name] = (folder.checkpoints / "00003" / "tensors.safetensors").read_bytes(), records[3]["eval"]
-    assert len({bytes_ for bytes_, _ in found.values()}) == 1
-    assert len({str(scores) for _, scores in found.values()}) == 3
+        results[name] = (
+            (folder.checkpoints / "00003" / "tensors.safetensors").read_bytes(),
+            records[3]["eval"],
+        )
+    assert len({bytes_ for bytes_, _ in results.values()}) == 1
+    assert len({str(scores) for _, scores in results.values()}) == 3
     state = folder.load_state()
     assert state is not None
 
     def distance(name: str) -> float:
-        mine = Memory(tmp_path / name / "site-10", "r", 0).load(3)["personal"]
-        return sum((t - state.adapters["global"][n]).norm().item() for n, t in mine.items())
+        personal = Memory(tmp_path / name / "site-10", "r", 0).load(3)["personal"]
+        return sum((t - state.adapters["global"][n]).norm().item() for n, t in personal.items())
 
     assert distance("strong") < 0.7 * distance("weak")
 
 
-def test_a_private_head_alone_in_turn_is_fedrep(tmp_path):
+def test_alternating_training_of_a_private_head_is_fedrep(tmp_path):
     more = {"task.parts": "head", "task.order": "alternating"}
     _, records = federate(configured(tmp_path, **{**PDPO, **more}), tmp_path, 2)
-    kept = Memory(tmp_path / "site-10", "r", 0).load(2)["own"]
-    assert kept.keys() == {"private.head.left", "private.head.right"}
+    saved = Memory(tmp_path / "site-10", "r", 0).load(2)["own"]
+    assert saved.keys() == {"private.head.left", "private.head.right"}
     assert "rewards/accuracies" in records[2]["eval"]["mean"]
     assert "combined/accuracies" not in records[2]["eval"]["mean"]
 
 
-def test_fedsa_travels_with_a_and_scores_with_its_own_b(tmp_path):
-    """And with private parts beside."""
+def test_under_fedsa_a_is_sent_and_b_is_private(tmp_path):
+    """B is saved together with the private parts."""
     more = {**PDPO, "lora.aggregation": "fedsa"}
     federate(configured(tmp_path, **more), tmp_path, 3)
-    kept = Memory(tmp_path / "site-10", "r", 0).load(3)["own"]
-    assert {is_b(n) or is_private(n) for n in kept} == {True}
-    assert not any(map(is_a, kept))
+    saved = Memory(tmp_path / "site-10", "r", 0).load(3)["own"]
+    assert {is_b(n) or is_private(n) for n in saved} == {True}
+    assert not any(map(is_a, saved))
 
 
 def scored(place: Path, site: Site) -> dict:
-    """Held-out scores of an exported model, read back."""
+    """Held-out scores of an exported model."""
     model = personal_model.load(site.config.model, place)
     return engine.evaluate(model.talker.base, site.task, site.rows().heldout, site.config, site.cache)
 
 
 @pytest.mark.parametrize("more", [{}, {"lora.aggregation": "fedex"}, {"task.parts": "reward"}])
 def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
-    """Read back into a base of its own after another client was in the one that made it; fedex's merged part lies in
-    the adapter's file, at another rank and so with other rounding."""
+    """The model is loaded into a new base.
+
+    fedex's merged factors are in the adapter's file, at another rank and so with other rounding.
+    """
     config = configured(tmp_path, **{**PDPO, **more})
     _, records = federate(config, tmp_path, 3)
     site = Site(config, Node(1, 3, state_dir=str(tmp_path / "site-11")))
@@ -253,19 +262,21 @@ def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
         whole, implicit = (
             replace(model, factor=f).rewards(row["prompt"], answers) for f in (model.factor, 0.0)
         )
-        found = model.talker.logprob(row["prompt"], answers)
+        trained = model.talker.logprob(row["prompt"], answers)
         frozen = replace(model.talker, frozen=True).logprob(row["prompt"], answers)
         assert implicit == pytest.approx(
-            [beta * (a - b) for a, b in zip(found, frozen, strict=True)], abs=1e-5
+            [beta * (a - b) for a, b in zip(trained, frozen, strict=True)], abs=1e-5
         )
         assert whole != implicit
     assert model.factor == pytest.approx(want["combined/lambda"], rel=1e-3)
     assert model.talker.generate([rows[0]["prompt"]])[0]
-    assert load_base(config.model, config.lora).private_parts.tensors == {}, "the server's has none"
+    assert load_base(config.model, config.lora).private_parts.tensors == {}, (
+        "the server's base has no private parts"
+    )
 
 
 def mean_scores(path: Path, **more) -> dict:
-    """The last scores of four clients, means over clients."""
+    """The mean last scores of four clients."""
     world = {
         "data.rows-per-client": 64,
         "data.eval-rows-per-client": 192,
@@ -283,18 +294,18 @@ CONFLICT = {"data.types": 2, "data.type-weight": 6.0, "data.type-differs": 0.6}
 
 
 @pytest.mark.slow
-def test_conflicting_clients_are_better_off_than_under_one_model_and_than_alone(tmp_path):
-    """The bars: 10 points of the implicit reward and 12 of both over FedDPO, and not a point below each alone."""
-    dpo, alone, own = (
+def test_with_conflicting_clients_fedpdpo_beats_one_model_and_local_training(tmp_path):
+    """At least 10 points of implicit and 12 of combined accuracy above FedDPO; at most 1 below local training."""
+    dpo, local, own = (
         mean_scores(tmp_path / name, **CONFLICT, **more)
         for name, more in {"dpo": {}, "local": {"strategy.name": "local"}, "own": PDPO}.items()
     )
     assert own["rewards/accuracies"] > dpo["rewards/accuracies"] + 0.10
     assert own["combined/accuracies"] > dpo["rewards/accuracies"] + 0.12
-    assert min(own["rewards/accuracies"], own["combined/accuracies"]) > alone["rewards/accuracies"] - 0.01
+    assert min(own["rewards/accuracies"], own["combined/accuracies"]) > local["rewards/accuracies"] - 0.01
 
 
 @pytest.mark.slow
-def test_parts_of_ones_own_cost_little_where_all_want_the_same(tmp_path):
+def test_private_parts_cost_little_with_equal_preferences(tmp_path):
     dpo, own = (mean_scores(tmp_path / str(len(more)), **{"data.types": 1, **more}) for more in ({}, PDPO))
     assert own["rewards/accuracies"] > dpo["rewards/accuracies"] - 0.01

@@ -41,8 +41,8 @@ def tensors(folder: RunFolder) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "ranks"), WAYS)
-def test_a_resumed_run_is_the_uninterrupted_one(method, ranks, tmp_path):
-    """Stopped after two rounds, and another run's adapters were in the model between: the same bytes after three."""
+def test_a_resumed_run_equals_the_uninterrupted_one(method, ranks, tmp_path):
+    """Stopped after two of three rounds; in between, the model gets the adapters of another run."""
     one = configured(method, ranks, tmp_path / "one")
     whole, records = federate(one, tmp_path / "one", 3)
     half, _ = federate(configured(method, ranks, tmp_path / "two"), tmp_path / "two", 2)
@@ -58,28 +58,34 @@ def test_a_resumed_run_is_the_uninterrupted_one(method, ranks, tmp_path):
 
 @pytest.mark.parametrize("method", ["fedex", "flora"])
 def test_the_reference_stays_the_frozen_base(method, tmp_path):
-    """Of a client: a step of no length has the loss of the merged policy against the base, not ln 2 as it would have
-    with the merged part in both. Of the server: what talks `frozen` is the base as it came."""
+    """At a client and at the server.
+
+    At a client, a step with almost no learning rate has the loss of the merged policy against the base. It would be
+    ln 2 if the merged factors were in both. At the server, a Talker with `frozen` uses the unchanged base.
+    """
     config = configured(method, "", tmp_path)
     folder, _ = federate(config, tmp_path, 2)
-    state, still = folder.load_state(), configured(method, "", tmp_path, **{"train.learning-rate": 1e-9})
+    state, frozen_config = (
+        folder.load_state(),
+        configured(method, "", tmp_path, **{"train.learning-rate": 1e-9}),
+    )
     assert state is not None
     base = load_base(config.model, config.lora)
     (order,) = config.build_strategy().plan_train(state, 3, [Client(0, 12)])
     order = replace(order, knobs={"run": "r", "base": base.fingerprint, "rnd": 3})
-    report = Site(still, Node(0, 3, state_dir=str(tmp_path / "site-10"))).train(order)
+    report = Site(frozen_config, Node(0, 3, state_dir=str(tmp_path / "site-10"))).train(order)
     assert abs(report.metrics["loss"] - math.log(2)) > 1e-3
     assert report.metrics["rewards/margins"] > 0
     frozen, policy = (Talker(base, Encoder(base.tokenizer, "auto", 64), frozen=f) for f in (True, False))
     set_adapter(base, initial_adapter(base, 42))
-    pure = policy.logprob("question", ["yes", "no"])
+    base_logprobs = policy.logprob("question", ["yes", "no"])
     set_adapter(base, state.adapters["global"], state.memory["global.merged"])
-    assert frozen.logprob("question", ["yes", "no"]) == pure
-    assert policy.logprob("question", ["yes", "no"]) != pure
+    assert frozen.logprob("question", ["yes", "no"]) == base_logprobs
+    assert policy.logprob("question", ["yes", "no"]) != base_logprobs
 
 
-def test_what_travels_costs_what_the_table_says(tmp_path):
-    """Bytes of a round against the tensors alone: ffa and fedsa half, both ways; rolora half up."""
+def test_messages_have_the_size_of_their_factors(tmp_path):
+    """Bytes of a round: ffa and fedsa halve the tensors both ways, rolora only those of the updates."""
     costs = {}
     for method in ("separate", "ffa", "rolora", "fedsa"):
         config = configured(method, "", tmp_path / method, **{"eval.every": 0})
@@ -95,8 +101,8 @@ def test_what_travels_costs_what_the_table_says(tmp_path):
         assert down - costs[method][1] == pytest.approx(less_down, rel=0.1, abs=4000)
 
 
-def test_fedsas_b_is_the_clients_own(tmp_path):
-    """B of the server never moves; each site scores with its own, so that the scores differ from the start's."""
+def test_under_fedsa_each_client_has_its_own_b(tmp_path):
+    """The server's B never changes. Each site scores with its own B, so the scores change."""
     config = configured("fedsa", "", tmp_path)
     folder, records = federate(config, tmp_path, 2)
     state = folder.load_state()

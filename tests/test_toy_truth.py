@@ -1,4 +1,4 @@
-"""The defaults by the planted truth: a run makes its model better as a writer, not only at ranking given answers."""
+"""The defaults by the planted truth: a run improves the generated answers, and not only the ranking of given ones."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.sites import federate
 
 @pytest.mark.slow
 def test_the_demo_makes_its_model_better_by_the_planted_truth(tmp_path):
-    """What `make demo` runs, in this process: at least 95 % valid answers, worth more than the base's."""
+    """The run of `make demo`, in one process: at least 95 % valid answers, of higher utility than the base's."""
     config = parse({"run.dir": str(tmp_path / "runs"), "eval.every": 0, "run.seed": 2})
     _, records = federate(config, tmp_path, config.run.num_server_rounds, clients=8)
     base, last = (record["eval"]["mean"] for record in (records[0], records[-1]))

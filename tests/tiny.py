@@ -1,4 +1,4 @@
-"""Tiny models built on the spot: random weights and a character tokenizer, nothing downloaded."""
+"""Tiny models with random weights and a character tokenizer; nothing is downloaded."""
 
 import string
 from pathlib import Path
@@ -27,7 +27,7 @@ CHAT = (
 def tokenizer(
     *, bos: bool = True, eos: bool = True, chat: bool = False, merged: tuple[str, ...] = ()
 ) -> PreTrainedTokenizerFast:
-    """One token a character, and the `merged` strings; adds BOS by itself where it has one."""
+    """A tokenizer with one token per character and per string of `merged`; it adds BOS if it has one."""
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS, *merged])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*merged, r"[\s\S]"])), "isolated")
@@ -45,7 +45,7 @@ def tokenizer(
 
 
 def config(architecture: str = "llama") -> PreTrainedConfig:
-    """Two layers of 32 channels; 4 heads, 2 of keys and values where the architecture can share them."""
+    """Two layers of 32 channels with 4 heads, and 2 key-value heads where the architecture supports them."""
     shared = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -83,7 +83,7 @@ def folder(path: Path, architecture: str = "llama", *, seed: int = 0, bos: bool 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config(architecture))
-        for parameter in model.parameters():  # larger than the usual start, so that differences show
+        for parameter in model.parameters():  # larger than the usual initial values, so that differences show
             parameter.data.normal_(0.0, 0.15 if parameter.dim() > 1 else 0.5).add_(
                 float(parameter.dim() == 1)
             )
@@ -93,6 +93,6 @@ def folder(path: Path, architecture: str = "llama", *, seed: int = 0, bos: bool 
 
 
 def random_adapter(base: Base, seed: int = 0, size: float = 0.1) -> Tree:
-    """An adapter that has moved: neither A nor B is zero."""
+    """A random adapter in which neither A nor B is zero."""
     rng = torch.Generator().manual_seed(seed)
     return {name: torch.randn(t.shape, generator=rng) * size for name, t in get_adapter(base).items()}

@@ -1,4 +1,4 @@
-"""What a client holds, as counts and lengths: `accord check` prints it before a run, and no row's text is in it."""
+"""A client's rows as counts and lengths, without any text: what `accord check` prints before a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,36 +14,36 @@ UNCUT = 1 << 30  # tokens: a length that no row reaches
 
 @dataclass(frozen=True)
 class Holding:
-    """One client's rows as its task reads them."""
+    """One client's rows as its task reads them, in counts."""
 
     client: int
     train: int  # usable training rows
     heldout: int
     skipped: Mapping[str, int]  # rows left out, by reason
     census: Metrics  # the task's own counts of the training rows
-    full: int  # training rows that fill train.max-length, and may have been cut
-    hello: Json  # what it says of itself before the first round
-    lengths: tuple[int, ...] = ()  # tokens of each training row before any cut; () where nobody asked
+    full: int  # training rows that fill train.max-length and so may have been cut
+    hello: Json  # the reply of the client to the server's first message
+    lengths: tuple[int, ...] = ()  # tokens of each training row before any cut; () if not measured
 
 
 def tokens(example: Example) -> int:
-    """The length of the longest sequence of a row."""
+    """The length in tokens of the longest sequence of a row."""
     return max(len(example.prompt), len(example.twin)) + max(map(len, example.completions))
 
 
 def uncut_lengths(base: Base, task: Task, rows: Sequence[Row], config: Config) -> tuple[int, ...]:
-    """The tokens of each training row, whatever train.max-length is. Raises DataError."""
+    """The length in tokens of each training row without the cut to train.max-length. Raises DataError."""
     encoder = Encoder(base.tokenizer, config.data.prompt_format, UNCUT, on_bad_row=config.data.on_bad_row)
     return tuple(tokens(example) for example in task.examples(rows, encoder))
 
 
 def rendered(base: Base, examples: Sequence[Example]) -> list[list[tuple[str, str]]]:
-    """Rows as the model will see them: for each its parts by name, decoded from the token ids."""
+    """Rows as the model will see them: for each row, its (name, text) parts, decoded from the token ids."""
 
     def decode(ids: Sequence[int]) -> str:
         return str(base.tokenizer.decode(list(ids)))
 
-    out = []
+    rows = []
     for example in examples:
         parts = [("prompt", decode(example.prompt))]
         if example.twin:
@@ -55,5 +55,5 @@ def rendered(base: Base, examples: Sequence[Example]) -> list[list[tuple[str, st
             parts.append(("label", "desirable" if example.label else "undesirable"))
         if example.confidence != 1.0:
             parts.append(("confidence", f"{example.confidence:g}"))
-        out.append(parts)
-    return out
+        rows.append(parts)
+    return rows

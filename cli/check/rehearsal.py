@@ -1,4 +1,4 @@
-"""`accord check`: do what a run does before its first round, in this process, and say what it finds."""
+"""`accord check`: do in this process what a run does before its first round, and describe the result."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -32,46 +32,55 @@ class Clients(Protocol):
     def first_rows(self, config: Config, clients: int, count: int) -> list[list[tuple[str, str]]]: ...
 
 
-def rehearse(asked: Request, clients: Clients, *, show_rows: int = 0, brief: bool = False) -> Iterator[str]:
-    """The lines of `accord check`; brief: warnings alone, as `accord run` prints them.
+def rehearse(
+    request: Request, clients: Clients, *, show_rows: int = 0, warnings_only: bool = False
+) -> Iterator[str]:
+    """The lines of `accord check`.
 
-    Raises ConfigError, DataError or CheckpointError for what would stop the run.
+    Args:
+        request: The run to check.
+        clients: The clients of a simulation.
+        show_rows: How many training rows to show as the model will see them; a simulation only.
+        warnings_only: Yield only warnings, as `accord run` prints them, and do not measure lengths.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: The run could not start.
     """
     check_home()
-    config = parse(asked.keys)
-    plan = _deployment(config, asked) if asked.federation["superlink"] else None
+    config = parse(request.keys)
+    plan = _deployment(config, request) if request.federation["superlink"] else None
     if plan and show_rows:
-        raise ConfigError("--show-rows needs the rows, which are at the sites of a deployment")
+        raise ConfigError("--show-rows needs a simulation: the rows of a deployment are at the sites")
     if plan is None:
-        plan = _simulation(config, asked, clients, lengths=not brief)
-    yield from summary.warnings(plan) if brief else summary.lines(plan)
+        plan = _simulation(config, request, clients, lengths=not warnings_only)
+    yield from summary.warnings(plan) if warnings_only else summary.lines(plan)
     if show_rows:
         yield from summary.row_lines(
-            clients.first_rows(config, int(asked.federation["num-supernodes"]), show_rows)
+            clients.first_rows(config, int(request.federation["num-supernodes"]), show_rows)
         )
 
 
-def _simulation(config: Config, asked: Request, clients: Clients, *, lengths: bool) -> summary.Plan:
+def _simulation(config: Config, request: Request, clients: Clients, *, lengths: bool) -> summary.Plan:
     check_files(config)
-    fetch(config.model, progress=True)  # here, where somebody can watch it
+    fetch(config.model, progress=True)  # in this process, whose terminal shows the progress
     base = clients.loaded(config)
     _check_models(config, base)
-    holdings = tuple(clients.survey(config, int(asked.federation["num-supernodes"]), lengths=lengths))
-    return summary.Plan(config, asked.federation, this_machine(), base, holdings)
+    holdings = tuple(clients.survey(config, int(request.federation["num-supernodes"]), lengths=lengths))
+    return summary.Plan(config, request.federation, this_machine(), base, holdings)
 
 
-def _deployment(config: Config, asked: Request) -> summary.Plan:
-    """Its rows are at the sites; model and files are looked at if the SuperLink is a process of this machine."""
-    link = connection(str(asked.federation["superlink"]), os.environ)
+def _deployment(config: Config, request: Request) -> summary.Plan:
+    """Check a deployment: its SuperLink, and if that runs on this machine, the model and the server's files."""
+    link = connection(str(request.federation["superlink"]), os.environ)
     check_reachable(link, os.environ)
     place, base = folder_here(link), None
     if place:
-        os.chdir(place)  # where the ServerApp will look for files
+        os.chdir(place)  # the ServerApp resolves relative paths in this folder
         check_files(config)
         fetch(config.model, progress=True)
         base = load_base(config.model, config.lora)
         _check_models(config, base)
-    return summary.Plan(config, asked.federation, this_machine(), base)
+    return summary.Plan(config, request.federation, this_machine(), base)
 
 
 def _check_models(config: Config, base: Base) -> None:

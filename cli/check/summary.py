@@ -1,4 +1,4 @@
-"""What a run would do, as lines: files, rows, lengths, model, memory, steps, and what looks wrong (`accord check`).
+"""Describe a run before it starts: files, rows, lengths, model, memory, steps and warnings (`accord check`).
 
 Each section is a function of a Plan that yields lines; SECTIONS and WARNINGS are in the order of printing.
 """
@@ -24,21 +24,21 @@ from tasks.model.base import Base
 from tasks.training import schedule
 
 LABEL = 9  # columns of a section's name
-MOST_CLIENTS = 20  # listed one by one
-MOST_NAMES = 8  # files named
-CUT = 0.1  # share of the rows that fill train.max-length from which a run warns
+MOST_CLIENTS = 20  # listed individually
+MOST_NAMES = 8  # of files
+CUT = 0.1  # a run warns if a larger share of the rows fills train.max-length
 LONGEST_FIT = 64  # a proposed train.max-length is a multiple of this
-LOPSIDED = (0.1, 0.9)  # shares of desirable rows beyond which a run warns
+LOPSIDED = (0.1, 0.9)  # a run warns if the share of desirable rows is outside
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a run before it starts. holdings: of a simulation's clients, empty for a deployment."""
+    """A run before its start. holdings: the rows of a simulation's clients; empty for a deployment."""
 
     config: Config
     federation: Mapping[str, Scalar]
     machine: Machine
-    base: Base | None  # None where the server is another machine
+    base: Base | None  # None if the server is another machine
     holdings: Sequence[Holding] = ()
 
     @property
@@ -55,18 +55,18 @@ def lines(plan: Plan) -> Iterator[str]:
         for number, line in enumerate(section(plan)):
             yield f"{name if not number else '':<{LABEL}}{line}"
     yield from warnings(plan)
-    if warning := toy_warning(dict(plan.config.flat)):  # a run's plan says it as well
+    if warning := toy_warning(dict(plan.config.flat)):  # the plan of a run prints it as well
         yield warning
 
 
 def warnings(plan: Plan) -> Iterator[str]:
-    """What looks wrong and does not keep the run from starting."""
+    """Problems that do not keep the run from starting."""
     for warning in WARNINGS:
         for line in warning(plan):
             yield f"{'warning':<{LABEL}}{line}"
 
 
-def _what(plan: Plan) -> Iterator[str]:
+def _run(plan: Plan) -> Iterator[str]:
     c, link = plan.config, plan.federation["superlink"]
     where = f"deployment {link!r}" if link else counted(int(plan.federation["num-supernodes"]), "client")
     yield f"{c.task_choice.name} with {c.strategy_choice.name}, {where}, seed {c.run.seed}"
@@ -75,7 +75,7 @@ def _what(plan: Plan) -> Iterator[str]:
 def _files(plan: Plan) -> Iterator[str]:
     source = plan.config.source_choice
     if plan.federation["superlink"]:
-        yield "each site reads its own (`accord doctor KIT` there checks them)"
+        yield "each site reads its own files; check them with `accord doctor KIT` at the site"
         return
     stamp = source.build().stamp()
     names = [str(entry[0]) for entry in stamp] if _is_listing(stamp) else []
@@ -83,10 +83,10 @@ def _files(plan: Plan) -> Iterator[str]:
         yield f"none: data.source = {source.name!r}"
         return
     total = sum(int(entry[2]) for entry in stamp)
-    told = ", ".join(names[:MOST_NAMES]) + (
+    listing = ", ".join(names[:MOST_NAMES]) + (
         f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     )
-    yield f"{counted(len(names), 'file')}, {size(total)}: {told}"
+    yield f"{counted(len(names), 'file')}, {size(total)}: {listing}"
 
 
 def _is_listing(stamp: Json) -> bool:
@@ -112,7 +112,7 @@ def _rows(plan: Plan) -> Iterator[str]:
 
 
 def _columns(plan: Plan) -> Iterator[str]:
-    """Of rows that are somebody's own: which columns were read, and which files and columns were not."""
+    """For rows from files: which columns are read, and which files and columns are not."""
     if plan.config.source_choice.name != "toy":
         yield from (line[LABEL:] for line in column_lines(holding.hello for holding in plan.holdings))
 
@@ -139,34 +139,35 @@ def _lengths(plan: Plan) -> Iterator[str]:
     p95 = lengths[ceil(0.95 * len(lengths)) - 1]
     long = sum(length > limit for length in lengths)
     yield (
-        f"{statistics.median(lengths):g} tokens in the median row, {p95} in 95 % of them at most, "
+        f"{statistics.median(lengths):g} tokens in the median row, at most {p95} in 95 % of the rows, "
         f"{most} in the longest"
     )
     if not long:
-        yield f"none is above train.max-length = {limit}"
+        yield f"no row is above train.max-length = {limit}"
         return
     fate = {"truncate": "is cut", "skip": "is left out", "error": "stops the run"}[
         plan.config.train.on_long_row
     ]
     yield (
         f"{percent(long / len(lengths))} above train.max-length = {limit}: each {fate}; "
-        f"train.max-length={_fitting(p95)} holds 95 %, {_fitting(most)} all"
+        f"train.max-length={_fitting(p95)} holds 95 % of the rows, {_fitting(most)} all"
     )
 
 
 def _fitting(length: int) -> int:
+    """The smallest multiple of LONGEST_FIT that holds `length` tokens."""
     return ceil(length / LONGEST_FIT) * LONGEST_FIT
 
 
 def _model(plan: Plan) -> Iterator[str]:
     model, base = plan.config.model, plan.base
     if base is None:
-        yield f"{model.name}: the server is another machine, which loads it when the run starts"
+        yield f"{model.name}: the server is another machine; it loads the model when the run starts"
         return
-    numbers = model.dtype if model.quantization == "none" else f"{model.dtype}, {model.quantization}"
+    dtype = model.dtype if model.quantization == "none" else f"{model.dtype}, {model.quantization}"
     adapter = count(base.adapter)
     parameters = sum(p.numel() for p in base.causal.parameters()) - adapter
-    yield f"{model.name}: {parameters:,} parameters, {numbers}, on {base.device}; LoRA adds {adapter:,}"
+    yield f"{model.name}: {parameters:,} parameters, {dtype}, on {base.device}; LoRA adds {adapter:,}"
     path = "packed rows" if base.packed else f"padded batches with full logits: {base.path_reason}"
     yield f"fingerprint {base.fingerprint[:12]}, {path}"
 
@@ -174,8 +175,8 @@ def _model(plan: Plan) -> Iterator[str]:
 def _memory(plan: Plan) -> Iterator[str]:
     if plan.federation["superlink"]:
         return
-    _, told = pack(plan.config, plan.federation, plan.machine)
-    yield from (line[LABEL:] for line in told)
+    _, explanation = pack(plan.config, plan.federation, plan.machine)
+    yield from (line[LABEL:] for line in explanation)
 
 
 def _steps(plan: Plan) -> Iterator[str]:
@@ -186,8 +187,8 @@ def _steps(plan: Plan) -> Iterator[str]:
         return
     clients = len(plan.holdings)
     cohort = max(1, round(plan.config.strategy.fraction_train * clients))
-    knobs: dict[str, Scalar] = {"rnd": 1, "clients": clients, "cohort": cohort}
-    steps = [schedule.local_steps(train, rows, knobs, rounds) for rows in plan.rows]
+    options: dict[str, Scalar] = {"rnd": 1, "clients": clients, "cohort": cohort}
+    steps = [schedule.local_steps(train, rows, options, rounds) for rows in plan.rows]
     passes = [n * batch / rows for n, rows in zip(steps, plan.rows, strict=True)]
     each = f"{min(passes):.2g}" if len(set(passes)) == 1 else f"{min(passes):.2g} to {max(passes):.2g}"
     yield (
@@ -204,7 +205,7 @@ def _labels(plan: Plan) -> Iterator[str]:
 
 
 def _thumbs(plan: Plan) -> tuple[int, int]:
-    """How many rows of kto are desirable and undesirable; other tasks count none."""
+    """The desirable and the undesirable training rows of task kto; (0, 0) for other tasks."""
     totals: Counter[str] = Counter()
     for holding in plan.holdings:
         totals.update({name: int(value) for name, value in holding.census.items()})
@@ -217,7 +218,7 @@ def _warn_of_cuts(plan: Plan) -> Iterator[str]:
     if rows and full / rows > CUT and not any(holding.lengths for holding in plan.holdings):
         yield (
             f"{percent(full / rows)} of the rows fill train.max-length = {limit} and may be cut; "
-            "`accord check` with the same words says which length would do"
+            "`accord check` with the same arguments prints the length that would hold them"
         )
 
 
@@ -225,16 +226,16 @@ def _warn_of_lopsided_labels(plan: Plan) -> Iterator[str]:
     desirable, undesirable = _thumbs(plan)
     total = desirable + undesirable
     if total and not LOPSIDED[0] <= desirable / total <= LOPSIDED[1]:
-        yield f"{percent(desirable / total)} of the rows are desirable: is label the right way round?"
+        yield f"{percent(desirable / total)} of the rows are desirable; check that label is not inverted"
 
 
 def _warn_of_missing_files(plan: Plan) -> Iterator[str]:
     if plan.base is None and plan.config.eval.prompts:
-        yield f"eval.prompts = {plan.config.eval.prompts!r} is a file on the server, which was not looked at"
+        yield f"eval.prompts = {plan.config.eval.prompts!r} is a file on the server and was not checked"
 
 
 SECTIONS: Mapping[str, Section] = {
-    "run": _what,
+    "run": _run,
     "files": _files,
     "columns": _columns,
     "rows": _rows,
@@ -253,10 +254,12 @@ WARNINGS: Sequence[Section] = (
 
 
 def row_lines(rows: Sequence[Sequence[tuple[str, str]]], width: int = 100) -> Iterator[str]:
-    """Rows as the model will see them, wrapped; line breaks and spaces are written as escapes."""
+    """Rows as the model will see them, wrapped at `width`; unprintable characters are written as escapes."""
     for number, parts in enumerate(rows, 1):
         for name, text in parts:
-            shown = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
-            for part, line in enumerate(shown[i : i + width] for i in range(0, max(1, len(shown)), width)):
+            printable = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
+            for part, line in enumerate(
+                printable[i : i + width] for i in range(0, max(1, len(printable)), width)
+            ):
                 head = f"row {number}" if not part and name == parts[0][0] else ""
                 yield f"{head:<{LABEL}}{name if not part else '':<12}{line}"

@@ -1,7 +1,7 @@
-"""What the clients of a simulation hold, asked of each of them in this process, before Flower and Ray start.
+"""Count the rows of a simulation's clients in this process, before Flower and Ray start.
 
-Each is asked what the server asks first in a run (`Site.hello`), so whatever would keep a client out of the run is
-raised here. The tokens go to the caches on disk where the clients of the run will look for them.
+Each client does what it does for the server's first message in a run (`Site.hello`), so any error that would stop it in
+the run is raised here. Tokens are written to the caches on disk, where the clients of the run will read them.
 """
 
 import tempfile
@@ -20,28 +20,28 @@ from tasks.training import engine
 
 
 def loaded(config: Config) -> Base:
-    """The base model as every client has it. Raises ConfigError."""
+    """Load the base model as every client does. Raises ConfigError."""
     return load_base(config.model, config.lora, config.task_choice.build().private_parts)
 
 
 def survey(config: Config, clients: int, *, lengths: bool) -> Iterator[Holding]:
-    """Each client's rows in counts, with the uncut length of every training row if `lengths`.
+    """Count each client's rows, and if `lengths`, measure the uncut length of every training row.
 
-    Raises ConfigError and DataError for what would keep a client out of the run.
+    Raises ConfigError or DataError if a client could not take part in the run.
     """
     _check_writable(Site(config, Node(0, clients)).state_dir)
     for client in range(clients):
         site = Site(config, Node(client, clients))
         hello = site.hello({"simulation": True})
         base, rows = site.base(), site.parts()[0]
-        kept = engine.encode_rows(base, site.task, rows, config, site.cache).usable
+        examples = engine.encode_rows(base, site.task, rows, config, site.cache).usable
         yield Holding(
             client,
-            len(kept),
+            len(examples),
             len(site.rows().heldout),
             hello["skipped"],
             hello["census"],
-            sum(tokens(example) >= config.train.max_length for example in kept),
+            sum(tokens(example) >= config.train.max_length for example in examples),
             hello,
             uncut_lengths(base, site.task, rows, config) if lengths else (),
         )
@@ -59,13 +59,13 @@ def _examples(config: Config, clients: int) -> Iterator[Example]:
 
 
 def _check_writable(folder: Path) -> None:
-    """ConfigError where caches and private memory cannot be written."""
+    """Raise ConfigError if caches and private memory cannot be written to `folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ConfigError(
-            f"the clients keep caches and private memory in {folder}, which cannot be written: {error.strerror}; "
+            f"cannot write the clients' caches and private memory to {folder}: {error.strerror}; "
             "name another folder with client.state-dir or ACCORD_HOME"
         ) from error

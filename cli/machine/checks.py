@@ -1,4 +1,4 @@
-"""What `accord doctor` looks at on every machine: one check, one line."""
+"""The checks that `accord doctor` makes on every machine; each prints one line."""
 
 import os
 import platform
@@ -11,62 +11,62 @@ from typing import Literal
 
 import psutil
 
-FLWR = "1.39."  # the line whose transport between server and sites is gRPC
-ROOM = 2e9  # bytes on a disk that holds checkpoints or caches
+FLWR = "1.39."  # the last series in which server and sites communicate by gRPC
+ROOM = 2e9  # free bytes below which a disk for checkpoints or caches is noted
 Verdict = Literal["ok", "note", "no"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """no: a run will fail for this. note: it will not, but look at it."""
+    """The result of a check. no: a run would fail. note: a run would not fail, but the user should know."""
 
-    what: str
+    subject: str
     verdict: Verdict
-    said: str
+    message: str
 
     def line(self) -> str:
-        return f"{self.verdict:<6}{self.what:<14}{self.said}"
+        return f"{self.verdict:<6}{self.subject:<14}{self.message}"
 
 
 def versions() -> Iterator[Check]:
-    """Python, Flower, and the libraries that decide about numbers."""
-    found = {name: _version(name) for name in ("accord-fl", "flwr", "torch", "transformers", "peft")}
-    told = f"python {platform.python_version()}, " + ", ".join(f"{n} {v}" for n, v in found.items())
-    if not found["flwr"].startswith(FLWR):
-        told += f"; flwr {FLWR}* is needed, and the same on every machine: pip install 'flwr[simulation]=={FLWR}*'"
-        yield Check("versions", "no", told)
+    """The versions of Python, Flower and the libraries on which numerical results depend."""
+    installed = {name: _version(name) for name in ("accord-fl", "flwr", "torch", "transformers", "peft")}
+    message = f"python {platform.python_version()}, " + ", ".join(f"{n} {v}" for n, v in installed.items())
+    if not installed["flwr"].startswith(FLWR):
+        message += f"; needs flwr {FLWR}*, the same on every machine: pip install 'flwr[simulation]=={FLWR}*'"
+        yield Check("versions", "no", message)
     else:
-        yield Check("versions", "ok", told)
+        yield Check("versions", "ok", message)
 
 
 def machine() -> Iterator[Check]:
-    """Cores, memory and GPUs; torch is asked for the GPUs, since the model will be."""
-    import torch  # seconds
+    """Cores, memory, and the GPUs that torch sees, because torch runs the models."""
+    import torch  # takes seconds to import
 
-    gib = psutil.virtual_memory()
+    memory = psutil.virtual_memory()
     yield Check(
-        "machine", "ok", f"{os.cpu_count()} cores, {gib.available / 1e9:.1f} of {gib.total / 1e9:.1f} GB free"
+        "machine",
+        "ok",
+        f"{os.cpu_count()} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
     )
     for n in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(n)
         name = torch.cuda.get_device_name(n)
         yield Check("GPU", "ok", f"{n}: {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
     if not torch.cuda.device_count():
-        yield Check("GPU", "note", "torch sees none: models run on the CPU")
+        yield Check("GPU", "note", "torch sees no GPU; models run on the CPU")
 
 
-def disk(what: str, folder: Path) -> Check:
-    """Whether one can write there, and how much; a folder that is not there yet is judged by what holds it."""
+def disk(subject: str, folder: Path) -> Check:
+    """Whether `folder` can be written, and its free space; for a missing folder, those of its nearest parent."""
     place = next(p for p in (folder, *folder.parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        return Check(what, "no", f"{folder} cannot be written by {_user()}")
+        return Check(subject, "no", f"{folder} cannot be written by {_user()}")
     free = shutil.disk_usage(place).free
-    told = f"{folder}, {free / 1e9:.1f} GB free"
-    return (
-        Check(what, "ok", told)
-        if free > ROOM
-        else Check(what, "note", f"{told}: little for checkpoints and caches")
-    )
+    message = f"{folder}, {free / 1e9:.1f} GB free"
+    if free > ROOM:
+        return Check(subject, "ok", message)
+    return Check(subject, "note", f"{message}, which is little for checkpoints and caches")
 
 
 def _user() -> str:

@@ -1,4 +1,4 @@
-"""The key by which a site proves that it is itself: P-384 (one of the curves that flwr takes), in SSH's formats."""
+"""A site's key pair, with which it authenticates: P-384 (a curve that flwr accepts), in OpenSSH's formats."""
 
 import base64
 import hashlib
@@ -21,44 +21,46 @@ from core.errors import ConfigError
 
 
 def make_key(private: Path, public: Path) -> None:
-    """A new pair; the private half 0600."""
+    """Write a new key pair; the private half has mode 0600."""
     key = ec.generate_private_key(ec.SECP384R1())
     write(private, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), 0o600)
     write_public(private, public)
 
 
 def write_public(private: Path, public: Path) -> None:
-    """The public half of a pair."""
+    """Write the public half of a pair."""
     write(public, _public(private) + b"\n")
 
 
 def check_private(path: Path) -> None:
-    """ConfigError unless it is a site's private key that only its owner can read."""
+    """Raise ConfigError unless `path` is a site's private key that only its owner can read."""
     _read(path)
     if path.stat().st_mode & 0o077:
-        raise ConfigError(f"{path} can be read by others; chmod 600 it, or make another key if they may have")
+        raise ConfigError(
+            f"{path} can be read by others; chmod 600 it, or if they may have read it, make another key"
+        )
 
 
 def fingerprint(public: Path) -> str:
-    """SHA256:... of a public key file, as `ssh-keygen -lf` prints it; ConfigError when it holds none."""
+    """SHA256:... of a public key file, as `ssh-keygen -lf` prints it. Raises ConfigError if it holds no such key."""
     try:
         text = public.read_bytes()
         if not isinstance(load_ssh_public_key(text), ec.EllipticCurvePublicKey):
-            raise ValueError("another kind of key")
+            raise ValueError("not an elliptic-curve key")
         return _digest(text)
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"{public} holds no public key of a site, ecdsa-sha2-nistp384 ...: {error}"
+            f"{public} is not the public key of a site (ecdsa-sha2-nistp384 ...): {error}"
         ) from error
 
 
 def fingerprint_of(private: Path) -> str:
-    """The same of the pair that a private key belongs to."""
+    """The fingerprint of the pair that a private key file belongs to. Raises ConfigError."""
     return _digest(_public(private))
 
 
 def write(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Whole or not at all, and at no moment with another mode; ConfigError where the disk refuses."""
+    """Write a file atomically, with its mode set from the start. Raises ConfigError if it cannot be written."""
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         part.unlink(missing_ok=True)
@@ -87,9 +89,9 @@ def _read(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = load_ssh_private_key(path.read_bytes(), None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValueError("another kind of key")
+            raise ValueError("not an elliptic-curve key")
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"{path} holds no private key of a site (P-384, in OpenSSH's format): {error}"
+            f"{path} is not the private key of a site (P-384, in OpenSSH's format): {error}"
         ) from error
     return key

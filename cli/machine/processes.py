@@ -1,4 +1,4 @@
-"""How Flower's programs are started: which, with what environment, from which kit."""
+"""The programs that Accord starts, their environment, and the kit that they are started from."""
 
 import os
 import socket
@@ -13,12 +13,11 @@ from core.errors import ConfigError
 from core.files import read_toml
 
 BIN = Path(sys.executable).parent
-ROOT = Path(__file__).resolve().parents[2]  # the app: what Flower ships, and its pyproject.toml
-ACCORD = (
-    ROOT / "accord" if (ROOT / "accord").is_dir() else ROOT.parent
-)  # the package; Python runs it by its path
+ROOT = Path(__file__).resolve().parents[2]  # the app: the sources that Flower ships, and pyproject.toml
+# the package `accord`, which is started by its path
+ACCORD = ROOT / "accord" if (ROOT / "accord").is_dir() else ROOT.parent
 KIT = "kit.toml"
-HOLDS: dict[str, dict[str, type]] = {  # a kit.toml, by its kind
+KIT_KEYS: dict[str, dict[str, type]] = {  # the keys of a kit.toml, by its kind
     "server": {"federation": str, "fleet": str, "control": str, "state-dir": str},
     "site": {"name": str, "federation": str, "superlink": str, "runtime-port": int},
 }
@@ -30,56 +29,58 @@ FLOWER = {
 }
 
 
-def environment(**more: str) -> dict[str, str]:
-    """This process's own, cleaned for a child, with Accord's programs first and Flower's own errands off."""
+def environment(**extra: str) -> dict[str, str]:
+    """The environment for a child: this process's, cleaned, with Accord's programs first and telemetry off."""
     path = os.environ.get("PATH", os.defpath)
-    return {**cleaned(os.environ)[0], **FLOWER, "PATH": f"{BIN}{os.pathsep}{path}", **more}
+    return {**cleaned(os.environ)[0], **FLOWER, "PATH": f"{BIN}{os.pathsep}{path}", **extra}
 
 
 def check_home() -> None:
-    """ConfigError where Accord's own folder, for models that ship with it and for caches, cannot be written."""
-    named = os.environ.get("ACCORD_HOME")
+    """Raise ConfigError if ACCORD_HOME, the folder of built-in models and caches, cannot be written."""
+    home = os.environ.get("ACCORD_HOME")
     try:
-        folder = Path(named or "~/.accord").expanduser()
+        folder = Path(home or "~/.accord").expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except RuntimeError as error:  # of expanduser
         raise ConfigError(
-            "this user has no home folder: set HOME, or ACCORD_HOME for Accord's caches"
+            "this user has no home folder: set HOME, or set ACCORD_HOME to a folder for Accord's models and caches"
         ) from error
     except OSError as error:
         raise ConfigError(
-            f"Accord keeps models and caches in {named or '~/.accord'}, which cannot be written: {error.strerror}; set "
+            f"cannot write Accord's models and caches to {home or '~/.accord'}: {error.strerror}; set "
             "ACCORD_HOME to another folder"
         ) from error
 
 
 def check_port(host: str, port: int, hint: str) -> None:
-    """ConfigError where this machine cannot listen there."""
+    """Raise ConfigError, ending in `hint`, if this machine cannot listen on host and port."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            raise ConfigError(f"cannot listen on {at}: {error.strerror}; {hint}") from error
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise ConfigError(f"cannot listen on {address}: {error.strerror}; {hint}") from error
 
 
 def read_kit(kit: Path, kind: str = "") -> Mapping[str, Any]:
-    """kit.toml of a kit; ConfigError for a folder that is none, or of the other kind."""
+    """Read kit.toml. Raises ConfigError if `kit` is not a kit, or not of `kind` where that is not empty."""
     try:
         about = read_toml(kit / KIT)
     except ConfigError as error:
         raise ConfigError(
-            f"{kit} is no kit of `accord provision`: expected a {KIT} in it ({error})"
+            f"{kit} was not made by `accord provision`: expected a {KIT} in it ({error})"
         ) from error
-    if about.get("kind") not in list(HOLDS):
-        raise ConfigError(f"{kit / KIT}: kind must be one of {' | '.join(HOLDS)}, got {about.get('kind')!r}")
-    for key, wanted in HOLDS[about["kind"]].items():
-        if type(about.get(key)) is not wanted:
+    if about.get("kind") not in list(KIT_KEYS):
+        raise ConfigError(
+            f"{kit / KIT}: kind must be one of {' | '.join(KIT_KEYS)}, got {about.get('kind')!r}"
+        )
+    for key, expected in KIT_KEYS[about["kind"]].items():
+        if type(about.get(key)) is not expected:
             raise ConfigError(
-                f"{kit / KIT}: {key} must be {wanted.__name__}, got {about.get(key)!r}; provision again"
+                f"{kit / KIT}: {key} must be {expected.__name__}, got {about.get(key)!r}; provision again"
             )
     if kind and about["kind"] != kind:
         raise ConfigError(f"{kit} is the kit of a {about['kind']}, expected the kit of a {kind}")

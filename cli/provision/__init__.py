@@ -1,1 +1,1 @@
-"""From one file that describes a federation to a folder for its server and one for each of its sites."""
+"""Make the kits of a federation, one for the server and one per site, from the file that describes it."""

@@ -1,4 +1,4 @@
-"""X.509 for a federation: its authority, and the certificate by which the server proves itself to the sites."""
+"""X.509 certificates of a federation: its certificate authority and its server's certificate."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from cli.machine.keys import write
 from cli.provision.federation import is_address
 from core.errors import ConfigError
 
-BEHIND = timedelta(hours=1)  # a site's clock may be behind the one that made the certificate
+BEHIND = timedelta(hours=1)  # certificates start this much earlier, for sites whose clock is behind
 
 
 def make_authority(folder: Path, federation: str, days: int) -> None:
-    """ca.key (0600) and ca.crt in folder."""
+    """Write the authority's ca.key (mode 0600) and ca.crt to `folder`."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Accord {federation}")])
     builder = _builder(name, name, key, days)
@@ -36,14 +36,20 @@ def make_authority(folder: Path, federation: str, days: int) -> None:
 
 
 def make_server(folder: Path, authority: Path, names: Sequence[str], days: int) -> None:
-    """server.key (0600) and server.crt in folder, for all names, signed by the authority; never outlives it."""
+    """Write server.key (mode 0600) and server.crt, signed by the authority, to `folder`.
+
+    The certificate holds for all of `names`, and ends no later than the authority's own. Raises ConfigError if the
+    authority's key or certificate cannot be read.
+    """
     ca = read_certificate(authority / "ca.crt")
     try:
         ca_key = load_pem_private_key((authority / "ca.key").read_bytes(), None)
         if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-            raise ValueError("another kind of key")
+            raise ValueError("not an elliptic-curve key")
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{authority / 'ca.key'} holds no key of an authority: {error}") from error
+        raise ConfigError(
+            f"{authority / 'ca.key'} is not the private key of an authority: {error}"
+        ) from error
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     builder = _builder(subject, ca.subject, key, days, latest=ca.not_valid_after_utc)
@@ -60,14 +66,17 @@ def make_server(folder: Path, authority: Path, names: Sequence[str], days: int) 
 
 
 def read_certificate(path: Path) -> x509.Certificate:
+    """Read a PEM certificate. Raises ConfigError."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} holds no certificate ({error})") from error
+        raise ConfigError(
+            f"{path} is not a PEM certificate ({error}); restore it, or provision again"
+        ) from error
 
 
 def names_of(certificate: x509.Certificate) -> set[str]:
-    """The host names and addresses it is good for."""
+    """The host names and IP addresses that a certificate holds for."""
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return {str(name.value) for name in names}
 
@@ -81,7 +90,7 @@ def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
 
 
 def days_left(certificate: x509.Certificate) -> float:
-    """Negative when it has expired."""
+    """The days until a certificate expires; negative if it has expired."""
     return (certificate.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
 
 

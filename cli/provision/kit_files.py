@@ -1,4 +1,4 @@
-"""The files of a kit that people read and machines start from: README, systemd units, compose files, site.toml."""
+"""Templates for the files of a kit: README, systemd units, compose files, site.toml."""
 
 import tomli_w
 
@@ -7,14 +7,14 @@ from cli.provision.federation import Federation, SitePlan, split
 UNIT = """\
 [Unit]
 Description={description}
-After={wanted}
-Wants={wanted}
+After={dependencies}
+Wants={dependencies}
 StartLimitIntervalSec=0
 
 [Service]
 User=accord
 WorkingDirectory={folder}
-ExecStart={program} {words}
+ExecStart={program} {arguments}
 Restart=always
 RestartSec=5
 KillMode=mixed
@@ -43,14 +43,12 @@ x-accord: &accord
 
 services:
 """
-HEALTH = (
-    "{{test: [CMD, python, -IS, /opt/accord/docker/healthy.py, {what}], interval: 10s, start_period: 180s}}"
-)
+HEALTH = "{{test: [CMD, python, -IS, /opt/accord/docker/healthy.py, {process}], interval: 10s, start_period: 180s}}"
 SUPERLINK = """\
   superlink:
     <<: *accord
     command: [accord, start, /kit]
-    working_dir: /kit # runs/ is there
+    working_dir: /kit # runs/ is created here
     environment: {{FLWR_HOME: /kit/flwr, ACCORD_HOME: /kit/state/accord}}
     tmpfs: [/tmp]
     volumes: [".:/kit", "models:/models"]
@@ -58,10 +56,10 @@ SUPERLINK = """\
     healthcheck: {health}
 
 volumes:
-  models: # bases from a hub
+  models: # base models from the Hugging Face Hub
 """
 RESIDENT = """\
-  # Holds the rows and the base model, and has no network at all: its socket is how it is reached.
+  # Holds the rows and the base model. It has no network and is reached through its socket.
   site:
     <<: *accord
     command: [accord, site, /kit/site.toml, "{address}"]
@@ -71,11 +69,11 @@ RESIDENT = """\
     volumes: [".:/kit", "socket:/run/accord", "models:/models:ro"]
     healthcheck: {site_health}
 
-  # Passes messages on. It sees its key and the site's socket, no rows and no private memory.
+  # Passes messages on. It can read its key and the site's socket, but no rows and no private memory.
   node:
     <<: *accord
     command: [accord, start, /kit, "{address}", state-dir=/state]
-    tmpfs: ["/tmp:exec"] # `accord node` puts a command of its own there
+    tmpfs: ["/tmp:exec"] # `accord node` writes an executable there
     volumes:
       - ./kit.toml:/kit/kit.toml:ro
       - ./site.toml:/kit/site.toml:ro
@@ -88,12 +86,12 @@ RESIDENT = """\
 volumes:
   socket:
   node:
-  models: # bases from a hub; the site itself cannot fetch them
+  models: # base models from the Hugging Face Hub; the site itself cannot download them
 """
 ADDRESS = "address=unix:/run/accord/site.sock"
-NO_POLICY = '# policy = "policy.toml"  # what the site allows (docs/policy.md); without one, whatever a run asks for\n'
+NO_POLICY = '# policy = "policy.toml"  # what a server may ask (docs/policy.md); without it, everything\n'
 GPU = """\
-# Over compose.yml, for a GPU of this machine: NVIDIA's container toolkit, and an image built with CUDA's torch.
+# Use with compose.yml to give the site a GPU. Needs NVIDIA's container toolkit and an image built with CUDA's torch.
 services:
   site:
     deploy:
@@ -104,67 +102,71 @@ services:
 SERVER = """\
 # The server of federation {name}
 
-`ca.crt` and `server.crt` are public. `server.key` is not: keep this folder to the user that runs the server.
+`ca.crt` and `server.crt` are public. `server.key` is secret: only the user that runs the server may read this folder.
 
-    accord start .                    # the SuperLink; again after every change of certificate
-    accord register .                 # let in every site of sites/, and out whoever is no longer there
+    accord start .                    # start the SuperLink; restart it after every change of the certificate
+    accord register .                 # register every site of sites/, and remove those that are no longer there
     FLWR_HOME=$PWD/flwr accord run own-files.toml federation.superlink={name} strategy.min-available-nodes={sites}
 
-Sites need to reach TCP port {port} of {hosts}. The address {control} is for whoever starts runs: no account is asked
-for there, so leave it on the loopback, and come to it through ssh: `ssh -L {control_port}:{control} SERVER`.
+Sites need to reach TCP port {port} of {hosts}. Runs are started through the address {control}. It has no
+authentication, so leave it on the loopback and reach it through ssh: `ssh -L {control_port}:{control} SERVER`.
 
-As a service: put this folder at {folder}, then
+To run it as a service, put this folder at {folder}, then
 
     chown -R accord {folder}
     cp {folder}/accord-superlink.service /etc/systemd/system/
     systemctl enable --now accord-superlink
 
-In a container (docs/docker.md), as the image's user:
+To run it in a container (docs/docker.md), where the files belong to the image's user:
 
     chown -R 10001 .
     docker compose up -d
     docker compose exec superlink accord register /kit
     docker compose exec superlink accord run own-files.toml federation.superlink={name} ...
 
-State (registered keys, runs under way) is in `state/`; there, results come to `runs/` of this folder.
+The state (registered keys, runs in progress) is in `state/`. A run started in the container writes its results to
+`runs/` of this folder.
 """
 SITE = """\
 # Site {site} of federation {name}
 
 {key}
-    accord site site.toml             # holds rows and base model
-    accord start .                    # the SuperNode beside it: asks the server for work
+    accord site site.toml             # the resident site: holds rows and base model
+    accord start .                    # the SuperNode: connects to the server and passes messages to the site
 
-`site.toml` is yours: the file of your rows (`data-path`), where caches and private memory go (`state-dir`), what the
-site allows (`policy`; without one, whatever a run asks for). Nothing that the server does changes it. This machine
-opens no port; it reaches {address}, and nothing else.
+`site.toml` belongs to the site: the file of its rows (`data-path`), the folder of caches and private memory
+(`state-dir`), and what a server may ask of it (`policy`; without one, everything). The server never changes it. This
+machine opens no port to others; it connects to {address} only.
 
-As a service: put this folder at {folder}, then
+To run it as a service, put this folder at {folder}, then
 
     chown -R accord {folder}
     cp {folder}/accord-*.service /etc/systemd/system/
     systemctl enable --now accord-site accord-node
 
-In containers (docs/docker.md), as the image's user, with rows and policy inside this folder:
+To run it in containers (docs/docker.md), put rows and policy into this folder, which then belongs to the image's user:
 
     chown -R 10001 .
     docker compose up -d
-    docker compose -f compose.yml -f compose.gpu.yml up -d      # instead, with a GPU
+    docker compose -f compose.yml -f compose.gpu.yml up -d      # with a GPU, instead of the line above
 
-The site's container has no network. A base from a hub is fetched into its volume before:
+The site's container has no network. Download a base model from the Hugging Face Hub into its volume before:
 
     docker run --rm -v {project}_models:/models {image} hf download ORGANISATION/MODEL
 """
 OWN_KEY = """\
-Make this site's key here, where it stays, and send the public half, `node.pub`, to the server as `sites/{site}.pub`:
+Make this site's key on this machine, which it never leaves, and send the public half, `node.pub`, to the server as
+`sites/{site}.pub`:
 
     accord provision --site-key .
 """
-GIVEN_KEY = "`node.key` proves that a SuperNode is this site's: keep this folder to the user that runs it.\n"
+PROVISIONED_KEY = (
+    "`node.key` is this site's secret key: only the user that runs the SuperNode may read this folder.\n"
+)
 
 
 def server(federation: Federation) -> dict[str, str]:
-    """File name to text, for the server's kit."""
+    """The files of the server's kit: text by file name."""
     folder = f"{federation.folder}/server"
     readme = SERVER.format(
         name=federation.name,
@@ -175,7 +177,7 @@ def server(federation: Federation) -> dict[str, str]:
         control_port=split(federation.control)[1],
         folder=folder,
     )
-    service = SUPERLINK.format(port=federation.fleet_port, health=HEALTH.format(what="superlink"))
+    service = SUPERLINK.format(port=federation.fleet_port, health=HEALTH.format(process="superlink"))
     return {
         "README.md": readme,
         "accord-superlink.service": _unit(
@@ -187,19 +189,19 @@ def server(federation: Federation) -> dict[str, str]:
 
 
 def site(federation: Federation, plan: SitePlan) -> dict[str, str]:
-    """File name to text, for a site's kit."""
+    """The files of a site's kit: text by file name."""
     folder, project = f"{federation.folder}/{plan.name}", f"accord-{federation.name}-{plan.name}"
     readme = SITE.format(
         site=plan.name,
         name=federation.name,
-        key=(OWN_KEY if plan.own_key else GIVEN_KEY).format(site=plan.name),
+        key=(OWN_KEY if plan.own_key else PROVISIONED_KEY).format(site=plan.name),
         address=federation.address,
         folder=folder,
         project=project,
         image=federation.image,
     )
     services = RESIDENT.format(
-        address=ADDRESS, site_health=HEALTH.format(what="site"), node_health=HEALTH.format(what="node")
+        address=ADDRESS, site_health=HEALTH.format(process="site"), node_health=HEALTH.format(process="node")
     )
     return {
         "README.md": readme,
@@ -216,23 +218,23 @@ def site(federation: Federation, plan: SitePlan) -> dict[str, str]:
 
 
 def site_toml(plan: SitePlan, number: int, sites: int) -> str:
-    """What a site says of itself; `sites` matters only to a site without a data-path."""
-    facts: dict[str, str | int] = {
+    """The site.toml of a new kit; `sites` has an effect only for a site without a data-path."""
+    settings: dict[str, str | int] = {
         "address": plan.address,
         "partition-id": number,
         "num-partitions": sites,
         "name": plan.name,
     }
     if plan.data_path:
-        facts["data-path"] = plan.data_path
-    return tomli_w.dumps({**facts, "state-dir": plan.state_dir}) + NO_POLICY
+        settings["data-path"] = plan.data_path
+    return tomli_w.dumps({**settings, "state-dir": plan.state_dir}) + NO_POLICY
 
 
-def _unit(federation: Federation, description: str, folder: str, words: str, wanted: str = "") -> str:
+def _unit(federation: Federation, description: str, folder: str, arguments: str, dependency: str = "") -> str:
     return UNIT.format(
         description=description,
-        wanted=f"network-online.target {wanted}".strip(),
+        dependencies=f"network-online.target {dependency}".strip(),
         folder=folder,
         program=federation.program,
-        words=words,
+        arguments=arguments,
     )

@@ -1,10 +1,10 @@
-"""Kits: what the server's machine and each site's machine need, each in a folder of its own.
+"""Make kits, the folders that the server and each site need.
 
-    kits/authority/    ca.key (0600), ca.crt: signs the server's certificate, and is needed for nothing else
+    kits/authority/    ca.key (0600), ca.crt: used only to sign the server's certificate
     kits/server/       the server's key and certificate, the public key of every site
-    kits/sites/NAME/   a site's own key, the certificate that it trusts
+    kits/sites/NAME/   the site's own key, the authority's certificate
 
-Making them again keeps every key, and what a site has changed in its site.toml.
+Making them again keeps every key and every site.toml.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,19 @@ from core.errors import ConfigError
 from core.files import read_toml
 
 NUMBERS = "sites.toml"
-SOON = 30  # days before its end at which a certificate is worth a word
+SOON = 30  # days before its end from which on a certificate is reported
 
 
 def provision(federation: Federation, out: Path, *, renew: bool = False) -> Iterator[str]:
-    """Make what is missing in `out` and yield a line for each thing made or left to do.
+    """Make the missing files in `out`, and yield a line for each file made or step left to the user.
 
-    renew: a new key and certificate for the server. Raises ConfigError where `out` belongs to another federation.
+    Args:
+        federation: The server and the sites.
+        out: The folder of the kits.
+        renew: Make a new key and certificate for the server.
+
+    Raises:
+        ConfigError: `out` belongs to another federation or cannot be written, or a file of it is damaged.
     """
     authority, server = out / "authority", out / "server"
     _refuse_another(federation, server)
@@ -44,12 +50,12 @@ def provision(federation: Federation, out: Path, *, renew: bool = False) -> Iter
         authority.chmod(0o700)
         server.chmod(0o700)
     except OSError as error:
-        raise ConfigError(f"--out {out} cannot be made: {error.strerror}; name another") from error
+        raise ConfigError(f"--out {out} cannot be made: {error.strerror}; name another folder") from error
     if not (authority / "ca.crt").exists():
         if (authority / "ca.key").exists() or (server / KIT).exists():
             raise ConfigError(
-                f"{authority / 'ca.crt'} is gone; put it back from {server / 'ca.crt'} or a site's kit; "
-                f"another authority would shut every site out, unless there is none yet: then delete {authority}"
+                f"{authority / 'ca.crt'} is missing; restore it from {server / 'ca.crt'} or a site's kit, because "
+                f"sites reject a server of a new authority; if no site has its kit yet, delete {authority} instead"
             )
         make_authority(authority, federation.name, federation.ca_days)
         yield f"authority  made, for {federation.ca_days} days; keep {authority / 'ca.key'} off the server's machine"
@@ -57,14 +63,14 @@ def provision(federation: Federation, out: Path, *, renew: bool = False) -> Iter
     yield from _server(federation, server, authority, renew=renew)
     for site in federation.sites:
         yield from _site(federation, site, numbers, out)
-    for gone in sorted((server / "sites").glob("*.pub")):
-        if gone.stem not in {site.name for site in federation.sites}:
-            gone.unlink()
-            yield f"{gone.stem}  is no longer a site; `accord register {server}` on the server takes its key away"
+    for public in sorted((server / "sites").glob("*.pub")):
+        if public.stem not in {site.name for site in federation.sites}:
+            public.unlink()
+            yield f"{public.stem}  is no longer a site; `accord register {server}` on the server removes its key"
 
 
 def make_site_key(kit: Path) -> str:
-    """At the site: make node.key and node.pub in its kit, unless they are there; a line that says what to send."""
+    """At the site: make node.key and node.pub in its kit, unless they exist. Returns a line that says what to send."""
     about = read_kit(kit, "site")
     private, public = kit / "node.key", kit / "node.pub"
     if private.is_file():
@@ -85,17 +91,20 @@ def _server(federation: Federation, folder: Path, authority: Path, *, renew: boo
     ca, present = authority / "ca.crt", folder / "server.crt"
     if renew or not present.is_file():
         if not (authority / "ca.key").is_file():
-            raise ConfigError(f"{authority / 'ca.key'} is not there: it has to sign the server's certificate")
+            raise ConfigError(
+                f"{authority / 'ca.key'} is missing: it is needed to sign the server's certificate; put it back"
+            )
         make_server(folder, authority, federation.names, federation.days)
         yield f"server  certificate for {', '.join(federation.names)}, for {federation.days} days"
     certificate = read_certificate(present)
     if not is_signed_by(certificate, read_certificate(ca)):
-        raise ConfigError(f"{present} was not signed by {ca}; make another with --renew")
+        raise ConfigError(f"{present} was not signed by {ca}; make a new one with --renew")
     if lacking := sorted(set(federation.names) - names_of(certificate)):
-        yield f"server  its certificate does not name {', '.join(lacking)}; make another with --renew"
-    if (left := days_left(certificate)) < SOON:
+        yield f"server  its certificate does not name {', '.join(lacking)}; make a new one with --renew"
+    if (days := days_left(certificate)) < SOON:
         end = certificate.not_valid_after_utc
-        yield f"server  its certificate {'ends' if left > 0 else 'ended'} on {end:%Y-%m-%d}; make another with --renew"
+        verb = "ends" if days > 0 else "ended"
+        yield f"server  its certificate {verb} on {end:%Y-%m-%d}; make a new one with --renew"
     write(folder / "ca.crt", ca.read_bytes())
     about = {
         "kind": "server",
@@ -110,20 +119,20 @@ def _server(federation: Federation, folder: Path, authority: Path, *, renew: boo
 
 
 def _numbers(federation: Federation, path: Path) -> dict[str, int]:
-    """Each site's number, which is the client it is; a number is never given to another site.
+    """The client number of each site, by name. New sites get new numbers, and no number is ever reused.
 
-    A site's private memory and its place in a run go by this number.
+    A site's private memory belongs to its number, and a resumed run identifies the site by it.
     """
     numbers: dict[str, int] = read_toml(path) if path.exists() else {}
     if (path.parent / KIT).exists() and not numbers:
         raise ConfigError(
-            f"{path} is gone or empty, and with it which client each site is; put it back from a copy, or write "
-            "NAME = partition-id of each site.toml into it"
+            f"{path} is missing or empty: it says which client each site is; restore it from a copy, or write a line "
+            "NAME = NUMBER for each site into it, with the partition-id of its site.toml"
         )
     for name, number in numbers.items():
         if type(number) is not int or number < 0:
             raise ConfigError(
-                f"{path}: {name} must be a number from 0, got {number!r}; put it back from a copy"
+                f"{path}: {name} must be a whole number from 0, got {number!r}; restore the file from a copy"
             )
     for site in federation.sites:
         numbers.setdefault(site.name, max(numbers.values(), default=-1) + 1)
@@ -132,18 +141,21 @@ def _numbers(federation: Federation, path: Path) -> dict[str, int]:
 
 
 def _site(federation: Federation, site: SitePlan, numbers: dict[str, int], out: Path) -> Iterator[str]:
-    folder, known = out / "sites" / site.name, out / "server" / "sites" / f"{site.name}.pub"
+    folder, server_copy = out / "sites" / site.name, out / "server" / "sites" / f"{site.name}.pub"
     folder.mkdir(exist_ok=True)
     folder.chmod(0o700)
     private, public = folder / "node.key", folder / "node.pub"
     if site.own_key:
-        if not known.is_file():
-            yield f"{site.name}  makes its own key: `accord provision --site-key KIT` there, node.pub here as {known}"
-    elif not known.is_file():
+        if not server_copy.is_file():
+            yield (
+                f"{site.name}  makes its own key: run `accord provision --site-key KIT` there, "
+                f"and put its node.pub here as {server_copy}"
+            )
+    elif not server_copy.is_file():
         if not private.is_file():
             make_key(private, public)
-        write(known, public.read_bytes())
-        yield f"{site.name}  key {fingerprint(known)} in {folder}"
+        write(server_copy, public.read_bytes())
+        yield f"{site.name}  key {fingerprint(server_copy)} in {folder}"
     write(folder / "ca.crt", (out / "authority" / "ca.crt").read_bytes())
     about = {
         "kind": "site",
@@ -152,10 +164,10 @@ def _site(federation: Federation, site: SitePlan, numbers: dict[str, int], out: 
         "superlink": federation.address,
         "runtime-port": site.port,
     }
-    then = (folder / KIT).read_bytes() if (folder / KIT).is_file() else b""
+    before = (folder / KIT).read_bytes() if (folder / KIT).is_file() else b""
     write(folder / KIT, tomli_w.dumps(about).encode())
-    if then and then != (folder / KIT).read_bytes():
-        yield f"{site.name}  {folder / KIT} is another now: send it to the site, and start its SuperNode again"
+    if before and before != (folder / KIT).read_bytes():
+        yield f"{site.name}  {folder / KIT} has changed: send it to the site, and restart its SuperNode"
     if not (folder / "site.toml").is_file():
         write(folder / "site.toml", kit_files.site_toml(site, numbers[site.name], len(numbers)).encode())
     for name, text in kit_files.site(federation, site).items():

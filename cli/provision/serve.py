@@ -1,4 +1,4 @@
-"""The server's kit at work: start its SuperLink, and keep the sites that it knows equal to those of the kit."""
+"""Start the SuperLink of a server's kit, and register the kit's sites with it."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from cli.provision.kits import SOON
 from core.errors import ConfigError
 from core.files import read_toml
 
-GONE = "unregistered"  # a status of flwr's
-NEVER = "N/A"  # its time of what has not been
-REGISTERED = "registered.toml"  # what the SuperLink was told: it does not tell a node's name or key itself
+GONE = "unregistered"  # flwr's status of a removed node
+NEVER = "N/A"  # flwr's time of an event that has not happened
+REGISTERED = "registered.toml"  # the names and keys registered so far, which the SuperLink does not report
 
 
 def start(kit: Path) -> None:
-    """Become the SuperLink of this kit."""
+    """Replace this process with the SuperLink of the kit."""
     command = superlink(kit.resolve())
     for note in cleaned(os.environ)[1]:
         print(f"accord: {note}", flush=True)
@@ -33,7 +33,7 @@ def start(kit: Path) -> None:
 
 
 def superlink(kit: Path) -> list[str]:
-    """The command that starts it; ConfigError for what would make every site fail later."""
+    """The command that starts the SuperLink. Raises ConfigError for a problem that would make every site fail later."""
     about = read_kit(kit, "server")
     print(f"accord: certificate for {certificate(kit)[1]}", flush=True)
     for key in ("fleet", "control"):
@@ -50,111 +50,127 @@ def superlink(kit: Path) -> list[str]:
 
 
 def connection(kit: Path) -> Path:
-    """The FLWR_HOME of a server's kit, in which its SuperLink is known by the federation's name."""
+    """Write the FLWR_HOME of a server's kit, which names its SuperLink as the federation; returns the folder."""
     about, home = read_kit(kit, "server"), kit.resolve() / "flwr"
     home.mkdir(exist_ok=True)
     link = {"address": about["control"], "root-certificates": str(kit.resolve() / "ca.crt")}
-    known = {"superlink": {"default": about["federation"], about["federation"]: link}}
-    write(home / "config.toml", tomli_w.dumps(known).encode())
+    config = {"superlink": {"default": about["federation"], about["federation"]: link}}
+    write(home / "config.toml", tomli_w.dumps(config).encode())
     return home
 
 
 def register(kit: Path) -> Iterator[str]:
-    """Tell the SuperLink the sites of the kit: those that are new, those that are gone, those with another key."""
-    name, done, known = read_kit(kit, "server")["federation"], kit / REGISTERED, _registered(kit)
-    wanted = {path.stem: path for path in sorted((kit / "sites").glob("*.pub"))}
-    alive = {node["node-id"]: node["status"] for node in _flwr(kit, "list", name)["nodes"]}
-    known["in"] = {s: r for s, r in known["in"].items() if alive.get(r["node"], GONE) != GONE}
-    for site, record in list(known["in"].items()):
-        if site not in wanted or fingerprint(wanted[site]) != record["key"]:
+    """Register new sites of the kit with the SuperLink, and remove those that are gone or have another key.
+
+    Yields a line per site. Raises ConfigError if the SuperLink does not answer, or its answer is an error.
+    """
+    name, file, registry = read_kit(kit, "server")["federation"], kit / REGISTERED, _registered(kit)
+    public_keys = {path.stem: path for path in sorted((kit / "sites").glob("*.pub"))}
+    statuses = {node["node-id"]: node["status"] for node in _flwr(kit, "list", name)["nodes"]}
+    registry["in"] = {s: r for s, r in registry["in"].items() if statuses.get(r["node"], GONE) != GONE}
+    for site, record in list(registry["in"].items()):
+        if site not in public_keys or fingerprint(public_keys[site]) != record["key"]:
             _flwr(kit, "unregister", record["node"], name)
-            known["out"].append(known["in"].pop(site)["key"])
-            write(done, tomli_w.dumps(known).encode())
-            yield f"{site}  {record['key']} is let in no more"
-    for site, path in wanted.items():
+            registry["out"].append(registry["in"].pop(site)["key"])
+            write(file, tomli_w.dumps(registry).encode())
+            yield f"{site}  {record['key']} is removed"
+    for site, path in public_keys.items():
         key = fingerprint(path)
-        if site in known["in"]:
-            yield f"{site}  {key} is known"
-        elif key in known["out"]:
-            yield f"{site}  {key} was let out, and a SuperLink takes a key once: this site needs another key"
+        if site in registry["in"]:
+            yield f"{site}  {key} was registered before"
+        elif key in registry["out"]:
+            yield f"{site}  {key} was removed, and a SuperLink accepts a key only once: this site needs another key"
         else:
             answer = _flwr(kit, "register", str(path), name, "--name", site)
-            known["in"][site] = {"node": str(answer["node-id"]), "key": key}
-            write(done, tomli_w.dumps(known).encode())
-            yield f"{site}  {key} is let in from now on"
+            registry["in"][site] = {"node": str(answer["node-id"]), "key": key}
+            write(file, tomli_w.dumps(registry).encode())
+            yield f"{site}  {key} is registered"
 
 
 def _registered(kit: Path) -> dict[str, Any]:
-    """in: of each site its node and its key. out: keys that were taken away."""
+    """Read REGISTERED. in: node and key of each site. out: keys that were removed. Raises ConfigError."""
     path = kit / REGISTERED
-    known = read_toml(path) if path.exists() else {"in": {}, "out": []}
-    inside, outside = known.get("in"), known.get("out")
-    if not isinstance(inside, dict) or not isinstance(outside, list):
-        raise ConfigError(f"{path}: expected the table in and the list out; put it back from a copy")
-    if not all(isinstance(r, dict) and {"node", "key"} <= r.keys() for r in inside.values()):
-        raise ConfigError(f"{path}: expected node and key of each site; put it back from a copy")
-    return known
+    registry = read_toml(path) if path.exists() else {"in": {}, "out": []}
+    registered, removed = registry.get("in"), registry.get("out")
+    if not isinstance(registered, dict) or not isinstance(removed, list):
+        raise ConfigError(f"{path}: expected a table `in` and a list `out`; restore the file from a copy")
+    if not all(isinstance(r, dict) and {"node", "key"} <= r.keys() for r in registered.values()):
+        raise ConfigError(f"{path}: expected node and key of each site; restore the file from a copy")
+    return registry
 
 
-def _flwr(kit: Path, *words: str) -> Mapping[str, Any]:
-    """What `flwr supernode WORDS` answers; ConfigError with its own reason when it fails."""
-    done = subprocess.run(
-        [str(BIN / "flwr"), "supernode", *words, "--format", "json"],
+def _flwr(kit: Path, *arguments: str) -> Mapping[str, Any]:
+    """The answer of `flwr supernode ARGUMENTS`. Raises ConfigError with its message if it fails."""
+    process = subprocess.run(
+        [str(BIN / "flwr"), "supernode", *arguments, "--format", "json"],
         env=environment(FLWR_HOME=str(connection(kit))),
         capture_output=True,
         encoding="utf-8",
         errors="replace",
     )
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(process.stdout)
     except ValueError:
-        answer = {"success": False, "error-message": done.stdout + done.stderr}
+        answer = {"success": False, "error-message": process.stdout + process.stderr}
     if not answer.get("success"):
         lines = [line for line in str(answer.get("error-message")).splitlines() if line.strip()]
         raise ConfigError(
-            f"the SuperLink at {read_kit(kit)['control']} did not {words[0]} {words[1]}: {lines[-1] if lines else '?'}"
+            f"the SuperLink at {read_kit(kit)['control']} failed to {arguments[0]} {arguments[1]}: "
+            f"{lines[-1] if lines else 'no reason given'}"
         )
     return answer
 
 
 def certificate(kit: Path) -> tuple[Verdict, str]:
-    """For which names, and whether it ends soon; ConfigError when sites would refuse it."""
-    found, authority = read_certificate(kit / "server.crt"), read_certificate(kit / "ca.crt")
-    left, path = days_left(found), kit / "server.crt"
-    if left < 0:
+    """Check the server's certificate; returns its names, and when it ends if that is soon.
+
+    Raises ConfigError if sites would reject it.
+    """
+    server, authority = read_certificate(kit / "server.crt"), read_certificate(kit / "ca.crt")
+    days, path = days_left(server), kit / "server.crt"
+    if days < 0:
         raise ConfigError(
-            f"{path} expired on {found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, every site would refuse it; "
-            "make another: `accord provision FEDERATION.toml --renew`"
+            f"{path} expired on {server.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, so every site would reject it; "
+            "make a new one with `accord provision FEDERATION.toml --renew`"
         )
-    if not is_signed_by(found, authority):
+    if not is_signed_by(server, authority):
         raise ConfigError(
-            f"{path} was not signed by {kit / 'ca.crt'}, every site would refuse it; provision again"
+            f"{path} was not signed by {kit / 'ca.crt'}, so every site would reject it; provision again"
         )
     if not (kit / "server.key").is_file():
-        raise ConfigError(f"{kit / 'server.key'} is gone; make another: `accord provision ... --renew`")
+        raise ConfigError(
+            f"{kit / 'server.key'} is missing; make a new one with `accord provision FEDERATION.toml --renew`"
+        )
     if (kit / "server.key").stat().st_mode & 0o077:
         raise ConfigError(
-            f"{kit / 'server.key'} can be read by others; chmod 600 it, or `accord provision --renew`"
+            f"{kit / 'server.key'} can be read by others; chmod 600 it, or if they may have read it, "
+            "make a new one with `accord provision FEDERATION.toml --renew`"
         )
-    names = ", ".join(sorted(names_of(found)))
-    if left < SOON:
-        return "note", f"{names}; make another with --renew within {left:.0f} days"
+    names = ", ".join(sorted(names_of(server)))
+    if days < SOON:
+        return "note", f"{names}; make a new one with --renew within {days:.0f} days"
     return "ok", names
 
 
 def sites(kit: Path) -> Iterator[tuple[str, str, str]]:
-    """Of each registered site its name, flwr's word for how it is, and since when; ConfigError without an answer."""
-    known = _registered(kit)["in"]
+    """The name of each site, flwr's status of it, and since when.
+
+    Raises ConfigError if the SuperLink does not answer.
+    """
+    registered = _registered(kit)["in"]
     nodes = {n["node-id"]: n for n in _flwr(kit, "list", read_kit(kit, "server")["federation"])["nodes"]}
-    for site in sorted({path.stem for path in (kit / "sites").glob("*.pub")} | set(known)):
-        node = nodes.get(known[site]["node"], {}) if site in known else {}
+    for site in sorted({path.stem for path in (kit / "sites").glob("*.pub")} | set(registered)):
+        node = nodes.get(registered[site]["node"], {}) if site in registered else {}
         status = str(node.get("status", "not registered: `accord register`"))
         since = str(node.get("online-at" if status == "online" else "offline-at") or "")
         yield site, status, "" if since == NEVER else since
 
 
 def check_free(address: str) -> None:
+    """Raise ConfigError unless this machine can listen on HOST:PORT."""
     host, port = split(address)
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f'expected "HOST:PORT", got {address!r}: is {KIT} as `accord provision` made it?')
-    check_port(host, int(port), "is a SuperLink already there?")
+        raise ConfigError(
+            f'expected "HOST:PORT", got {address!r}; was {KIT} edited? `accord provision` makes it again'
+        )
+    check_port(host, int(port), "is a SuperLink already running?")

@@ -1,4 +1,4 @@
-"""`accord doctor` on the server: whether its kit can be started, and whether what was started does its work."""
+"""`accord doctor` on the server: whether its kit can start, or whether the running SuperLink answers."""
 
 import http.client
 import ssl
@@ -13,7 +13,7 @@ from core.errors import AccordError
 
 
 def checks(kit: Path) -> Iterator[Check]:
-    """The server's kit; ConfigError for a folder that is none."""
+    """Check the server's kit. Raises ConfigError if the folder is not one."""
     about, kit = read_kit(kit, "server"), kit.resolve()
     yield disk("state", kit / about["state-dir"])
     try:
@@ -26,7 +26,9 @@ def checks(kit: Path) -> Iterator[Check]:
         yield Check("SuperLink", "ok", f"answers at {about['control']}")
         yield from _sites(kit)
         return
-    yield Check("SuperLink", "note", f"does not answer at {about['control']}: `accord start {kit}`")
+    yield Check(
+        "SuperLink", "note", f"does not answer at {about['control']}; start it with `accord start {kit}`"
+    )
     for name in ("fleet", "control"):
         try:
             serve.check_free(about[name])
@@ -37,8 +39,8 @@ def checks(kit: Path) -> Iterator[Check]:
 
 def _answers(kit: Path, control: str) -> bool:
     try:
-        trusted = ssl.create_default_context(cafile=str(kit / "ca.crt"))
-        urllib.request.urlopen(f"https://{control}/health", timeout=3, context=trusted).close()
+        tls_context = ssl.create_default_context(cafile=str(kit / "ca.crt"))
+        urllib.request.urlopen(f"https://{control}/health", timeout=3, context=tls_context).close()
     except (OSError, http.client.HTTPException):
         return False
     return True
@@ -46,5 +48,5 @@ def _answers(kit: Path, control: str) -> bool:
 
 def _sites(kit: Path) -> Iterator[Check]:
     for name, status, since in serve.sites(kit):
-        told = f"{status}{f' since {since}' if since else ''}"
-        yield Check(name, "ok" if status == "online" else "note", told)
+        message = f"{status}{f' since {since}' if since else ''}"
+        yield Check(name, "ok" if status == "online" else "note", message)

@@ -1,4 +1,4 @@
-"""The deployments that this machine knows: Flower's config.toml, and whether a SuperLink of it runs here."""
+"""The deployments in Flower's config.toml of this machine, and whether their SuperLink answers or runs here."""
 
 import os
 import socket
@@ -13,20 +13,20 @@ from cli.machine.environment import proxy_for
 from core.errors import ConfigError
 from core.files import read_toml
 
-MANAGED = ":local:"  # an address: a SuperLink that Flower starts itself
-FLOWERS_OWN = {
+MANAGED = ":local:"  # the address of a SuperLink that Flower starts itself
+FLOWER_DEFAULTS = {
     "local": {"address": MANAGED},
     "supergrid": {},
-}  # what Flower writes into a config.toml that is missing
+}  # Flower writes these into a missing config.toml
 ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A SuperLink by its name."""
+    """A named SuperLink."""
 
     name: str
-    address: str  # HOST:PORT; "" where Flower knows it better
+    address: str  # HOST:PORT; "" if Flower chooses the address
 
     @property
     def place(self) -> tuple[str, int] | None:
@@ -36,34 +36,37 @@ class Connection:
 
 
 def connection(name: str, environ: Mapping[str, str]) -> Connection:
-    """The SuperLink that federation.superlink names; ConfigError for an unknown one, before Flower is asked."""
+    """The SuperLink that federation.superlink names, from the config.toml of FLWR_HOME.
+
+    Raises ConfigError for an unknown name, or root certificates that are missing.
+    """
     try:
         home = Path(environ.get("FLWR_HOME") or Path.home() / ".flwr")
     except RuntimeError as error:
-        raise ConfigError("this user has no home folder for Flower's config.toml; set FLWR_HOME") from error
+        raise ConfigError("this user has no home folder with Flower's config.toml: set FLWR_HOME") from error
     file = home / "config.toml"
-    known = read_toml(file).get("superlink", {}) if file.exists() else FLOWERS_OWN
-    about = known.get(name) if isinstance(known, dict) else None
-    if not isinstance(about, dict):
-        names = sorted(n for n, value in known.items() if isinstance(value, dict)) if file.exists() else []
-        has = f"has {', '.join(names) or 'none'}" if file.exists() else "is not there"
+    links = read_toml(file).get("superlink", {}) if file.exists() else FLOWER_DEFAULTS
+    link = links.get(name) if isinstance(links, dict) else None
+    if not isinstance(link, dict):
+        names = sorted(n for n, value in links.items() if isinstance(value, dict)) if file.exists() else []
+        has = f"has {', '.join(names) or 'none'}" if file.exists() else "does not exist"
         raise ConfigError(
             f"federation.superlink = {name!r}: expected a [superlink.{name}] in Flower's {file}, which {has}; set "
-            "FLWR_HOME to the folder flwr of the server's kit"
+            "FLWR_HOME to the folder flwr in the server's kit"
         )
-    certificates = about.get("root-certificates")
+    certificates = link.get("root-certificates")
     if isinstance(certificates, str) and certificates.startswith("/") and not Path(certificates).is_file():
         raise ConfigError(
             f"root-certificates = {certificates!r} of [superlink.{name}] in {file}: no such file"
         )
-    return Connection(name, "" if about.get("address") == MANAGED else str(about.get("address") or ""))
+    return Connection(name, "" if link.get("address") == MANAGED else str(link.get("address") or ""))
 
 
 def check_reachable(link: Connection, environ: Mapping[str, str]) -> None:
-    """ConfigError where nobody listens at its address; a SuperLink behind a proxy is left to Flower."""
+    """Raise ConfigError if nothing listens at the address; a SuperLink behind a proxy is not tried here."""
     if link.place is None or proxy_for(environ, link.place[0]):
         return
-    deadline = time.monotonic() + ANSWER_S  # it may be starting
+    deadline = time.monotonic() + ANSWER_S  # the SuperLink may be starting
     while True:
         try:
             socket.create_connection(link.place, timeout=ANSWER_S).close()
@@ -71,7 +74,7 @@ def check_reachable(link: Connection, environ: Mapping[str, str]) -> None:
             if time.monotonic() > deadline:
                 raise ConfigError(
                     f"federation.superlink = {link.name!r}: no answer from {link.address} ({error}); is the SuperLink "
-                    "up (`accord start KIT` on the server), is its control port open for this machine?"
+                    "up (`accord start KIT` on the server), and is its control port open to this machine?"
                 ) from error
             time.sleep(0.2)
         else:
@@ -81,20 +84,25 @@ def check_reachable(link: Connection, environ: Mapping[str, str]) -> None:
 def folder_here(link: Connection) -> Path | None:
     """The working folder of the SuperLink if it is a process of this machine; None if it is elsewhere or unknown.
 
-    A forwarded port is on the loopback too, so the process behind the port is looked at.
+    The address does not tell: a port forwarded from another machine is on the loopback too. So the process that
+    listens on the port is looked up.
     """
     if link.place is None:
         return None
     try:
-        listening = psutil.net_connections("tcp")
+        sockets = psutil.net_connections("tcp")
     except psutil.AccessDenied:
         return None
-    for found in listening:
-        if found.status != psutil.CONN_LISTEN or not found.pid or tuple(found.laddr)[1] != link.place[1]:
+    for listener in sockets:
+        if (
+            listener.status != psutil.CONN_LISTEN
+            or not listener.pid
+            or tuple(listener.laddr)[1] != link.place[1]
+        ):
             continue
         try:
-            process = psutil.Process(found.pid)
-            if any(os.path.basename(word) == "flower-superlink" for word in process.cmdline()):
+            process = psutil.Process(listener.pid)
+            if any(os.path.basename(argument) == "flower-superlink" for argument in process.cmdline()):
                 return Path(process.cwd())
         except psutil.Error:
             continue

@@ -1,4 +1,4 @@
-"""Run a federation with `flwr run`: a SuperLink that is stopped again, quiet output, an exit code to trust."""
+"""Run a federation with `flwr run`: start and stop its SuperLink, filter its output, report its result as exit code."""
 
 import contextlib
 import os
@@ -29,9 +29,9 @@ from core.types import Scalar
 from server_app.report.reading import is_advice_run
 from server_app.run_folder import RunFolder, is_held
 
-REFUSED = 2  # exit code of a check
-SMALL = 500e6  # bytes of a base that may be in memory once more while a run starts
-FRESH_S = 2.0  # a run folder of this age may be another run's that is about to hold it
+REFUSED = 2  # exit code of a check that stops the run
+SMALL = 500e6  # bytes of a base model of which one more copy may be in memory while a run starts
+FRESH_S = 2.0  # a run folder younger than this may belong to another run that has not locked it yet
 QUIET = {
     "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning",
     "TOKENIZERS_PARALLELISM": "false",
@@ -40,57 +40,61 @@ QUIET = {
 OWN_RAY = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_enable_worker_prestart": "0",  # actors bring a runtime environment, so waiting workers are never used
+    "RAY_enable_worker_prestart": "0",  # actors bring a runtime environment, so prestarted workers are never used
     "RAY_prestart_worker_first_driver": "0",
 }
 
 
-def launch(asked: Request, *, verbose: bool) -> int:
-    """Check, run and wait. The exit code: 0 finished, 1 failed, 2 refused before it began, 128 + N after signal N."""
+def launch(request: Request, *, verbose: bool) -> int:
+    """Check a run, start it and wait for its end.
+
+    Returns:
+        The exit code: 0 finished, 1 failed, 2 refused before it started, 128 + N after signal N.
+    """
     check_home()
-    run_dir = _place_for_runs(asked)
-    known = set(run_dir.iterdir())
+    run_dir = _place_for_runs(request)
+    earlier = set(run_dir.iterdir())
     scratch = _scratch()
-    own_link = not asked.federation["superlink"]
-    stream = Stream(scratch / "stream.log", asked_of_others=not own_link, verbose=verbose)
+    is_simulation = not request.federation["superlink"]
+    stream = Stream(scratch / "stream.log", is_deployment=not is_simulation, verbose=verbose)
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_ending_well(hang_up=own_link))
-            code = _run(asked, {**asked.keys, "run.dir": str(run_dir)}, scratch, stream, stack)
-    except KeyboardInterrupt as asked_to:
-        code = asked_to.args[0] if asked_to.args else 130
+            stack.enter_context(_signals_as_interrupts(hang_up=is_simulation))
+            code = _run(request, {**request.keys, "run.dir": str(run_dir)}, scratch, stream, stack)
+    except KeyboardInterrupt as interrupt:
+        code = interrupt.args[0] if interrupt.args else 130
     if code in (0, REFUSED):
         shutil.rmtree(scratch, ignore_errors=True)
     if code == 0:
         return 0
-    clear_away(set(run_dir.iterdir()) - known)
+    remove_unbegun(set(run_dir.iterdir()) - earlier)
     if code != REFUSED:
-        tell_how_it_ended(asked, code, stream)
+        report_failure(request, code, stream)
     return code
 
 
 def _run(
-    asked: Request, keys: Mapping[str, Scalar], scratch: Path, stream: Stream, stack: contextlib.ExitStack
+    request: Request, keys: Mapping[str, Scalar], scratch: Path, stream: Stream, stack: contextlib.ExitStack
 ) -> int:
-    """The exit code of a run; what it starts ends with `stack`."""
+    """Run, and return the exit code; the processes that it starts end when `stack` is closed."""
     config, machine = parse(keys), this_machine()
-    if not asked.federation["superlink"]:
+    if not request.federation["superlink"]:
         check_this_device(config.model, machine)
     env, notes = _environment(scratch)
-    check = stack.enter_context(checking(asked, scratch, env))
+    check = stack.enter_context(checking(request, scratch, env))
     env |= QUIET
-    name, simulation = str(asked.federation["superlink"]), list[str]()
+    name, simulation = str(request.federation["superlink"]), list[str]()
     if not name:
         env, dropped = private_ray(env)
         env |= OWN_RAY | {"FLWR_HOME": str(scratch / "flwr"), "RAY_TMPDIR": str(scratch)}
-        packing, told = pack(config, asked.federation, machine)
-        simulation = ["--federation-config", _simulation(asked.federation, packing)]
-        start = "start    SuperLink, Ray, clients; the plan follows when all have said what they hold"
-        typer.echo("\n".join([*told, *(f"note     {note}" for note in (*notes, *dropped)), start]))
-        if not packing.share:  # else Ray must first say which GPU is whose
-            env["RAY_preload_python_modules"] = "client_app.site"  # now, not at the first message
+        packing, explanation = pack(config, request.federation, machine)
+        simulation = ["--federation-config", _simulation(request.federation, packing)]
+        start = "start    SuperLink, Ray, clients; the plan follows when every client has reported its rows"
+        typer.echo("\n".join([*explanation, *(f"note     {note}" for note in (*notes, *dropped)), start]))
+        if not packing.share:  # with GPUs, torch must not be imported before Ray has assigned them
+            env["RAY_preload_python_modules"] = "client_app.site"  # import it now, not at the first message
         name = stack.enter_context(superlink(scratch, env, check.has_refused))
-    # a run of a deployment begins after its check, and so does one whose model is not to be in memory once more
+    # wait for the check before the run of a deployment, and before one whose model is too large for a second copy
     if (not simulation or base_bytes(config) > SMALL or check.has_refused()) and (code := check.wait()):
         return code
     file = scratch / "run.toml"
@@ -99,8 +103,9 @@ def _run(
     return stream.follow([*command, "--run-config", str(file), *simulation], env, name, check.wait)
 
 
-def _place_for_runs(asked: Request) -> Path:
-    run_dir = Path(str(asked.keys.get("run.dir", "runs"))).expanduser().resolve()
+def _place_for_runs(request: Request) -> Path:
+    """The folder run.dir, which is made if it is missing. Raises ConfigError if it cannot be written."""
+    run_dir = Path(str(request.keys.get("run.dir", "runs"))).expanduser().resolve()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         next(run_dir.iterdir(), None)
@@ -108,13 +113,13 @@ def _place_for_runs(asked: Request) -> Path:
         raise ConfigError(f"run.dir = {str(run_dir)!r} cannot hold runs: {error.strerror}") from error
     if not os.access(run_dir, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"run.dir = {str(run_dir)!r} cannot hold runs: it cannot be written by uid {os.getuid()}"
+            f"run.dir = {str(run_dir)!r} cannot hold runs: uid {os.getuid()} cannot write to it"
         )
     return run_dir
 
 
 def _scratch() -> Path:
-    """A private folder for what a run needs while it lasts, with a path short enough for Ray's sockets."""
+    """A private folder for the temporary files of a run, with a path short enough for Ray's sockets."""
     try:
         return short_folder("accord-", ROOM, RAY_BYTES)
     except OSError as error:
@@ -122,7 +127,7 @@ def _scratch() -> Path:
 
 
 def _environment(scratch: Path) -> tuple[dict[str, str], list[str]]:
-    """Of every process of a run, and a line for each variable that is left out."""
+    """The environment of every process of a run, and a line for each variable that is left out."""
     _, notes = cleaned(os.environ)
     env = environment(TMPDIR=str(scratch.parent), **_commit())
     home = Path(os.path.expanduser("~"))
@@ -132,15 +137,16 @@ def _environment(scratch: Path) -> tuple[dict[str, str], list[str]]:
 
 
 @contextlib.contextmanager
-def _ending_well(*, hang_up: bool) -> Iterator[None]:
-    """Inside, SIGTERM, and the terminal's end if `hang_up`, end a run as Ctrl-C does: their default would leave the
-    SuperLink behind. A signal that is ignored (nohup) stays ignored.
+def _signals_as_interrupts(*, hang_up: bool) -> Iterator[None]:
+    """During the block, SIGTERM ends a run as Ctrl-C does, and so does SIGHUP if `hang_up`.
+
+    Their default action would leave the SuperLink running. A signal that is ignored (nohup) stays ignored.
     """
     numbers = [signal.SIGTERM, *([signal.SIGHUP] if hang_up else [])]
     before = {n: signal.getsignal(n) for n in numbers}
     for number in numbers:
         if before[number] != signal.SIG_IGN:
-            signal.signal(number, _end)
+            signal.signal(number, _interrupt)
     try:
         yield
     finally:
@@ -148,10 +154,11 @@ def _ending_well(*, hang_up: bool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def clear_away(folders: Iterable[Path], fresh_s: float = FRESH_S) -> None:
-    """Delete the run folders in which nothing was begun and nobody is at work.
+def remove_unbegun(folders: Iterable[Path], fresh_s: float = FRESH_S) -> None:
+    """Delete the run folders in which no round was begun and that no process holds.
 
-    A folder younger than `fresh_s` may be another run's that is about to hold it, and is looked at when it is older.
+    A folder younger than `fresh_s` may belong to another run that has not locked it yet, so this waits until all are
+    older.
     """
     unbegun = [f for f in folders if (f / "config.toml").is_file() and RunFolder(f).has_no_round()]
     if unbegun:
@@ -162,30 +169,32 @@ def clear_away(folders: Iterable[Path], fresh_s: float = FRESH_S) -> None:
             RunFolder(folder).discard_without_round()
 
 
-def tell_how_it_ended(asked: Request, code: int, stream: Stream) -> None:
-    """Say on stderr why a run stopped, and how to continue what it has committed."""
-    word = "stopped" if code > 128 else "the run failed"
-    if code == 1 and not stream.told:
-        word = simulation_failure(stream.log) or word
-    typer.echo(f"accord: {word}; Flower's log: {stream.log}", err=True)
-    folder = Path(str(asked.keys.get("run.resume") or stream.folder or ""))
+def report_failure(request: Request, code: int, stream: Stream) -> None:
+    """Print on stderr why a run stopped, and how to continue from its last committed round."""
+    reason = "stopped" if code > 128 else "the run failed"
+    if code == 1 and not stream.has_reason:
+        reason = simulation_failure(stream.log) or reason
+    typer.echo(f"accord: {reason}; Flower's log: {stream.log}", err=True)
+    folder = Path(str(request.keys.get("run.resume") or stream.folder or ""))
     if folder.name and (folder / "checkpoints").is_dir() and not is_advice_run(folder):
-        link = asked.federation["superlink"]
-        again = f" federation.superlink={link}" if link else ""
+        link = request.federation["superlink"]
+        superlink_option = f" federation.superlink={link}" if link else ""
         typer.echo(
-            f"accord: nothing committed is lost; continue with: accord resume {shlex.quote(str(folder))}{again}",
+            "accord: committed rounds are kept; continue with: "
+            f"accord resume {shlex.quote(str(folder))}{superlink_option}",
             err=True,
         )
 
 
-def _end(number: int, _frame: FrameType | None) -> None:
+def _interrupt(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt(128 + number)
 
 
 def stage(folder: Path) -> Path:
-    """The sources of the bundle in a folder of their own: Flower looks at every file below the one it is given,
-    and below a checkout these are the tens of thousands of a virtual environment.
+    """Copy the sources of the bundle into `folder`.
+
+    Flower reads every file below the app's folder, and a checkout may hold a virtual environment of tens of thousands.
     """
     include = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["fab-include"]
     for pattern in ("pyproject.toml", ".gitignore", *include):
@@ -205,15 +214,14 @@ def _simulation(federation: Mapping[str, Scalar], packing: Packing) -> str:
 
 
 def _commit() -> dict[str, str]:
-    """The commit of this checkout, for the manifest; the bundle has no history of its own."""
+    """ACCORD_COMMIT, the commit of this checkout for the manifest; the bundle has no .git."""
     if os.environ.get("ACCORD_COMMIT"):
         return {}
-    git = (
-        shutil.which("git") if (ROOT / ".git").exists() else None
-    )  # else the commit is that of a project around it
-    done = (
+    # without a .git of its own, git would report the commit of an enclosing project
+    git = shutil.which("git") if (ROOT / ".git").exists() else None
+    head = (
         subprocess.run([git, "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
         if git
         else None
     )
-    return {"ACCORD_COMMIT": done.stdout.strip()} if done and done.returncode == 0 else {}
+    return {"ACCORD_COMMIT": head.stdout.strip()} if head and head.returncode == 0 else {}

@@ -1,8 +1,8 @@
-"""End what a killed `accord run` leaves behind: `python reaper.py FLWR_HOME`, with a pipe from the run as its stdin.
+"""Kill the processes that a killed `accord run` leaves: `python reaper.py FLWR_HOME`, with stdin a pipe from the run.
 
-The pipe closes when the run ends, however it ends, `kill -9` included. Whatever still runs with this FLWR_HOME in its
-environment, which is the simulation's own, is then killed: Flower would wait a minute for its SuperLink, and until then
-hold the run folder, so that it could not be resumed.
+The pipe closes when the run ends, even by `kill -9`. Then every process with this FLWR_HOME, which only this simulation
+uses, is killed. Without the reaper, Flower's processes would wait a minute for their SuperLink and hold the run folder
+meanwhile, so that the run could not be resumed.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import psutil
 
 
 def main() -> None:
-    session = os.getsid(os.getppid())  # of the terminal
-    os.read(sys.stdin.fileno(), 1)
+    session = os.getsid(os.getppid())  # the terminal's
+    os.read(sys.stdin.fileno(), 1)  # returns when the pipe closes
     while members := simulation(sys.argv[1], session):
         for member in members:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -23,12 +23,13 @@ def main() -> None:
 
 
 def simulation(home: str, session: int) -> list[psutil.Process]:
-    """The processes that have home as their FLWR_HOME, and all of the sessions that they opened.
+    """The processes with `home` as their FLWR_HOME, and all processes in the sessions that they opened.
 
     Some of Ray's processes overwrite their environment with a title, but stay in their session.
 
     Args:
-        session: The session that `accord run` belongs to.
+        home: The FLWR_HOME of the simulation.
+        session: The session of `accord run`, which is excluded.
     """
     processes = [p for p in psutil.process_iter() if p.pid != os.getpid()]
     marked = [p for p in processes if environment(p).get("FLWR_HOME") == home]
@@ -39,7 +40,7 @@ def simulation(home: str, session: int) -> list[psutil.Process]:
 def environment(process: psutil.Process) -> dict[str, str]:
     try:
         return process.environ()
-    except (psutil.Error, OSError):  # of another user, or gone
+    except (psutil.Error, OSError):  # the process is another user's, or has ended
         return {}
 
 

@@ -1,4 +1,4 @@
-"""What the words of a command ask for: presets, KEY=VALUE, a run folder; every key and value is checked."""
+"""Parse the arguments of a command: presets, KEY=VALUE, a run folder. Every key and value is checked."""
 
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -18,27 +18,28 @@ from tasks.data.clients.shares import owners_of
 
 MINIMUM = "strategy.min-available-nodes"
 LEAST = {"num-supernodes": 1, "client-cpus": 1, "client-gpus": 0}
-MOST = 1e6  # of each of these
-
-
-PATHS = ("data.path", "eval.prompts", "eval.pairs", "rlft.prompts")  # of this machine, in a simulation
+MOST = 1e6  # every key of LEAST must be below
+PATHS = ("data.path", "eval.prompts", "eval.pairs", "rlft.prompts")  # in a simulation, files of this machine
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: the app's keys as overrides, and the federation's; notes: lines for the user before the start."""
+    """A run to start: overrides of the app's keys, and the federation's keys without their prefix.
+
+    notes: lines for the user, printed before the run starts.
+    """
 
     keys: dict[str, Scalar]
     federation: dict[str, Scalar]
     notes: tuple[str, ...] = ()
 
 
-def request(words: list[str]) -> Request:
-    """Preset files, a later one over an earlier one, merged with key=value words; every key and value is checked.
+def request(arguments: list[str]) -> Request:
+    """Merge preset files (later ones override earlier ones) with KEY=VALUE arguments, and check every key and value.
 
-    In a simulation, files are named from the root, so that the run's config.toml repeats it from any folder.
+    In a simulation, paths become absolute, so that the run's config.toml repeats the run from any folder.
     """
-    keys, chosen = given(words)
+    keys, chosen = parse_arguments(arguments)
     federation = federated(keys, chosen)
     parse(keys)
     if not federation["superlink"]:
@@ -48,11 +49,14 @@ def request(words: list[str]) -> Request:
 
 
 def federated(keys: dict[str, Scalar], chosen: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The federation's values where `chosen` is silent; a simulation waits for all of its clients.
+    """Complete `chosen` with the defaults of the federation; a simulation waits for all of its clients.
 
-    Rows that say whose they are (a folder's files, a client column) are simulated with a client for each owner, which
-    takes reading them. Raises DataError where they cannot be read, ConfigError for more clients to wait for than there
-    are.
+    Where rows have owners (a folder's files, a client column), a simulation has a client per owner, which requires
+    reading the rows. In a simulation, MINIMUM is added to `keys` if it is missing.
+
+    Raises:
+        DataError: The rows cannot be read.
+        ConfigError: MINIMUM is above the number of clients.
     """
     federation = {**FEDERATION, **chosen}
     if federation["superlink"]:
@@ -62,40 +66,41 @@ def federated(keys: dict[str, Scalar], chosen: Mapping[str, Scalar]) -> dict[str
     clients = int(federation["num-supernodes"])
     if int(keys.setdefault(MINIMUM, clients)) > clients:
         raise ConfigError(
-            f"{MINIMUM} = {keys[MINIMUM]}, but the simulation has {clients} clients and would wait for ever; "
+            f"{MINIMUM} = {keys[MINIMUM]}, but the simulation has {clients} clients, so it would wait for ever; "
             f"leave {MINIMUM} out, or raise federation.num-supernodes"
         )
     return federation
 
 
 def _owners(keys: Mapping[str, Scalar]) -> int:
-    """How many owners the rows have, of those that a task can be trained on."""
-    asked = {key: value for key, value in keys.items() if key.startswith(("data.", "run.seed"))}
+    """The number of owners with rows that the task can train on."""
+    data_keys = {key: value for key, value in keys.items() if key.startswith(("data.", "run.seed"))}
     task = str({**defaults(), **keys}["task.name"])
-    return len(owners_of(parse({**asked, "task.name": task}), build("tasks", task, {})))
+    return len(owners_of(parse({**data_keys, "task.name": task}), build("tasks", task, {})))
 
 
 def _about_clients(keys: Mapping[str, Scalar], federation: Mapping[str, Scalar]) -> str:
-    known = {**defaults(), **keys}
-    where = Path(str(known["data.path"] or known["data.dataset"])).expanduser()
-    folder = known["data.source"] == "jsonl" and where.is_dir()
-    each = "file" if folder else f"value of {shown_name(known['data.client-column'])}"
+    settings = {**defaults(), **keys}
+    path = Path(str(settings["data.path"] or settings["data.dataset"])).expanduser()
+    is_folder = settings["data.source"] == "jsonl" and path.is_dir()
+    owner = "file" if is_folder else f"value of {shown_name(settings['data.client-column'])}"
     return (
-        f"clients  {federation['num-supernodes']}, one for each {each} in {shown_name(where.name)}; "
-        "federation.num-supernodes=N takes the N with most rows"
+        f"clients  {federation['num-supernodes']}, one for each {owner} in {shown_name(path.name)}; "
+        "federation.num-supernodes=N takes the N with the most rows"
     )
 
 
-def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-    """The keys of the app and those of the federation that the words name, checked one by one.
+def parse_arguments(arguments: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+    """The app's keys and the federation's keys (without their prefix) that the arguments set, each checked.
 
-    A word that chooses another plugin than the preset drops the preset's keys that were for that one alone.
+    An argument that chooses another plugin than a preset did drops the preset's keys that only that plugin reads.
+    Raises ConfigError for an unknown key, a wrong value or a missing preset.
     """
     keys: dict[str, Scalar] = {}
     federation: dict[str, Scalar] = {}
-    preset: set[str] = set()  # keys that it alone has set
-    for source, found in _sources(words):
-        for key, value in found.items():
+    from_presets: set[str] = set()  # keys that only presets have set
+    for source, settings in _sources(arguments):
+        for key, value in settings.items():
             if key.startswith("federation."):
                 federation[key.removeprefix("federation.")] = _federation_value(key, value)
                 continue
@@ -103,21 +108,22 @@ def given(words: list[str]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
                 keys[key] = checked(key, value)
             except ConfigError as error:
                 raise ConfigError(f"{error} ({source})") from error
-        preset -= found.keys()
-        lost = without_effect(found, preset)
-        keys = {key: value for key, value in keys.items() if key not in lost}
-        preset = set(keys) if source.endswith(".toml") else preset - lost
+        from_presets -= settings.keys()
+        dropped = without_effect(settings, from_presets)
+        keys = {key: value for key, value in keys.items() if key not in dropped}
+        from_presets = set(keys) if source.endswith(".toml") else from_presets - dropped
     return keys, federation
 
 
-def _sources(words: list[str]) -> Iterator[tuple[str, Mapping[str, Scalar]]]:
-    for i, word in enumerate(words):
-        if "=" not in word:
-            if not word.endswith(".toml") or any("=" in earlier for earlier in words[:i]):
-                raise ConfigError(f"expected preset files first and then key=value words, got {word!r}")
-            yield word, _preset(Path(word))
+def _sources(arguments: list[str]) -> Iterator[tuple[str, Mapping[str, Scalar]]]:
+    """The name and the settings of each argument; the name of a KEY=VALUE is "command line"."""
+    for i, argument in enumerate(arguments):
+        if "=" not in argument:
+            if not argument.endswith(".toml") or any("=" in earlier for earlier in arguments[:i]):
+                raise ConfigError(f"expected preset files first, then KEY=VALUE arguments; got {argument!r}")
+            yield argument, _preset(Path(argument))
         else:
-            key, text = word.split("=", 1)
+            key, text = argument.split("=", 1)
             yield (
                 "command line",
                 {key: _value(text, defaults().get(key, FEDERATION.get(key.split(".", 1)[-1])))},
@@ -128,13 +134,13 @@ def _preset(path: Path) -> dict[str, Scalar]:
     for candidate in (path, ROOT / "presets" / path):
         if candidate.is_file():
             return flatten(read_toml(candidate))
-    have = ", ".join(sorted(p.name for p in (ROOT / "presets").glob("*.toml")))
-    raise ConfigError(f"no preset {path}; have in presets/: {have}")
+    available = ", ".join(sorted(p.name for p in (ROOT / "presets").glob("*.toml")))
+    raise ConfigError(f"no preset {path}: no such file, here or in presets/, which has {available}")
 
 
-def _value(text: str, like: Scalar | None) -> Scalar:
-    """A word as TOML reads it; anything is a string where a string is meant."""
-    if isinstance(like, str):
+def _value(text: str, default: Scalar | None) -> Scalar:
+    """Parse a value as TOML; where the default is a string, any text is a string and needs no quotes."""
+    if isinstance(default, str):
         return text
     try:
         return tomllib.loads(f"x = {text}")["x"]
@@ -145,12 +151,14 @@ def _value(text: str, like: Scalar | None) -> Scalar:
 def _federation_value(key: str, value: Scalar) -> Scalar:
     short = key.removeprefix("federation.")
     if short not in FEDERATION:
-        raise ConfigError(f"unknown key {key!r}; have: {', '.join('federation.' + k for k in FEDERATION)}")
-    want = type(FEDERATION[short])
-    if want is float and type(value) is int:
+        raise ConfigError(
+            f"unknown key {key!r}; expected one of {', '.join('federation.' + k for k in FEDERATION)}"
+        )
+    expected = type(FEDERATION[short])
+    if expected is float and type(value) is int:
         value = float(value)
-    if type(value) is not want:
-        raise ConfigError(f"{key} must be {want.__name__}, got {value!r}")
+    if type(value) is not expected:
+        raise ConfigError(f"{key} must be {expected.__name__}, got {value!r}")
     if short in LEAST and not LEAST[short] <= float(value) < MOST:
         raise ConfigError(f"{key} must be at least {LEAST[short]} and below {MOST:g}, got {value!r}")
     if short == "client-cpus" and value != int(value):
@@ -159,27 +167,37 @@ def _federation_value(key: str, value: Scalar) -> Scalar:
 
 
 def run_folder(folder: str) -> Path:
+    """The path of a run folder, or of one in runs/ by its name. Raises ConfigError if there is none."""
     for path in (Path(folder), Path("runs") / folder):
         if (path / CONFIG).is_file():
             return path
-    raise ConfigError(f"{folder!r} is no run folder: expected a folder with a config.toml, here or in runs/")
+    raise ConfigError(
+        f"{folder!r} is not a run folder: expected a folder with a config.toml, here or in runs/"
+    )
 
 
 def recorded_federation(
-    path: Path, then: Mapping[str, Scalar], named: Mapping[str, Scalar]
+    path: Path, recorded: Mapping[str, Scalar], overrides: Mapping[str, Scalar]
 ) -> dict[str, Scalar]:
-    """A simulation with as many clients as the run had, and what is `named` now.
+    """The federation's keys for resuming a run: as many clients as the run had, and `overrides`.
 
-    Raises ConfigError for the run of a deployment that is not named again: simulated clients are others.
+    Args:
+        path: The run folder.
+        recorded: The app's keys in its config.toml.
+        overrides: The federation's keys of the command line.
+
+    Raises:
+        ConfigError: The run belongs to a deployment that the command line does not name. It must not continue as a
+            simulation, whose clients hold other rows.
     """
     manifest = read_json(path / "manifest.json", {})
-    if manifest.get("federation") == "deployment" and not named.get("superlink"):
+    if manifest.get("federation") == "deployment" and not overrides.get("superlink"):
         raise ConfigError(
-            f"{path.name} is a run of a deployment: name it, `accord resume {path} federation.superlink=NAME`"
+            f"{path.name} is a run of a deployment; name its SuperLink: accord resume {path} federation.superlink=NAME"
         )
-    known, federation = manifest.get("clients", {}), read_config(path)[1]
-    if not isinstance(known, dict):
+    clients, federation = manifest.get("clients", {}), read_config(path)[1]
+    if not isinstance(clients, dict):
         raise DataError(f"{path / 'manifest.json'}: clients must be an object; was it edited by hand?")
-    clients = len(known) or int(checked(MINIMUM, then.get(MINIMUM, defaults()[MINIMUM])))
-    recorded = {key: _federation_value(f"federation.{key}", value) for key, value in federation.items()}
-    return {**FEDERATION, "num-supernodes": clients, **recorded, **named}
+    count = len(clients) or int(checked(MINIMUM, recorded.get(MINIMUM, defaults()[MINIMUM])))
+    settings = {key: _federation_value(f"federation.{key}", value) for key, value in federation.items()}
+    return {**FEDERATION, "num-supernodes": count, **settings, **overrides}

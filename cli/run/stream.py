@@ -1,4 +1,4 @@
-"""`flwr run --stream` as a child: its lines filtered, shown and kept, and how the run ended."""
+"""Run `flwr run --stream` as a child process: log and filter its output, and report how the run ended."""
 
 import json
 import re
@@ -15,29 +15,32 @@ from cli.machine.environment import die_with_parent
 from cli.machine.processes import BIN
 from cli.run.ray_failure import BEGINS
 
-FOLDER = re.compile(r"results go to ([^\"\n]+)")  # of the plan, as text or as JSON
+FOLDER = re.compile(r"results go to ([^\"\n]+)")  # a line of the plan, as text or as JSON
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 NOISE = re.compile(
     r"\s*(INFO|DEBUG|WARNING)\s*:|\((ClientAppActor|raylet|pid=)|Using SuperLink|Loading project"
-    r"|Successfully (started|installed) |\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|WARNING) "  # Ray's
+    r"|Successfully (started|installed) |\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|WARNING) "  # a line of Ray
 )
 
 
 @dataclass
 class Stream:
-    """`flwr run --stream` as a child: its lines are filtered, shown and kept."""
+    """The output of `flwr run --stream`, which is filtered for the terminal and logged in full."""
 
     log: Path
-    asked_of_others: bool  # the SuperLink is not ours, and goes on with the run unless it is told to stop it
+    is_deployment: bool  # its SuperLink outlives this process, and continues the run until `flwr stop`
     verbose: bool
     run_id: str = ""
-    folder: str = ""  # of the run, once it has said so
-    told: bool = False  # whether the run itself said why it ended
+    folder: str = ""  # the run folder, once the plan names it
+    has_reason: bool = False  # whether the run itself printed why it failed
 
     def follow(
         self, command: Sequence[str], env: Mapping[str, str], connection: str, checked: Callable[[], int]
     ) -> int:
-        """Start it, wait for `checked`, show its lines as they come; how the run ended, as an exit code."""
+        """Start `command`, print its output as it comes, and return the exit code of the run: 0 if it completed.
+
+        `checked` waits for the check of the run; if its exit code is not 0, that code is returned at once.
+        """
         with self.log.open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 command,
@@ -56,7 +59,7 @@ class Stream:
                 self._show(process.stdout, log)
                 process.wait()
             except KeyboardInterrupt:
-                if self.run_id and self.asked_of_others:
+                if self.run_id and self.is_deployment:
                     _stop_run(self.run_id, connection, env)
                 raise
             finally:
@@ -71,36 +74,37 @@ class Stream:
         for line in lines:
             log.write(line)
             log.flush()
-            if found := re.search(r"Successfully started run (\d+)", line):
-                self.run_id = found[1]
-            if found := FOLDER.search(line):
-                self.folder = found[1]
-            failing = failing or bool(BEGINS.search(line))  # the traceback that follows is put into a line
+            if match := re.search(r"Successfully started run (\d+)", line):
+                self.run_id = match[1]
+            if match := FOLDER.search(line):
+                self.folder = match[1]
+            # the traceback that follows is only logged; simulation_failure() makes one line of it
+            failing = failing or bool(BEGINS.search(line))
             ours = line.startswith("accord: ")
             noise = NOISE.match(ANSI.sub("", line)) or not (planned or line.strip()) or (failing and not ours)
-            if self.verbose or not (self.told or noise):
+            if self.verbose or not (self.has_reason or noise):
                 typer.echo(line, nl=False)
-            planned = planned or line.startswith("plan ")  # from here on, blank lines are ours
-            self.told = self.told or ours  # after the reason, Flower prints a traceback
+            planned = planned or line.startswith("plan ")  # from here on, blank lines are part of our output
+            self.has_reason = self.has_reason or ours  # after the reason, Flower prints a traceback
 
 
 def _stop_run(run_id: str, connection: str, env: Mapping[str, str]) -> None:
-    """Tell the SuperLink, which would go on without whoever asked for the run. A second Ctrl-C must not stop this."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ask the SuperLink of a deployment to stop a run, which it would otherwise continue."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt this
     command = [str(BIN / "flwr"), "stop", run_id, connection]
-    done = subprocess.run(command, env=dict(env), capture_output=True, text=True, start_new_session=True)
+    stop = subprocess.run(command, env=dict(env), capture_output=True, text=True, start_new_session=True)
     signal.signal(signal.SIGINT, before)
-    if done.returncode:
+    if stop.returncode:
         typer.echo(
-            f"accord: the SuperLink could not be told to stop run {run_id}; try: flwr stop {run_id} {connection}",
+            f"accord: the SuperLink did not stop run {run_id}; try: flwr stop {run_id} {connection}",
             err=True,
         )
 
 
 def _status(run_id: str, connection: str, env: Mapping[str, str]) -> str:
     command = [str(BIN / "flwr"), "list", connection, "--run-id", run_id, "--format", "json"]
-    done = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False)
+    listing = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False)
     try:
-        return str(json.loads(done.stdout)["runs"][0]["status"])
+        return str(json.loads(listing.stdout)["runs"][0]["status"])
     except (ValueError, KeyError, IndexError):
-        return f"unknown: {done.stdout or done.stderr}"
+        return f"unknown: {listing.stdout or listing.stderr}"

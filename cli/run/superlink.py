@@ -1,4 +1,4 @@
-"""A SuperLink of one simulation's own: on a free loopback port, stopped with everything that it started."""
+"""Run a SuperLink for one simulation: on a free loopback port, stopped with all processes that it started."""
 
 import contextlib
 import re
@@ -20,13 +20,18 @@ from cli.machine.processes import BIN
 from core.errors import ConfigError
 
 START_S = 60.0
-NAME = "accord"  # in its FLWR_HOME
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the loopback, whatever proxy there is
+NAME = "accord"  # of the SuperLink in its FLWR_HOME
+DIRECT = urllib.request.build_opener(
+    urllib.request.ProxyHandler({})
+)  # connects to the loopback without a proxy
 
 
 @contextlib.contextmanager
-def superlink(scratch: Path, env: Mapping[str, str], given_up: Callable[[], bool]) -> Iterator[str]:
-    """Inside, a SuperLink is up whose name in FLWR_HOME this is; or it is not waited for, since the run is given up."""
+def superlink(scratch: Path, env: Mapping[str, str], cancelled: Callable[[], bool]) -> Iterator[str]:
+    """Run a SuperLink during the block and yield its name in FLWR_HOME.
+
+    If `cancelled` returns True, yields without waiting for the SuperLink. Raises ConfigError if it does not start.
+    """
     home = Path(env["FLWR_HOME"])
     home.mkdir()
     port = _free_port()
@@ -48,16 +53,16 @@ def superlink(scratch: Path, env: Mapping[str, str], given_up: Callable[[], bool
     patience_s = 5.0
     with _reaped(home):
         try:
-            _wait_healthy(process, port, scratch / "superlink.log", given_up)
+            _wait_healthy(process, port, scratch / "superlink.log", cancelled)
             yield NAME
-            patience_s = 0.5  # the run is over: Ray has ended, and the SuperLink keeps nothing
+            patience_s = 0.5  # the run is over: Ray has ended, and the SuperLink has no state to save
         finally:
             _stop(process, patience_s)
 
 
 @contextlib.contextmanager
 def _reaped(home: Path) -> Iterator[None]:
-    """If this process is killed inside, so are all that have home as their FLWR_HOME."""
+    """If this process is killed during the block, kill all processes with `home` as their FLWR_HOME (reaper.py)."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("reaper.py")), str(home)]
     reaper = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
@@ -71,32 +76,32 @@ def _reaped(home: Path) -> Iterator[None]:
 
 
 def _wait_healthy(
-    process: subprocess.Popen[bytes], port: int, log: Path, given_up: Callable[[], bool]
+    process: subprocess.Popen[bytes], port: int, log: Path, cancelled: Callable[[], bool]
 ) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(urllib.error.URLError, OSError):
             DIRECT.open(f"http://127.0.0.1:{port}/health", timeout=1).close()
             return
-        if given_up():
+        if cancelled():
             return
         time.sleep(0.1)
-    what = "ended" if process.poll() is not None else f"did not come up within {START_S:.0f} s"
-    raise ConfigError(f"the SuperLink on 127.0.0.1:{port} {what}: {_last_line(log)}; its log: {log}")
+    failure = "ended" if process.poll() is not None else f"did not come up within {START_S:.0f} s"
+    raise ConfigError(f"the SuperLink on 127.0.0.1:{port} {failure}: {_last_line(log)}; its log: {log}")
 
 
 def _last_line(log: Path) -> str:
-    """The last line that is no stack frame, on one line."""
+    """The last line that is not a stack frame, at most 200 characters."""
     lines = [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines()]
-    words = [
+    messages = [
         line for line in lines if re.match(r"[A-Za-z]", line) and not line.startswith(("File ", "Traceback"))
     ]
-    return words[-1][:200] if words else "it left no reason"
+    return messages[-1][:200] if messages else "no reason given"
 
 
 def _stop(process: subprocess.Popen[bytes], patience_s: float) -> None:
-    """End a process and all its descendants: politely, then for good. A second Ctrl-C must not stop this."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Terminate a process and its descendants, and kill those that still run after `patience_s`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt this
     with contextlib.suppress(psutil.NoSuchProcess):
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
         for member in family:

@@ -1,4 +1,4 @@
-"""What `accord doctor` finds in a server's kit, started or not."""
+"""`accord doctor` on a server's kit."""
 
 import socket
 import stat
@@ -13,7 +13,7 @@ from tests.federation.conftest import free_port
 
 @pytest.fixture
 def kit(tmp_path):
-    """Of a federation that nobody has started, on free ports."""
+    """The server's kit of a federation on free ports, not started."""
     fleet, control = free_port(), free_port()
     text = (
         f'{HEAD}fleet-port = {fleet}\nlisten = "127.0.0.1"\ncontrol = "127.0.0.1:{control}"\n[sites.north]\n'
@@ -22,36 +22,37 @@ def kit(tmp_path):
     return tmp_path / "kits" / "server"
 
 
-def found(kit) -> dict[str, tuple[str, str]]:
-    return {check.what: (check.verdict, check.said) for check in checks(kit)}
+def results(kit) -> dict[str, tuple[str, str]]:
+    return {check.subject: (check.verdict, check.message) for check in checks(kit)}
 
 
-def test_a_kit_in_order_can_be_started(kit):
-    told = found(kit)
-    assert not [what for what, (verdict, _) in told.items() if verdict == "no"]
-    assert told["certificate"][0] == "ok"
-    assert "fl.example.org" in told["certificate"][1]
-    assert told["SuperLink"] == ("note", told["SuperLink"][1])
-    assert "accord start" in told["SuperLink"][1]
+def test_a_valid_kit_can_be_started(kit):
+    messages = results(kit)
+    assert not [subject for subject, (verdict, _) in messages.items() if verdict == "no"]
+    assert messages["certificate"][0] == "ok"
+    assert "fl.example.org" in messages["certificate"][1]
+    assert messages["SuperLink"] == ("note", messages["SuperLink"][1])
+    assert "accord start" in messages["SuperLink"][1]
 
 
-def test_a_port_that_is_taken_is_named(kit):
-    port = int(found(kit)["port"][1].split()[0].rpartition(":")[2])
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", port))
-        other.listen()
-        verdicts = {check.said: check.verdict for check in checks(kit) if check.what == "port"}
+def test_a_port_in_use_is_named(kit):
+    port = int(results(kit)["port"][1].split()[0].rpartition(":")[2])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        verdicts = {check.message: check.verdict for check in checks(kit) if check.subject == "port"}
     assert sorted(verdicts.values()) == ["no", "ok"]
-    assert any(str(port) in said and verdict == "no" for said, verdict in verdicts.items())
+    assert any(str(port) in message and verdict == "no" for message, verdict in verdicts.items())
 
 
-def test_a_key_that_others_can_read_is_wrong(kit):
+def test_a_key_that_others_can_read_is_reported(kit):
     key = kit / "server.key"
     key.chmod(stat.S_IRUSR | stat.S_IROTH)
-    assert found(kit)["certificate"][0] == "no"
-    assert "chmod 600" in found(kit)["certificate"][1]
+    verdict, message = results(kit)["certificate"]
+    assert verdict == "no"
+    assert "chmod 600" in message
 
 
-def test_a_folder_that_is_no_kit_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no kit of `accord provision`"):
-        found(tmp_path)
+def test_a_folder_that_is_not_a_kit_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=rf"{tmp_path} .*`accord provision`.*kit\.toml"):
+        results(tmp_path)

@@ -1,4 +1,4 @@
-"""What a run's folder says of the run: in lines, and to Prometheus."""
+"""The state of a run, as lines and as Prometheus metrics."""
 
 import fcntl
 import json
@@ -26,52 +26,52 @@ def samples(text: str) -> dict[str, float]:
 
 @pytest.fixture
 def stopped(tmp_path):
-    """A run that stands after round 4, which clients 5 and 6 missed."""
+    """A run that stopped after round 4, in which clients 5 and 6 were missing."""
     records = [sample.dpo_record(rnd, absent=(5, 6) if rnd == 4 else ()) for rnd in range(5)]
     return sample.write_run(tmp_path, records, status="running")
 
 
-def test_a_run_is_told_by_its_last_round_and_who_is_missing_since_when(stopped):
+def test_the_lines_show_the_last_round_and_the_missing_clients(stopped):
     handle = os.open(stopped, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)  # as the process that runs it holds it
-    told = list(lines(read_run(stopped)))
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as the process of the run does
+    output = list(lines(read_run(stopped)))
     os.close(handle)
-    assert "running, round 4 of 12, last written 0." in told[0]
-    assert told[1].lstrip().startswith("6 of 8 clients answered, accuracy ")
-    assert [line.split(":")[0] for line in told[2:]] == [
+    assert "running, round 4 of 12, last written 0." in output[0]
+    assert output[1].lstrip().startswith("6 of 8 clients answered, accuracy ")
+    assert [line.split(":")[0] for line in output[2:]] == [
         f"missing  client {client}, last seen in round 3" for client in (5, 6)
     ]
     assert last_seen(read_run(stopped)) == {c: 3 if c in (5, 6) else 4 for c in range(8)}
 
 
-def test_a_run_that_nobody_runs_is_stopped(stopped):
-    first, then, *_ = lines(read_run(stopped))
+def test_a_run_without_a_process_is_stopped(stopped):
+    first, second, *_ = lines(read_run(stopped))
     assert ": stopped, round 4 of 12, " in first
-    assert then == f"         to go on: accord resume {stopped}"
+    assert f"accord resume {stopped}" in second
 
 
-def test_a_run_without_a_round_says_so(tmp_path):
+def test_a_run_before_its_first_round_is_described(tmp_path):
     run = sample.write_run(tmp_path, [], status="running")
     (run / "metrics.jsonl").unlink(missing_ok=True)
-    told, _ = lines(read_run(run))
-    assert told.endswith("round 0 of 12, last written - ago (nothing yet)")
+    first, _ = lines(read_run(run))
+    assert first.endswith("round 0 of 12, last written - ago (nothing yet)")
     assert "accord_run_silent_seconds" not in exposition(run)
 
 
 def test_prometheus_reads_the_numbers_of_the_last_round(stopped):
-    found = samples(exposition(stopped))
+    metrics = samples(exposition(stopped))
     run = read_run(stopped)
-    assert found["accord_run_round"] == 4
-    assert found["accord_run_rounds"] == 12
-    assert found["accord_run_finished"] == 0
-    assert found["accord_run_round_clients"] == 6
-    assert found["accord_run_round_failed"] == 2
-    assert found["accord_run_client_round|5"] == 3
-    assert found["accord_run_accuracy|logps/accuracies"] == run.records[-1].eval.mean["logps/accuracies"]
-    assert 0 <= found["accord_run_silent_seconds"] < 60
+    assert metrics["accord_run_round"] == 4
+    assert metrics["accord_run_rounds"] == 12
+    assert metrics["accord_run_finished"] == 0
+    assert metrics["accord_run_round_clients"] == 6
+    assert metrics["accord_run_round_failed"] == 2
+    assert metrics["accord_run_client_round|5"] == 3
+    assert metrics["accord_run_accuracy|logps/accuracies"] == run.records[-1].eval.mean["logps/accuracies"]
+    assert 0 <= metrics["accord_run_silent_seconds"] < 60
 
 
-def test_what_is_served_is_as_the_folder_is_at_that_moment(stopped):
+def test_every_scrape_reads_the_folder_again(stopped):
     port = free_port()
     registry = CollectorRegistry()
     registry.register(Metrics(stopped))

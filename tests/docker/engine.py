@@ -1,4 +1,4 @@
-"""Docker's engine and a federation of docker/compose.yml in it, under a name of its own."""
+"""Docker's engine, and compose projects in it, each under its own name."""
 
 import io
 import json
@@ -16,25 +16,29 @@ USER = "10001"
 LONG_S = 600
 
 
-def command(*words: str, given: bytes = b"", check: bool = True, **env: str) -> str:
-    """What a command printed; both streams are in the error when it fails."""
-    done = subprocess.run(words, input=given, env={**os.environ, **env}, capture_output=True, timeout=LONG_S)
-    said = done.stdout.decode(errors="replace")
-    assert not check or done.returncode == 0, (
-        f"{' '.join(words)}\n{said}{done.stderr.decode(errors='replace')}"
+def command(*arguments: str, stdin: bytes = b"", check: bool = True, **env: str) -> str:
+    """Run a command and return its stdout; if it fails, both streams are in the error."""
+    process = subprocess.run(
+        arguments, input=stdin, env={**os.environ, **env}, capture_output=True, timeout=LONG_S
     )
-    return said
+    output = process.stdout.decode(errors="replace")
+    assert not check or process.returncode == 0, (
+        f"{' '.join(arguments)}\n{output}{process.stderr.decode(errors='replace')}"
+    )
+    return output
 
 
 def find_docker() -> str:
-    """The first docker on PATH that builds with BuildKit: since 23 that takes a plugin, before it was built in."""
+    """The first docker on PATH that builds with BuildKit, which is a plugin since version 23."""
     for folder in os.get_exec_path():
-        found = f"{folder}/docker"
+        docker = f"{folder}/docker"
         version = (
-            command(found, "version", "--format", "{{.Client.Version}}") if os.access(found, os.X_OK) else ""
+            command(docker, "version", "--format", "{{.Client.Version}}")
+            if os.access(docker, os.X_OK)
+            else ""
         )
-        if version and (int(version.split(".")[0]) < 23 or command(found, "buildx", "version", check=False)):
-            return found
+        if version and (int(version.split(".")[0]) < 23 or command(docker, "buildx", "version", check=False)):
+            return docker
     raise AssertionError("no docker on PATH builds with BuildKit: install its buildx plugin")
 
 
@@ -42,8 +46,8 @@ def find_docker() -> str:
 class Engine:
     docker: str = field(default_factory=find_docker)
 
-    def __call__(self, *words: str, **options: Any) -> str:
-        return command(self.docker, *words, **options)
+    def __call__(self, *arguments: str, **options: Any) -> str:
+        return command(self.docker, *arguments, **options)
 
     def inspect(self, name: str) -> dict[str, Any]:
         return json.loads(self("inspect", name))[0]
@@ -56,7 +60,7 @@ class Engine:
 
 @dataclass
 class Project:
-    """A compose file at work."""
+    """A compose project."""
 
     engine: Engine
     image: str
@@ -64,15 +68,15 @@ class Project:
     file: Path
     env: dict[str, str] = field(default_factory=dict)
 
-    def words(self, *words: str) -> list[str]:
-        return [*self.engine.compose, "-p", self.name, "-f", str(self.file), *words]
+    def command(self, *arguments: str) -> list[str]:
+        return [*self.engine.compose, "-p", self.name, "-f", str(self.file), *arguments]
 
     @property
-    def surroundings(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         return {"ACCORD_IMAGE": self.image, **self.env}
 
-    def __call__(self, *words: str) -> str:
-        return command(*self.words(*words), **self.surroundings)
+    def __call__(self, *arguments: str) -> str:
+        return command(*self.command(*arguments), **self.environment)
 
     def up(self) -> None:
         self("up", "-d", "--no-build")
@@ -100,24 +104,24 @@ class Project:
             raise AssertionError(f"{service} is not healthy:\n{self.log(service)}") from None
 
     def log(self, service: str, since: str = "") -> str:
-        done = subprocess.run(
+        process = subprocess.run(
             [self.engine.docker, "logs", *(["--since", since] if since else []), self.id(service)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        return done.stdout
+        return process.stdout
 
-    def within(self, service: str, *words: str, **options: Any) -> str:
-        """What a command prints in a running container."""
-        return self.engine("exec", self.id(service), *words, **options)
+    def within(self, service: str, *arguments: str, **options: Any) -> str:
+        """The stdout of a command in a running container."""
+        return self.engine("exec", self.id(service), *arguments, **options)
 
-    def start(self, log: Path, *words: str) -> subprocess.Popen:
-        """`docker compose exec superlink WORDS` in the background."""
+    def start(self, log: Path, *arguments: str) -> subprocess.Popen:
+        """Start `docker compose exec superlink ARGUMENTS` in the background."""
         with log.open("ab") as out:
             return subprocess.Popen(
-                self.words("exec", "-T", "superlink", *words),
-                env={**os.environ, **self.surroundings},
+                self.command("exec", "-T", "superlink", *arguments),
+                env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -126,20 +130,20 @@ class Project:
     def volume(self, name: str) -> dict[str, bytes]:
         """The files of a volume."""
         mount, pack = f"{self.name}_{name}:/v:ro", ["tar", "-c", "-C", "/v", "."]
-        words = ["run", "--rm", "--network=none", "--user=0", "-v", mount, self.image, *pack]
-        done = subprocess.run([self.engine.docker, *words], stdout=subprocess.PIPE, check=True)
-        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
+        arguments = ["run", "--rm", "--network=none", "--user=0", "-v", mount, self.image, *pack]
+        process = subprocess.run([self.engine.docker, *arguments], stdout=subprocess.PIPE, check=True)
+        with tarfile.open(fileobj=io.BytesIO(process.stdout)) as tar:
             return {m.name[2:]: tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
 
     def write(self, name: str, file: str, content: str) -> None:
-        """A file into a volume, as docs/docker.md says."""
+        """Write a file to a volume, as in docs/docker.md."""
         self.engine("run", "--rm", "-i", "--network=none", "-v", f"{self.name}_{name}:/data", self.image,
-                    "sh", "-c", f"cat > /data/{file}", given=content.encode())  # fmt: skip
+                    "sh", "-c", f"cat > /data/{file}", stdin=content.encode())  # fmt: skip
 
 
-def one_run(files: dict[str, bytes], but: set[str] = frozenset()) -> str:  # type: ignore[assignment]
-    """The name of the one run folder of a volume that is not among `but`."""
-    (run,) = {name.split("/")[0] for name in files} - but
+def only_run(files: dict[str, bytes], earlier: set[str] = frozenset()) -> str:  # type: ignore[assignment]
+    """The name of the only run folder in the files of a volume that is not in `earlier`."""
+    (run,) = {name.split("/")[0] for name in files} - earlier
     return run
 
 

@@ -1,4 +1,4 @@
-"""docker/: built, brought up, looked into and killed on a real engine. The tests share a federation, in this order."""
+"""Build and run the containers of docker/ on a real engine. The tests share a federation and depend on their order."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from cli.provision.federation import read_federation
 from cli.provision.kits import provision
-from tests.docker.engine import LONG_S, SITES, USER, Engine, Project, below, compose_file, one_run
+from tests.docker.engine import LONG_S, SITES, USER, Engine, Project, below, compose_file, only_run
 from tests.federation.conftest import ROOT, free_port, timeless, wait_until
 from tests.federation.test_deployment import rows
 
@@ -35,7 +35,10 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def image(engine, tmp_path_factory):
-    """Built with a secret, which must not be in it. A base whose pip has wheels of its own needs no torch index."""
+    """The image, built with a secret that must not be in it.
+
+    If the pip of the base image has local wheels, no torch index is needed.
+    """
     secret = tmp_path_factory.mktemp("build") / "pip.conf"
     secret.write_text(f"# {SECRET}\n")
     wheels = engine("run", "--rm", "python:3.11-slim-bookworm", "pip", "config", "list")
@@ -76,7 +79,7 @@ def simulation(engine, image, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def with_rows(federation):
-    """The sites again, each on rows of its own."""
+    """The same sites, each with its own rows."""
     for number, site in enumerate(SITES):
         federation.write(f"data-{site}", "rows.jsonl", rows(number))
         federation.env[site.upper()] = "data-path=/data/rows.jsonl"
@@ -90,11 +93,11 @@ def simulated(simulation):
     words = [*OWN, "data.path=/data", "federation.num-supernodes=3", "run.dir=runs/own"]
     simulation("run", "--rm", "simulation", "accord", "run", *words)
     files = below(simulation.volume("simulation-runs"), "own")
-    return below(files, one_run(files))
+    return below(files, only_run(files))
 
 
-def seen(files: dict[str, bytes]) -> list:
-    """The metrics of a run without what depends on clock and processes."""
+def metrics_in(files: dict[str, bytes]) -> list:
+    """The metrics of a run without the values that depend on clock and processes."""
     return [timeless(json.loads(line)) for line in files["metrics.jsonl"].splitlines()]
 
 
@@ -110,9 +113,9 @@ def test_the_demo_gives_the_simulations_adapter(federation, simulation):
     federation("exec", "-T", "superlink", "accord", "run", *DEMO, *SMALL)
     simulation("run", "--rm", "simulation", "accord", "run", "federation.num-supernodes=3", *SMALL)
     files, expected = federation.volume("runs"), simulation.volume("simulation-runs")
-    run, simulated = below(files, one_run(files)), below(expected, one_run(expected))
+    run, simulated = below(files, only_run(files)), below(expected, only_run(expected))
     assert run[TENSORS] == simulated[TENSORS]
-    assert seen(run) == seen(simulated)
+    assert metrics_in(run) == metrics_in(simulated)
     assert json.loads(run["manifest.json"])["base_loads"] == {"0": 1, "1": 1, "2": 1}
 
 
@@ -139,14 +142,14 @@ def test_no_layer_of_the_image_holds_a_secret(engine, image):
     }
     about = {"LICENSE", "README.md", "pyproject.toml", "constraints.txt", "needs.txt", "__pycache__"}
     assert set(inside) == {*code, *about, ".venv"}
-    kept = (
+    search = (
         "find /kit /data /state /models /run/accord /srv/accord /home /root -name '*.key' -o -name 'pip.conf'"
     )
-    assert engine("run", "--rm", "--user=0", image, "sh", "-c", kept) == ""
+    assert engine("run", "--rm", "--user=0", image, "sh", "-c", search) == ""
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_container_may_do_little(federation, service):
+def test_a_container_has_few_permissions(federation, service):
     about = federation.state(service)
     host = about["HostConfig"]
     assert federation.within(service, "id", "-u").strip() == USER
@@ -159,7 +162,7 @@ def test_a_container_may_do_little(federation, service):
     assert not host["PortBindings"]
 
 
-def test_sites_reach_the_superlink_and_nobody_else(federation):
+def test_sites_can_reach_only_the_superlink(federation):
     listen = "import socket; s = socket.create_server(('', 8899)); s.settimeout(60); [s.accept() for _ in range(2)]"
     federation.engine("exec", "-d", federation.id("node-north"), "python", "-c", listen)
     (net,) = federation.state("node-north")["NetworkSettings"]["Networks"].values()
@@ -172,7 +175,7 @@ def test_sites_reach_the_superlink_and_nobody_else(federation):
     assert not reach("node-east", net["IPAddress"], 8899)
     assert not reach("node-east", "node-north", 8899)
     assert reach("node-east", "superlink", 9092)
-    assert not reach("node-east", "superlink", 8000)  # where runs are asked for
+    assert not reach("node-east", "superlink", 8000)  # the control API
     networks = [f"{federation.name}_{site}" for site in SITES]
     assert [federation.engine.inspect(network)["Internal"] for network in networks] == [True] * len(SITES)
     for site in SITES:
@@ -180,10 +183,10 @@ def test_sites_reach_the_superlink_and_nobody_else(federation):
         assert [line.split(":")[0].strip() for line in devices.splitlines()[2:]] == ["lo"]
 
 
-def test_rows_are_seen_by_their_own_site_alone(with_rows):
+def test_only_its_own_site_can_read_rows(with_rows):
     search = ["grep", "-rlsF", MARKER, "/", "--exclude-dir=proc", "--exclude-dir=sys", "--exclude-dir=.venv"]
-    found = {service: with_rows.within(service, *search, check=False).split() for service in SERVICES}
-    assert {s: files for s, files in found.items() if files} == {
+    matches = {service: with_rows.within(service, *search, check=False).split() for service in SERVICES}
+    assert {s: files for s, files in matches.items() if files} == {
         f"site-{s}": ["/data/rows.jsonl"] for s in SITES
     }
     for number, site in enumerate(SITES):
@@ -195,10 +198,10 @@ def test_rows_are_seen_by_their_own_site_alone(with_rows):
         assert mounts == {f"kit-{site}", f"socket-{site}", f"node-{site}"}
 
 
-def test_sites_killed_in_mid_run_come_back(with_rows, simulated, tmp_path):
-    """One is killed by the engine and started again; another one's process dies, and comes back by itself."""
+def test_sites_killed_during_a_run_return(with_rows, simulated, tmp_path):
+    """One is killed and restarted through the engine; another restarts by itself after its process died."""
     before, began = names(with_rows), datetime.now(UTC).isoformat()
-    going = with_rows.start(tmp_path / "log", "accord", "run", *OWN, *DEMO)
+    process = with_rows.start(tmp_path / "log", "accord", "run", *OWN, *DEMO)
     for site, rnd in (("north", 2), ("east", 3)):
         wait_until(
             lambda s=site, r=rnd: f"round={r} train begins" in with_rows.log(f"site-{s}", began), LONG_S
@@ -208,27 +211,27 @@ def test_sites_killed_in_mid_run_come_back(with_rows, simulated, tmp_path):
             with_rows.engine("start", with_rows.id("site-north"))
         else:
             python(with_rows, "site-east", "import psutil; psutil.Process(1).children()[0].kill()")
-    assert going.wait(LONG_S) == 0, (tmp_path / "log").read_text()
+    assert process.wait(LONG_S) == 0, (tmp_path / "log").read_text()
     files = with_rows.volume("runs")
-    run = below(files, one_run(files, before))
+    run = below(files, only_run(files, before))
     assert with_rows.state("site-east")["RestartCount"] == 1
     assert run[TENSORS] == simulated[TENSORS]
-    assert seen(run) == seen(simulated)
+    assert metrics_in(run) == metrics_in(simulated)
 
 
-def test_a_superlink_killed_in_mid_run_goes_on_where_it_was(with_rows, simulated, tmp_path):
+def test_a_run_can_be_resumed_after_its_superlink_was_killed(with_rows, simulated, tmp_path):
     before, began = names(with_rows), datetime.now(UTC).isoformat()
-    going = with_rows.start(tmp_path / "log", "accord", "run", *OWN, *DEMO)
+    process = with_rows.start(tmp_path / "log", "accord", "run", *OWN, *DEMO)
     wait_until(lambda: "round=3 train begins" in with_rows.log("site-south", began), LONG_S)
     with_rows.engine("kill", with_rows.id("superlink"))
-    assert going.wait(LONG_S) != 0
+    assert process.wait(LONG_S) != 0
     with_rows.engine("start", with_rows.id("superlink"))
     with_rows.wait_for_health("superlink")
-    run = one_run(with_rows.volume("runs"), before)
+    run = only_run(with_rows.volume("runs"), before)
     with_rows("exec", "-T", "superlink", "accord", "resume", run, "federation.superlink=demo")
     files = below(with_rows.volume("runs"), run)
     assert files[TENSORS] == simulated[TENSORS]
-    assert seen(files) == seen(simulated)
+    assert metrics_in(files) == metrics_in(simulated)
 
 
 def test_no_row_has_left_its_site(with_rows):
@@ -242,17 +245,19 @@ def test_no_row_has_left_its_site(with_rows):
 
 
 def test_a_second_up_keeps_keys_and_runs(with_rows):
-    kept = {v: with_rows.volume(v) for v in ("authority", "kit-server", "kit-north", "runs")}
+    before = {v: with_rows.volume(v) for v in ("authority", "kit-server", "kit-north", "runs")}
     with_rows("down")
     with_rows.up()
-    again = {v: with_rows.volume(v) for v in kept}
-    for volume in kept:
-        lost = {n for n, c in kept[volume].items() if again[volume].get(n) != c and not n.startswith("flwr/")}
+    after = {v: with_rows.volume(v) for v in before}
+    for volume in before:
+        lost = {
+            n for n, c in before[volume].items() if after[volume].get(n) != c and not n.startswith("flwr/")
+        }
         assert lost == set(), volume
 
 
-def test_kits_run_in_containers_as_their_readmes_say(engine, image, simulated, tmp_path):
-    """A server and three sites, each from the compose file of its own kit; they meet on the engine's own address."""
+def test_kits_run_in_containers_by_the_commands_of_their_readmes(engine, image, simulated, tmp_path):
+    """A server and three sites, each from the compose file of its kit; they connect through the engine's address."""
     name = f"kits{os.getpid()}"
     host = engine.inspect("bridge")["IPAM"]["Config"][0]["Gateway"]
     plan = tmp_path / "federation.toml"
@@ -303,16 +308,16 @@ def test_kits_run_in_containers_as_their_readmes_say(engine, image, simulated, t
 
 
 @pytest.mark.parametrize("files", [["compose.yml", "compose.gpu.yml"], ["compose.sim.yml"]])
-def test_gpu_files_are_what_compose_reads(engine, files):
-    """As far as a machine without GPUs can tell."""
+def test_compose_accepts_the_gpu_files(engine, files):
+    """Checks only what a machine without GPUs can check."""
     words = [word for name in files for word in ("-f", str(compose_file(name)))]
     profile = ["--profile", "gpu"] if files == ["compose.sim.yml"] else []
-    said = subprocess.run([*engine.compose, *words, *profile, "config"], capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.count("driver: nvidia") == (1 if profile else len(SITES))
+    result = subprocess.run([*engine.compose, *words, *profile, "config"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("driver: nvidia") == (1 if profile else len(SITES))
 
 
-def test_the_files_of_a_kit_are_what_compose_reads(engine, tmp_path):
+def test_compose_accepts_the_files_of_a_kit(engine, tmp_path):
     plan = tmp_path / "federation.toml"
     plan.write_text('name = "clinics"\nhosts = ["fl.example.org"]\n[sites.north]\n')
     list(provision(read_federation(plan), tmp_path / "kits"))
@@ -320,5 +325,5 @@ def test_the_files_of_a_kit_are_what_compose_reads(engine, tmp_path):
     cases: list = [("server", [], {"superlink"}), ("sites/north", [], {"site", "node"})]
     for kit, files, services in (*cases, ("sites/north", both, {"site", "node"})):
         words = [*engine.compose, *files, "config", "--services"]
-        said = subprocess.run(words, cwd=tmp_path / "kits" / kit, capture_output=True, text=True)
-        assert set(said.stdout.split()) == services, said.stderr
+        result = subprocess.run(words, cwd=tmp_path / "kits" / kit, capture_output=True, text=True)
+        assert set(result.stdout.split()) == services, result.stderr

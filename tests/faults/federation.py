@@ -1,8 +1,8 @@
-"""A whole federation as processes that cost a fork: the ServerApp's own main, clients that each are a process.
+"""A whole federation in forked processes: the ServerApp's main, and the ClientApp in a process per message.
 
-The server runs in a fork of a warm parent, over the loopback grid; every message is handled by the ClientApp in
-a fork of its own, as Flower does it. Both watch what they do to files below the place they run in, so that
-either can be killed at the n-th of these steps, or in the middle of the write that follows it.
+The server runs in a fork of a parent that has imported everything, over the loopback grid. The ClientApp handles every
+message in its own fork, as in Flower. Both record what they do to files below their folder, so that either can be
+killed at the n-th of these steps, or in the middle of the write that follows it.
 """
 
 import multiprocessing
@@ -23,23 +23,23 @@ from cli.run.request import request
 from tests.loopback import Loopback
 
 CLIENTS = 3
-STEPS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove")  # of Python's audit events
+STEPS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove")  # names of Python's audit events
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.faults.warm"])
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something a process did to a file: the server is process 0, a client the number of its message."""
+    """An action of a process on a file. The server is process 0, a client has the number of its message."""
 
     process: int
     number: int
-    what: str  # "train 2" for a process that starts, else "open a runs/.../metrics.jsonl"
+    action: str  # "train 2" when a process starts, else such as "open a runs/.../metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Kill:
-    """Where a process ends: before a step, or `torn` bytes into the first longer write after it."""
+    """Where a process is killed: before a step, or after `torn` bytes of the first longer write that follows it."""
 
     step: Step
     torn: int | None = None
@@ -47,20 +47,20 @@ class Kill:
 
 @dataclass
 class Watch:
-    """Counts the steps of this process below `place`, writes them down, and ends it at the one named."""
+    """An audit hook that records the steps of this process below `place` and kills it at a given step."""
 
     place: str
-    trace: int  # file descriptor; os.write is no step
+    trace: int  # file descriptor; os.write is not a step
     kill: Kill | None
     process: int = 0
     number: int = 0
 
-    def begin(self, process: int, what: str) -> None:
+    def begin(self, process: int, action: str) -> None:
         self.process, self.number = process, 0
-        self.note(what)
+        self.note(action)
 
-    def note(self, what: str) -> None:
-        os.write(self.trace, f"{self.process}\t{self.number}\t{what}\n".encode())
+    def note(self, action: str) -> None:
+        os.write(self.trace, f"{self.process}\t{self.number}\t{action}\n".encode())
 
     def __call__(self, event: str, args: tuple) -> None:
         path = str(args[0]) if event in STEPS else ""
@@ -82,19 +82,19 @@ class Watch:
 
 @dataclass(frozen=True)
 class Running:
-    """A federation under way: its server, and a pipe that all its processes hold open."""
+    """A running federation: its server, and a pipe that all its processes hold open."""
 
     server: BaseProcess
     alive: Connection
 
     def kill(self, *, everything: bool) -> None:
-        """The server alone, or its clients with it."""
+        """Kill the server, and if `everything`, its clients as well."""
         pid = self.server.pid
         assert pid
         os.killpg(pid, signal.SIGKILL) if everything else os.kill(pid, signal.SIGKILL)
 
     def ended(self, timeout_s: float = 300.0) -> int:
-        """The server's exit code, when it and the clients that outlived it are gone."""
+        """Wait until the server and all clients have ended; returns the server's exit code."""
         assert self.alive.poll(timeout_s), "the federation hangs"
         self.server.join()
         assert self.server.exitcode is not None
@@ -104,7 +104,7 @@ class Running:
 def start(
     words: Mapping[str, object], place: Path, *, kill: Kill | None = None, clients: int = CLIENTS
 ) -> Running:
-    """A federation in a process group of its own; its lines go to place/log."""
+    """Start a federation in its own process group; its output goes to place/log."""
     alive, held = FORKS.Pipe(duplex=False)
     server = FORKS.Process(target=_serve, args=(dict(words), place, kill, held, clients))
     server.start()
@@ -113,14 +113,14 @@ def start(
 
 
 def undisturbed(words: Mapping[str, object], place: Path, *, clients: int = CLIENTS) -> None:
-    """A run to its end."""
+    """Do a run to its end and require that it succeeds."""
     assert start(words, place, clients=clients).ended() == 0, (place / "log").read_text()
 
 
 def whole(words: Sequence[str], place: Path) -> Path:
-    """The folder of an undisturbed run; `words` as after `accord run`."""
-    asked = request([*words])
-    undisturbed(asked.keys, place, clients=int(asked.federation["num-supernodes"]))
+    """Do an undisturbed run with the arguments of `accord run`; returns its folder."""
+    run_request = request([*words])
+    undisturbed(run_request.keys, place, clients=int(run_request.federation["num-supernodes"]))
     return run_of(place)
 
 
@@ -146,20 +146,20 @@ def _serve(words: dict, place: Path, kill: Kill | None, held: Connection, client
     )
     sys.addaudithook(watch)
     config = {"run.dir": str(place / "runs"), **words}
-    asked = 0
+    messages = 0
 
     def answer(node: int, message: Message) -> Message | None:
-        nonlocal asked
-        asked += 1
-        return _in_a_fork(node - 10, clients, message, config, watch, asked)
+        nonlocal messages
+        messages += 1
+        return _in_a_fork(node - 10, clients, message, config, watch, messages)
 
     main(Loopback(range(10, 10 + clients), answer), Context(1, 1, {}, RecordDict(), config))
 
 
 def _in_a_fork(
-    client: int, clients: int, message: Message, config: dict, watch: Watch, asked: int
+    client: int, clients: int, message: Message, config: dict, watch: Watch, number: int
 ) -> Message | None:
-    """The ClientApp's reply from a process of its own; None when that process died."""
+    """The reply of a ClientApp in a forked process; None if that process died."""
     from client_app.main import app
 
     read, write = os.pipe()
@@ -167,8 +167,8 @@ def _in_a_fork(
     if child == 0:
         status = 1
         try:
-            os.close(read)  # or it would wait for itself when the server dies
-            watch.begin(asked, f"{message.metadata.message_type} {client}")
+            os.close(read)  # otherwise it would wait for itself when the server dies
+            watch.begin(number, f"{message.metadata.message_type} {client}")
             home = f"{watch.place}/home-{client}"
             node = {"partition-id": client, "num-partitions": clients, "state-dir": home}
             reply = app(message, Context(1, 10 + client, node, RecordDict(), config))
@@ -179,12 +179,12 @@ def _in_a_fork(
             os._exit(status)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
-        said = pipe.read()
+        data = pipe.read()
     _, status = os.waitpid(child, 0)
-    return pickle.loads(said) if status == 0 else None
+    return pickle.loads(data) if status == 0 else None
 
 
 def steps(place: Path) -> list[Step]:
-    """What the processes of the last run did, in order."""
+    """The steps of the processes of the last run, in order."""
     lines = [line.split("\t") for line in (place / "trace").read_text().splitlines()]
-    return [Step(int(process), int(number), what) for process, number, what in lines]
+    return [Step(int(process), int(number), action) for process, number, action in lines]

@@ -1,4 +1,4 @@
-"""For every strategy, die at seeded points, resume: adapter, moments, controls, memory, metrics are the same bytes."""
+"""For every strategy: kill a run at seeded points and resume it. Adapter, memory and metrics have the same bytes."""
 
 import json
 import random
@@ -24,11 +24,11 @@ SMALL = {
     "data.eval-rows-per-client": 4,
     "eval.every": 0,
     "strategy.min-available-nodes": CLIENTS,
-    "fault.min-replies": CLIENTS,  # a client that dies stops the run, so that resuming it gives the whole run
+    "fault.min-replies": CLIENTS,  # a client that dies stops the run, so that the resumed run has all updates
     "fault.round-deadline-s": 0.2,
     "fault.start-timeout-s": 0.2,
 }
-MORE = {  # what else of a run is remembered: the pooled reference point, moments, averages, groups, tensors merged
+MORE = {  # further state of a run: pooled reference point, optimizer moments, averages, groups, merged factors
     "fedavg": {"task.name": "kto", "task.reference-point": "pooled"},
     "local": {"task.name": "sft"},
     "fedadam": {"train.optimizer-state": "keep"},
@@ -48,17 +48,17 @@ STRATEGIES = names("strategies")
 
 @dataclass(frozen=True)
 class Whole:
-    """The run that nobody interrupted."""
+    """The uninterrupted run."""
 
     place: Path
     words: dict
     steps: list[Step]
 
-    def of(self, *words: str, client: bool = False) -> list[Step]:
-        """Steps of the server, or of clients while they train, on paths that hold one of the words."""
-        training = {s.process for s in self.steps if s.number == 0 and s.what.startswith("train")}
-        mine = [s for s in self.steps if s.number and (s.process in training if client else s.process == 0)]
-        return [s for s in mine if any(word in s.what for word in words)]
+    def of(self, *parts: str, client: bool = False) -> list[Step]:
+        """The steps of the server, or of training clients, whose action contains one of `parts`."""
+        training = {s.process for s in self.steps if s.number == 0 and s.action.startswith("train")}
+        steps = [s for s in self.steps if s.number and (s.process in training if client else s.process == 0)]
+        return [s for s in steps if any(part in s.action for part in parts)]
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
@@ -68,8 +68,8 @@ def whole(request, tmp_path_factory) -> Whole:
     return Whole(place, words, steps(place))
 
 
-def seeded(whole: Whole, *what: object) -> random.Random:
-    return random.Random(f"{whole.words['strategy.name']} {what}")
+def seeded(whole: Whole, *purpose: object) -> random.Random:
+    return random.Random(f"{whole.words['strategy.name']} {purpose}")
 
 
 @pytest.mark.parametrize("draw", range(2))
@@ -80,17 +80,17 @@ def test_the_server_dies_before_a_step_of_a_commit(whole, tmp_path, draw):
 
 
 def test_the_server_dies_in_the_middle_of_a_write(whole, tmp_path):
-    """Of the tensors or the facts of a checkpoint, of a line of metrics, of the manifest."""
+    """The write is of a checkpoint's tensors or facts, a line of metrics, or the manifest."""
     rng = seeded(whole, "torn")
     word, most = rng.choice([(".part-", 60_000), ("facts.json", 100), ("open a", 300), (".manifest", 300)])
-    writes = [s for s in whole.of(word) if s.what.startswith(("os.mkdir", "open w", "open a"))]
+    writes = [s for s in whole.of(word) if s.action.startswith(("os.mkdir", "open w", "open a"))]
     step, torn = rng.choice(writes), rng.randint(1, most)
     assert start(whole.words, tmp_path, kill=Kill(step, torn)).ended() == -signal.SIGXFSZ
     resumed_is_whole(whole, tmp_path, step)
 
 
 def test_the_server_dies_at_any_moment(whole, tmp_path):
-    """Its clients outlive it, or the whole machine goes."""
+    """Either its clients outlive it, or all processes are killed."""
     rng = seeded(whole, "moment")
     after, pause_s, machine = (
         rng.randint(10, int(0.8 * len(whole.steps))),
@@ -106,15 +106,15 @@ def test_the_server_dies_at_any_moment(whole, tmp_path):
 
 
 def test_a_client_dies_while_it_trains(whole, tmp_path):
-    """Where it keeps a memory, while it saves it; the run stops with the rounds before, and says how to go on."""
+    """Where the client has a memory, it dies while it saves it. The run stops after the previous round."""
     step = seeded(whole, "client").choice(whole.of("memory", client=True) or whole.of("home", client=True))
     assert start(whole.words, tmp_path, kill=Kill(step)).ended() == 1
-    assert "by fault.min-replies = 3" in (tmp_path / "log").read_text()
+    assert "fault.min-replies = 3" in (tmp_path / "log").read_text()
     resumed_is_whole(whole, tmp_path, step)
 
 
 def resumed_is_whole(whole: Whole, place: Path, why: object) -> None:
-    """Resume what died in `place`: all that was committed counts, and all that it leaves is as in `whole`."""
+    """Resume the run that died in `place`; it keeps its committed rounds, and its results equal those of `whole`."""
     committed = store.rounds(run_of(place) / "checkpoints")
     assert start({**whole.words, "run.resume": str(run_of(place))}, place).ended() == 0, why
     log, run, want = (place / "log").read_text(), run_of(place), run_of(whole.place)
@@ -124,6 +124,6 @@ def resumed_is_whole(whole: Whole, place: Path, why: object) -> None:
     assert metrics_of(run) == metrics_of(want), why
     for client in range(CLIENTS):
         for kind in ("memory", "personal"):
-            kept, known = (p / f"home-{client}" / kind for p in (place, whole.place))
-            assert files(kept / run.name).items() >= files(known / want.name).items(), why
+            actual, expected = (p / f"home-{client}" / kind for p in (place, whole.place))
+            assert files(actual / run.name).items() >= files(expected / want.name).items(), why
     assert json.loads((run / "manifest.json").read_text())["status"] == "finished"

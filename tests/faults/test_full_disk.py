@@ -1,4 +1,4 @@
-"""A disk that fills up, on the server and at a client: one clear line, and nothing committed is lost."""
+"""A full disk, on the server or at a client, is reported on one line, and committed rounds are kept."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,13 +20,18 @@ LINE = "accord: CheckpointError: cannot write"
 
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[Path, int], Path]]:
-    """A disk of so many KiB at a path; skips where mounting is not permitted. Its ballast can be deleted."""
+    """A function that mounts a disk with so many KiB free, and returns a file to delete for more.
+
+    Skips if mounting is not permitted.
+    """
     with ExitStack() as stack:
 
         def mount(path: Path, free_kib: int) -> None:
             path.mkdir(parents=True)
-            done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)], check=False)
-            if done.returncode:
+            result = subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)], check=False
+            )
+            if result.returncode:
                 pytest.skip("mounting a small disk is not permitted here")
             stack.callback(subprocess.run, ["umount", "--lazy", str(path)], check=False)
             (path / "ballast").write_bytes(bytes((8192 - free_kib) * 1024))
@@ -45,13 +50,13 @@ def test_a_full_disk_of_the_server_stops_the_run_and_it_can_be_resumed(whole, tm
     ballast = small_disk(tmp_path / "runs", free_kib)
     assert start(WORDS, tmp_path).ended() == 1
     log = (tmp_path / "log").read_text()
-    told = [line for line in log.splitlines() if line.startswith(LINE)]
-    assert len(told) == 1
-    assert "No space left on device" in told[0]
+    errors = [line for line in log.splitlines() if line.startswith(LINE)]
+    assert len(errors) == 1
+    assert "No space left on device" in errors[0]
     ballast.unlink()
     if not list(
         (tmp_path / "runs").iterdir()
-    ):  # it failed before the first round, and left nothing to resume
+    ):  # it failed before the first round, so there is nothing to resume
         assert "continue with" not in log
         assert start(WORDS, tmp_path).ended() == 0
         assert files(run_of(tmp_path) / "checkpoints") == files(run_of(whole) / "checkpoints")
@@ -77,7 +82,7 @@ def test_a_full_disk_of_a_client_is_named_in_its_reply(whole, tmp_path, small_di
     assert "cannot write" in log
     assert "No space left on device" in log
     ballast.unlink()
-    begun = [str(run) for run in (tmp_path / "runs").iterdir()]  # none where it failed before the first round
-    again = {**WORDS, "run.resume": begun[0]} if begun else WORDS
-    assert start(again, tmp_path).ended() == 0
+    begun = [str(run) for run in (tmp_path / "runs").iterdir()]  # empty if it failed before the first round
+    settings = {**WORDS, "run.resume": begun[0]} if begun else WORDS
+    assert start(settings, tmp_path).ended() == 0
     assert files(run_of(tmp_path) / "checkpoints") == files(run_of(whole) / "checkpoints")

@@ -1,4 +1,4 @@
-"""RLFT dies in each of its stages, is resumed, and leaves the same preferences, policies and epochs."""
+"""RLFT is killed in each of its stages and resumed: the same preferences, policies and epochs."""
 
 import random
 import signal
@@ -21,7 +21,7 @@ WORDS = {
     "rlft.max-new-tokens": 12,
     "rlft.labels": "hard",
 }
-STAGES = {  # words of the paths that a stage writes
+STAGES = {  # parts of the paths that a stage writes
     "generate": ("answers.jsonl", "references.jsonl"),
     "score": ("scores.jsonl",),
     "train": ("epochs", "cache"),
@@ -51,32 +51,32 @@ def whole(tmp_path_factory) -> Whole:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_it_dies_before_a_step_of_a_stage(whole, tmp_path, stage):
+def test_a_run_killed_before_a_step_of_a_stage_can_be_resumed(whole, tmp_path, stage):
     step = random.Random(stage).choice(within(whole, stage))
     assert start(whole.words, tmp_path, kill=Kill(step)).ended() == -signal.SIGKILL
     resumed_is_whole(whole, tmp_path, step)
 
 
-def test_it_dies_in_the_middle_of_a_line(whole, tmp_path):
-    """Of an answer that is not the first one."""
-    writes = [s for s in within(whole, "generate") if s.what.startswith("open a")]
-    later = [s for i, s in enumerate(writes) if s.what in {w.what for w in writes[:i]}]
+def test_a_run_killed_in_the_middle_of_a_line_can_be_resumed(whole, tmp_path):
+    """The line holds an answer, but not the first one."""
+    writes = [s for s in within(whole, "generate") if s.action.startswith("open a")]
+    later = [s for i, s in enumerate(writes) if s.action in {w.action for w in writes[:i]}]
     step = random.Random("torn").choice(later)
     assert start(whole.words, tmp_path, kill=Kill(step, 20)).ended() == -signal.SIGXFSZ
     resumed_is_whole(whole, tmp_path, step)
 
 
 def within(whole: Whole, stage: str) -> list[Step]:
-    found = [s for s in whole.of(*STAGES[stage]) if "/rlft/" in s.what or "/policy/" in s.what]
-    assert found, stage
-    return found
+    matches = [s for s in whole.of(*STAGES[stage]) if "/rlft/" in s.action or "/policy/" in s.action]
+    assert matches, stage
+    return matches
 
 
 def resumed_is_whole(whole: Whole, place: Path, why: object) -> None:
     assert start({**whole.words, "run.resume": str(run_of(place))}, place).ended() == 0, why
     run, want = run_of(place), run_of(whole.place)
     assert files(run / "policy") == files(want / "policy"), why
-    left, wanted = (
+    actual, expected = (
         {
             name: text
             for name, text in files(r / "rlft").items()
@@ -84,5 +84,5 @@ def resumed_is_whole(whole: Whole, place: Path, why: object) -> None:
         }
         for r in (run, want)
     )
-    assert left == wanted, why
+    assert actual == expected, why
     assert (run / "answers.json").read_bytes() == (want / "answers.json").read_bytes()

@@ -1,8 +1,8 @@
-"""Imported once by the fork server: what every federation of these tests would load for itself."""
+"""Imported once by the fork server, so that forked federations need not load these modules and models again."""
 
 import torch
 
-torch.set_num_threads(1)  # before the first operation: a fork takes no threads along
+torch.set_num_threads(1)  # before the first operation, because a fork has no other threads
 
 import matplotlib.figure  # noqa: E402, F401
 import scipy.stats  # noqa: E402, F401

@@ -1,4 +1,4 @@
-"""Real processes for these tests: `flwr run`, SuperLink, SuperNodes, Ray; each test has its own homes and ports."""
+"""Fixtures that run real processes: `flwr run`, SuperLink, SuperNodes, Ray. Each test has its own folders and ports."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ from tests.paths import ROOT
 from tests.shared import once
 
 BIN = Path(sys.executable).parent
-ROUGH = {  # what a shell may hold and no command of Accord may stumble over
+ROUGH = {  # variables of a shell that must not break any command of Accord
     "http_proxy": "http://127.0.0.1:9",
     "HTTPS_PROXY": "http://127.0.0.1:9",
     "ALL_PROXY": "socks5://127.0.0.1:9",
@@ -45,7 +45,7 @@ def free_port() -> int:
 
 @dataclass
 class Place:
-    """A scratch place to run federations in: its environment, its runs, the processes it started."""
+    """A temporary folder in which federations run: its environment, its runs, the processes started there."""
 
     path: Path
     env: dict[str, str]
@@ -65,21 +65,21 @@ class Place:
         return process
 
     def accord(
-        self, *words: str, timeout: float = 240, check: bool = True
+        self, *arguments: str, timeout: float = 240, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "accord"), *words]
+        command = [sys.executable, str(ROOT / "accord"), *arguments]
         env = {**self.env, **ROUGH}
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=self.path, env=env, capture_output=True, text=True, timeout=timeout
         )
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done
+        assert not check or process.returncode == 0, process.stdout + process.stderr
+        return process
 
     def runs(self) -> list[Path]:
         return sorted((self.path / "runs").iterdir())
 
     def alive(self) -> list[psutil.Process]:
-        """Processes that carry this place's environment, whoever their parent is by now."""
+        """The running processes that have this place's environment, including orphaned ones."""
         return [p for p in psutil.process_iter() if home_of(p) == self.env["ACCORD_HOME"]]
 
     def end(self) -> None:
@@ -88,7 +88,7 @@ class Place:
 
 
 def kill_tree(pid: int) -> None:
-    """kill -9 a process and everything below it."""
+    """kill -9 a process and its descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
         for process in [*parent.children(recursive=True), parent]:
@@ -97,17 +97,17 @@ def kill_tree(pid: int) -> None:
 
 
 def home_of(process: psutil.Process) -> str:
-    """ACCORD_HOME of a process; "" for one that is gone or not ours to read."""
+    """ACCORD_HOME of a process; "" if the process has ended or cannot be read."""
     with contextlib.suppress(psutil.Error):
         return process.environ().get("ACCORD_HOME", "")
     return ""
 
 
-def wait_until(what, timeout_s: float = 60.0) -> None:
-    """Poll until what() is true; fails loudly when it never is."""
+def wait_until(condition, timeout_s: float = 60.0) -> None:
+    """Poll until condition() is true; raises AssertionError after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s} s"
+    while not condition():
+        assert time.monotonic() < deadline, f"{condition} did not become true within {timeout_s} s"
         time.sleep(0.05)
 
 
@@ -118,7 +118,10 @@ def healthy(port: int) -> bool:
 
 
 def timeless(record):
-    """A metrics record without what depends on clock and processes: seconds, bytes (seconds travel as text), loads."""
+    """A metrics record without the values that depend on clock and processes.
+
+    These are seconds, loads, and bytes, because messages hold seconds as text.
+    """
     if isinstance(record, dict):
         return {k: timeless(v) for k, v in record.items() if not k.startswith(("seconds", "bytes", "loads"))}
     return record
@@ -130,7 +133,7 @@ def metrics_of(run: Path) -> list:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that several tests look at; a test that would write into it takes a copy."""
+    """A finished run that several tests read; a test that writes to its folder takes a copy."""
 
     place: Place
     stdout: str
@@ -160,21 +163,21 @@ def environment(path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def place(tmp_path):
-    here = Place(tmp_path, environment(tmp_path))
-    yield here
-    here.end()
+    place = Place(tmp_path, environment(tmp_path))
+    yield place
+    place.end()
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Callable[..., Finished]:
-    """`accord run WORDS`, once for all tests of a session that name the same words, in whatever process."""
+    """A function that runs `accord run ARGUMENTS`, once per session for the same arguments, shared by all processes."""
 
-    def get(*words: str) -> Finished:
+    def get(*arguments: str) -> Finished:
         def make(folder: Path) -> None:
-            said = Place(folder, environment(folder)).accord("run", *words).stdout
-            (folder / "stdout.txt").write_text(said)
+            stdout = Place(folder, environment(folder)).accord("run", *arguments).stdout
+            (folder / "stdout.txt").write_text(stdout)
 
-        name = f"run-{hashlib.sha256(repr(words).encode()).hexdigest()[:12]}"
+        name = f"run-{hashlib.sha256(repr(arguments).encode()).hexdigest()[:12]}"
         folder = once(tmp_path_factory, name, make)
         return Finished(Place(folder, environment(folder)), (folder / "stdout.txt").read_text())
 

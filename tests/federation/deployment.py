@@ -1,4 +1,4 @@
-"""One SuperLink and three SuperNodes as processes, each with its own rows; with a resident site process or without."""
+"""A deployment as processes: a SuperLink and three SuperNodes with their own rows, with or without resident sites."""
 
 import sys
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ LONG_S = 300
 
 
 def words() -> list[str]:
-    """For a simulation of the same."""
+    """The arguments of a simulation with the same settings."""
     return [*(f"{k}={v}" for k, v in WORDS.items()), f"federation.num-supernodes={SITES}"]
 
 
 class Deployment:
-    """One SuperLink with a database and three SuperNodes with files of their own, each of which can be killed."""
+    """A SuperLink with a database and three SuperNodes with their own files; each process can be killed."""
 
     SUPERNODE = (str(BIN / "flower-supernode"),)
-    SHELL: Mapping[str, str] = {}  # what else its environment holds
+    SHELL: Mapping[str, str] = {}  # additional variables of its environment
 
     def __init__(self, place: Place) -> None:
         self.place, self.control, self.fleet = place, free_port(), free_port()
@@ -70,13 +70,14 @@ class Deployment:
             log=f"site-{site}.log", ACCORD_HOME=str(self.place.path / f"home-{site}"), **self.SHELL,
         )  # fmt: skip
 
-    def accord(self, *words: str, log: str = "accord.log"):
-        """`accord` against this deployment, in the background."""
-        command = [sys.executable, str(ROOT / "accord"), *words, "federation.superlink=deployment"]
+    def accord(self, *arguments: str, log: str = "accord.log"):
+        """Start `accord` for this deployment in the background."""
+        command = [sys.executable, str(ROOT / "accord"), *arguments, "federation.superlink=deployment"]
         return self.place.start(*command, log=log)
 
-    def run(self, **words: object):
-        keys = {**WORDS, **{k.replace("__", ".").replace("_", "-"): v for k, v in words.items()}}
+    def run(self, **overrides: object):
+        """Start `accord run`; in the names of the overrides, __ stands for a dot and _ for a hyphen."""
+        keys = {**WORDS, **{k.replace("__", ".").replace("_", "-"): v for k, v in overrides.items()}}
         return self.accord("run", *(f"{k}={v}" for k, v in keys.items()))
 
     def log(self) -> str:
@@ -87,7 +88,7 @@ class Deployment:
 
 
 class Resident(Deployment):
-    """The same with `accord site` processes; the SuperNodes know nothing but their addresses."""
+    """A deployment with `accord site` processes; the SuperNodes know only their addresses."""
 
     def __init__(self, place: Place) -> None:
         self.sites = {}
@@ -116,7 +117,7 @@ class Resident(Deployment):
 
 
 class Warm(Resident):
-    """And `accord node` for SuperNodes."""
+    """Resident sites with `accord node` as SuperNodes."""
 
     SUPERNODE = (sys.executable, str(ROOT / "accord"), "node")
     SHELL = ROUGH

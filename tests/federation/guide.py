@@ -1,4 +1,4 @@
-"""The commands of docs/deployment.md, as they stand there."""
+"""The commands of docs/deployment.md, read from the page."""
 
 import re
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ class Step:
 
 
 def steps() -> Iterator[Step]:
-    for kind, host, what, text in BLOCK.findall(GUIDE.read_text()):
-        if kind == "toml":
-            yield Step(host, text, file=what)
+    for language, host, label, text in BLOCK.findall(GUIDE.read_text()):
+        if language == "toml":
+            yield Step(host, text, file=label)
         else:
-            yield Step(host, text.strip(), service=what == "service")
+            yield Step(host, text.strip(), service=label == "service")

@@ -1,7 +1,7 @@
-"""Hosts as network namespaces on one slow, lossy link layer; each has a home folder and a name of its own.
+"""Hosts as network namespaces on a slow, lossy link; each has its own home folder and name.
 
-Frames go through a process of ours that holds one end of every link (a TAP device), keeps each frame back for the
-delay and loses some: what `tc netem` does, where the kernel has no netem. Everything above is the kernel's own.
+A process of the tests holds one end of every link (a TAP device), delays each frame and drops some, as `tc netem` does,
+for kernels without netem. All layers above are the kernel's own.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from tests.federation.conftest import BIN, ROOT, Place, kill_tree, wait_until
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000
 DELAY_S, LOSS = 0.05, 0.01
 SCP = """#!{python}
-# scp between the homes of hosts: what it does to files, without ssh
+# scp between the home folders of hosts: copies files without ssh
 import shutil, sys
 from pathlib import Path
 *_, source, target = sys.argv
@@ -40,22 +40,24 @@ else:
 
 
 def allowed() -> bool:
-    """Whether this machine lets us make namespaces and links."""
+    """Whether network namespaces and links can be made on this machine."""
     if sys.platform != "linux" or os.geteuid() or not shutil.which("ip") or not Path("/dev/net/tun").exists():
         return False
     name = f"accord-try-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
-    if made:
+    succeeded = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
+    if succeeded:
         subprocess.run(["ip", "netns", "del", name], check=True)
-    return made
+    return succeeded
 
 
 class Hosts:
-    """names: DNS name of each host to what the guide calls it; the first has address 10.77.0.1, and so on."""
+    """The hosts. names: the guide's name of each host by its DNS name; the first has address 10.77.0.1, and so on."""
 
     def __init__(self, place: Place, names: dict[str, str]) -> None:
         self.place, self.names = place, names
-        self.root = Path(tempfile.mkdtemp(prefix="accord-hosts-"))  # short: a site's socket lies below it
+        self.root = Path(
+            tempfile.mkdtemp(prefix="accord-hosts-")
+        )  # short, because a site's socket is below it
         self.log = place.path / "log"
         self.log.mkdir()
         shims = place.path / "shims"
@@ -66,13 +68,15 @@ class Hosts:
         short = f"ac{os.getpid()}"
         self.space = {host: f"{short}-{host}" for host in names.values()}
         self.tap = {host: f"{short}t{n}" for n, host in enumerate(names.values())}
-        known = "".join(f"10.77.0.{n} {name}\n" for n, name in enumerate(names, 1)) + "127.0.0.1 localhost\n"
+        etc_hosts = (
+            "".join(f"10.77.0.{n} {name}\n" for n, name in enumerate(names, 1)) + "127.0.0.1 localhost\n"
+        )
         for name, host in names.items():
             (self.root / name).mkdir(parents=True)
             _ip("netns", "add", self.space[host])
             etc = Path("/etc/netns") / self.space[host]
             etc.mkdir(parents=True)
-            (etc / "hosts").write_text(known)
+            (etc / "hosts").write_text(etc_hosts)
         self.link = place.start(sys.executable, "-m", "tests.federation.hosts", *self.tap.values(), log="link.log",
                                 PYTHONPATH=str(ROOT))  # fmt: skip
         wait_until(lambda: "ready" in (place.path / "link.log").read_text())
@@ -94,22 +98,22 @@ class Hosts:
         return {"PATH": self.path, "HOME": str(self.home(host)), "ACCORD_HOME": self.place.env["ACCORD_HOME"]}
 
     def run(self, host: str, script: str, timeout: float = 500) -> str:
-        """Run to the end; what it said."""
+        """Run a script to its end; returns its stdout."""
         env = {**self.place.env, **self.environment(host)}
         env.pop("FLWR_HOME", None)
-        done = subprocess.run(
+        process = subprocess.run(
             self.command(host, script), env=env, capture_output=True, text=True, timeout=timeout
         )
-        assert done.returncode == 0, f"{host}: {script}\n{done.stdout}{done.stderr}\n{self.logs()}"
-        return done.stdout
+        assert process.returncode == 0, f"{host}: {script}\n{process.stdout}{process.stderr}\n{self.logs()}"
+        return process.stdout
 
     def start(self, host: str, script: str, log: str) -> subprocess.Popen:
-        """Start a service; its lines go to log/."""
+        """Start a service; its output goes to log/."""
         return self.place.start(
             *self.command(host, f"exec {script}"), log=f"log/{log}", **self.environment(host)
         )
 
-    def said(self, log: str) -> str:
+    def log_text(self, log: str) -> str:
         path = self.log / log
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -127,20 +131,20 @@ class Hosts:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
 
 
-def carry(names: list[str]) -> None:
-    """A switch between TAP devices that keeps each frame back for DELAY_S and loses LOSS of them."""
+def switch(names: list[str]) -> None:
+    """Switch frames between TAP devices, delay each by DELAY_S and drop the share LOSS of them."""
     ports: dict[int, str] = {}
     for name in names:
         port = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         fcntl.ioctl(port, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TAP | IFF_NO_PI))
         ports[port] = name
     print("ready", flush=True)
-    draw, number = random.Random(7), 0
-    known: dict[bytes, int] = {}  # address to port
+    rng, number = random.Random(7), 0
+    ports_by_address: dict[bytes, int] = {}
     waiting: list[tuple[float, int, int, bytes]] = []
     poll = select.epoll()
     for port in ports:
@@ -152,16 +156,16 @@ def carry(names: list[str]) -> None:
             with contextlib.suppress(OSError):
                 frame = os.read(port, 65536)
                 number += 1
-                known[frame[6:12]] = port
-                if draw.random() >= LOSS:
+                ports_by_address[frame[6:12]] = port
+                if rng.random() >= LOSS:
                     heapq.heappush(waiting, (time.monotonic() + DELAY_S, number, port, frame))
         while waiting and waiting[0][0] <= time.monotonic():
-            _, _, came, frame = heapq.heappop(waiting)
-            to = known.get(frame[0:6])
-            for port in [to] if to is not None else [p for p in ports if p != came]:
-                with contextlib.suppress(OSError):  # a link that is not up yet, or no more
+            _, _, source, frame = heapq.heappop(waiting)
+            target = ports_by_address.get(frame[0:6])
+            for port in [target] if target is not None else [p for p in ports if p != source]:
+                with contextlib.suppress(OSError):  # the link is not up yet, or no longer
                     os.write(port, frame)
 
 
 if __name__ == "__main__":
-    carry(sys.argv[1:])
+    switch(sys.argv[1:])

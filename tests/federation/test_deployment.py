@@ -1,4 +1,4 @@
-"""One SuperLink, two SuperNodes with their own private files, the same app: the simulation's bytes."""
+"""A SuperLink and two SuperNodes with their own files give the adapter of the simulation, byte for byte."""
 
 import json
 
@@ -24,14 +24,14 @@ ANSWERS = [
 
 
 def rows(site: int) -> str:
-    """Twelve pairs of one site; the words are arbitrary, the marker must never leave the site."""
-    out = []
+    """Twelve pairs of one site as JSON lines. The text is arbitrary; the marker must never leave the site."""
+    pairs = []
     for i in range(12):
         chosen, rejected = ANSWERS[(site + i) % 3]
-        out.append(
+        pairs.append(
             {"prompt": f"question {i} of site {site} marker-7f3a ?", "chosen": chosen, "rejected": rejected}
         )
-    return "".join(json.dumps(row) + "\n" for row in out)
+    return "".join(json.dumps(row) + "\n" for row in pairs)
 
 
 def test_two_supernodes_give_the_simulations_adapter(place):
@@ -61,8 +61,8 @@ def test_two_supernodes_give_the_simulations_adapter(place):
         '[superlink]\ndefault = "deployment"\n[superlink.deployment]\n'
         f'address = "127.0.0.1:{control}"\ninsecure = true\n'
     )
-    done = place.accord("run", *WORDS, "federation.superlink=deployment", "run.dir=deployed", timeout=290)
-    assert "federation.superlink=NAME" in done.stdout.partition("next ")[2]
+    process = place.accord("run", *WORDS, "federation.superlink=deployment", "run.dir=deployed", timeout=290)
+    assert "federation.superlink=NAME" in process.stdout.partition("next ")[2]
     (deployed,) = (place.path / "deployed").iterdir()
 
     name = "adapter/adapter_model.safetensors"

@@ -1,4 +1,4 @@
-"""Processes of a real deployment that are killed, stopped or fed with bad rows: rounds close, runs go on."""
+"""Processes of a real deployment that are killed, stopped or given bad rows: rounds close and runs continue."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ DEADLINE_S = 40.0
 
 
 def below(process, command: str) -> psutil.Process | None:
-    """A process of that name that this one started, directly or not."""
+    """The first descendant of a process whose command line holds `command`."""
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if command in " ".join(child.cmdline()):
@@ -26,23 +26,23 @@ def below(process, command: str) -> psutil.Process | None:
     return None
 
 
-def test_rounds_close_on_the_others_and_take_back_who_returns(place):
-    """Round 2: site 0 has a bad row, SuperNode 1 is killed with kill -9. Round 3: site 2 hangs. Then all are well.
+def test_rounds_close_without_failed_clients_which_can_return(place):
+    """Round 2: site 0 has a bad row, SuperNode 1 gets kill -9. Round 3: site 2 hangs. Later rounds have all clients.
 
-    A site that is stopped holds its round open, so that each fault comes when it is due on a machine of any speed.
+    A stopped site keeps its round open, so that each fault happens in its round on a machine of any speed.
     """
     (place.path / "runs").mkdir()
     deployment = Warm(place)
-    going = deployment.run(
+    process = deployment.run(
         run__num_server_rounds=5, fault__round_deadline_s=DEADLINE_S, train__local_steps=60
     )
 
-    def logged(site: int, words: str) -> None:
-        wait_until(lambda: words in deployment.site_log(site), LONG_S)
+    def wait_for_log(site: int, text: str) -> None:
+        wait_until(lambda: text in deployment.site_log(site), LONG_S)
 
-    logged(2, "round=1 train begins")
+    wait_for_log(2, "round=1 train begins")
     deployment.sites[2].send_signal(signal.SIGSTOP)
-    logged(0, "round=1 train ends")
+    wait_for_log(0, "round=1 train ends")
     deployment.file(0).write_text("{\n")
     deployment.sites[2].send_signal(signal.SIGCONT)
     deployment.wait_for_round(1)
@@ -50,9 +50,9 @@ def test_rounds_close_on_the_others_and_take_back_who_returns(place):
     for site in (1, 2):
         deployment.sites[site].send_signal(signal.SIGSTOP)
     kill_tree(deployment.nodes[1].pid)
-    deployment.nodes[1] = deployment.supernode(1)  # for Flower another node
+    deployment.nodes[1] = deployment.supernode(1)  # a new node to Flower
     deployment.sites[1].send_signal(signal.SIGCONT)
-    logged(0, "DataError")
+    wait_for_log(0, "DataError")
     deployment.file(0).write_text(rows(0))
     deployment.sites[2].send_signal(signal.SIGCONT)
     deployment.wait_for_round(2)
@@ -60,7 +60,7 @@ def test_rounds_close_on_the_others_and_take_back_who_returns(place):
     deployment.sites[2].send_signal(signal.SIGSTOP)
     deployment.wait_for_round(3)
     deployment.sites[2].send_signal(signal.SIGCONT)  # it replies late
-    assert going.wait(LONG_S) == 0, deployment.log()
+    assert process.wait(LONG_S) == 0, deployment.log()
 
     run = run_of(place.path)
     records = metrics_of(run)
@@ -75,42 +75,42 @@ def test_rounds_close_on_the_others_and_take_back_who_returns(place):
         assert "DataError: " in text
 
 
-def test_what_stops_a_run_loses_nothing(place):
-    """SIGTERM; the ServerApp, the SuperLink, a SuperNode that the quorum needs are killed; then the run finishes."""
+def test_a_run_survives_sigterm_and_kills_of_its_processes(place):
+    """SIGTERM, then kills of the ServerApp, the SuperLink and a SuperNode that the quorum needs; then it finishes."""
     (place.path / "runs").mkdir()
     deployment = Warm(place)
-    more = {"run.num-server-rounds": 5, "train.local-steps": 60, "fault.min-replies": SITES,
+    options = {"run.num-server-rounds": 5, "train.local-steps": 60, "fault.min-replies": SITES,
             "fault.round-deadline-s": 400.0}  # fmt: skip
-    there = place.path / "whole"
-    assert start({**WORDS, **more, "data.path": str(deployment.files)}, there).ended() == 0
+    reference = place.path / "whole"
+    assert start({**WORDS, **options, "data.path": str(deployment.files)}, reference).ended() == 0
 
-    going = deployment.run(**{k.replace(".", "__").replace("-", "_"): v for k, v in more.items()})
+    process = deployment.run(**{k.replace(".", "__").replace("-", "_"): v for k, v in options.items()})
     wait_until(lambda: list((place.path / "runs").glob("*/checkpoints/00001/facts.json")), LONG_S)
     run = run_of(place.path)
-    going.send_signal(signal.SIGTERM)  # as Ctrl-C, which a shell may have told its children to ignore
-    assert going.wait(LONG_S) == 128 + signal.SIGTERM
+    process.send_signal(signal.SIGTERM)  # not SIGINT, which a shell may make its background children ignore
+    assert process.wait(LONG_S) == 128 + signal.SIGTERM
     assert "accord: stopped; " in deployment.log()
     wait_until(lambda: not below(deployment.link, "flwr-serverapp"))
     assert store.rounds(run / "checkpoints")[-1] < 5
 
-    going = deployment.accord("resume", str(run))
+    process = deployment.accord("resume", str(run))
     deployment.wait_for_round(2)
     server = below(deployment.link, "flwr-serverapp")
     assert server
     server.kill()
-    assert going.wait(LONG_S) == 1
+    assert process.wait(LONG_S) == 1
     assert f"accord resume {run} federation.superlink=deployment" in deployment.log()
 
-    going = deployment.accord("resume", str(run))
+    process = deployment.accord("resume", str(run))
     deployment.wait_for_round(3)
     kill_tree(deployment.link.pid)
-    assert going.wait(LONG_S) == 1
+    assert process.wait(LONG_S) == 1
     deployment.link = deployment.superlink()
 
-    going = deployment.accord("resume", str(run))
+    process = deployment.accord("resume", str(run))
     deployment.wait_for_round(4)
     kill_tree(deployment.nodes[1].pid)
-    assert going.wait(LONG_S) == 1
+    assert process.wait(LONG_S) == 1
     assert "accord: RoundFailed: round 5: 2 of 3 clients answered" in deployment.log()
     assert "client 1: Flower: Error: Node Unavailable" in deployment.log()  # long before the deadline
     assert "Traceback" not in deployment.log()
@@ -118,26 +118,26 @@ def test_what_stops_a_run_loses_nothing(place):
 
     deployment.nodes[1] = deployment.supernode(1)
     assert deployment.accord("resume", str(run)).wait(LONG_S) == 0, deployment.log()
-    assert files(run / "checkpoints") == files(run_of(there) / "checkpoints")
+    assert files(run / "checkpoints") == files(run_of(reference) / "checkpoints")
     tensors = "adapter/adapter_model.safetensors"  # peft writes its configuration in any order
-    assert (run / tensors).read_bytes() == (run_of(there) / tensors).read_bytes()
-    assert metrics_of(run) == metrics_of(run_of(there))
+    assert (run / tensors).read_bytes() == (run_of(reference) / tensors).read_bytes()
+    assert metrics_of(run) == metrics_of(run_of(reference))
     for site in range(SITES):
-        kept, memory = (p / f"home-{site}" / "memory" for p in (place.path, there))
-        assert files(kept / run.name).items() >= files(memory / run_of(there).name).items()
+        actual, expected = (p / f"home-{site}" / "memory" for p in (place.path, reference))
+        assert files(actual / run.name).items() >= files(expected / run_of(reference).name).items()
 
 
-def test_a_resident_site_killed_in_a_training_comes_back_in_the_same_round(place):
-    """kill -9 while it trains in round 2, started again: nobody fails, and the bytes are those of a simulation."""
+def test_a_resident_site_killed_in_training_returns_in_the_same_round(place):
+    """kill -9 while it trains in round 2, then a restart: no client fails, and the bytes equal a simulation's."""
     (place.path / "runs").mkdir()
     resident, steps = Warm(place), 80
-    going = resident.run(run__num_server_rounds=3, train__local_steps=steps)
+    process = resident.run(run__num_server_rounds=3, train__local_steps=steps)
     wait_until(lambda: "round=2 train begins" in resident.site_log(1), LONG_S)
     resident.sites[1].kill()
     resident.sites[1].wait()
     assert "round=2 train ends" not in resident.site_log(1)
     resident.sites[1] = resident.site(1)
-    assert going.wait(LONG_S) == 0, resident.log()
+    assert process.wait(LONG_S) == 0, resident.log()
     more = [f"train.local-steps={steps}", "run.num-server-rounds=3", f"data.path={resident.files}"]
     run, simulated = run_of(place.path), whole([*words(), *more], place.path / "whole")
     assert files(run / "adapter") == files(simulated / "adapter")

@@ -1,4 +1,4 @@
-"""docs/deployment.md, command by command, on four hosts with TLS, authenticated sites and a bad network."""
+"""Run docs/deployment.md, command by command, on four hosts with TLS, authenticated sites and a bad network."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ UP = {"accord start kits/server": "Uvicorn running", "accord start": "SuperNode 
 
 
 class Guide:
-    """The hosts of the guide, and its services by the command that started them."""
+    """The hosts of the guide, and its services by the command that starts them."""
 
     def __init__(self, place: Place) -> None:
         self.hosts = Hosts(place, NAMES)
@@ -32,22 +32,24 @@ class Guide:
             (self.hosts.home(site) / "rows.jsonl").write_text(rows(n))
 
     def start(self, host: str, command: str) -> Callable[[], None]:
-        """Start a service; a function that waits until it says that it is up."""
+        """Start a service; returns a function that waits until the service is up."""
         log = re.sub(r"\W+", "-", f"{host} {command}") + ".log"
         sign = next(sign for begin, sign in UP.items() if command.startswith(begin))
-        before = self.hosts.said(log).count(sign)
+        before = self.hosts.log_text(log).count(sign)
         process = self.services[f"{host}: {command}"] = self.hosts.start(host, command, log)
 
         def wait() -> None:
-            wait_until(lambda: self.hosts.said(log).count(sign) > before or process.poll() is not None, 240)
-            assert process.poll() is None, f"{host}: {command}\n{self.hosts.said(log)}"
+            wait_until(
+                lambda: self.hosts.log_text(log).count(sign) > before or process.poll() is not None, 240
+            )
+            assert process.poll() is None, f"{host}: {command}\n{self.hosts.log_text(log)}"
 
         return wait
 
     def until(self, last: str) -> str:
-        """Everything before the step whose commands hold `last`; that step's commands.
+        """Run all steps before the one whose commands hold `last`, and return that step's commands.
 
-        The server waits for its services before it goes on; sites do theirs side by side.
+        The server waits until the services are up before its next command; sites run theirs in parallel.
         """
         starting = []
         for step in guide.steps():
@@ -67,13 +69,13 @@ class Guide:
 
 @pytest.fixture
 def reader(place):
-    made = Guide(place)
-    yield made
-    made.hosts.end()
+    guide = Guide(place)
+    yield guide
+    guide.hosts.end()
 
 
 @pytest.mark.timeout(1200)
-def test_the_guide_is_what_it_says(reader, place):
+def test_the_guides_commands_give_the_simulations_adapter(reader, place):
     words = re.findall(r"^accord run (.*)", guide.GUIDE.read_text(), re.MULTILINE)[0].split()
     data = place.path / "rows"
     data.mkdir()
@@ -96,8 +98,8 @@ def test_the_guide_is_what_it_says(reader, place):
             for p in reader.hosts.home(host).rglob("*")
             if p.is_file() and b"PRIVATE KEY" in p.read_bytes()[:40]
         ]
-        own = {p.name for p in keys if "kits/sites" not in str(p)}
-        assert own == ({"ca.key", "server.key"} if host == "server" else {"node.key"})
+        names = {p.name for p in keys if "kits/sites" not in str(p)}
+        assert names == ({"ca.key", "server.key"} if host == "server" else {"node.key"})
     assert not (home / "kits" / "sites" / "west" / "node.key").exists()
     west = (reader.hosts.home("west") / "west" / "node.key").read_bytes()
     assert not [p for p in home.rglob("*") if p.is_file() and west in p.read_bytes()]

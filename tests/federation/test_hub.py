@@ -1,4 +1,4 @@
-"""A model and a data set of a Hub on the loopback, from empty caches: eight simulated clients, and three sites."""
+"""Download a model and a data set from a Hub on the loopback: eight simulated clients, and three sites."""
 
 import sys
 from collections.abc import Iterator
@@ -18,36 +18,36 @@ SHORT = ["run.num-server-rounds=1", "train.local-steps=1", "train.per-device-bat
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Iterator[Hub]:
-    here, root = Hub(), tmp_path_factory.mktemp("hub")
-    here.model("org/tiny", tiny.folder(root / "tiny", shard_size="50KB"))
+    hub, root = Hub(), tmp_path_factory.mktemp("hub")
+    hub.model("org/tiny", tiny.folder(root / "tiny", shard_size="50KB"))
     rows = [{"prompt": f"question {n}", "chosen": "yes, please", "rejected": f"no {n}"} for n in range(64)]
     (root / "rows").mkdir()
     Dataset.from_list(rows).to_parquet(root / "rows" / "train.parquet")
-    here.dataset("org/prefs", root / "rows")
-    yield here
-    here.close()
+    hub.dataset("org/prefs", root / "rows")
+    yield hub
+    hub.close()
 
 
 @pytest.fixture
 def online(hub, tmp_path) -> Iterator[Place]:
     hub.forget()
     env = {k: v for k, v in environment(tmp_path).items() if k != "HF_HUB_OFFLINE"}
-    here = Place(tmp_path, {**env, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")})
-    yield here
-    here.end()
+    place = Place(tmp_path, {**env, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")})
+    yield place
+    place.end()
 
 
 def test_eight_simulated_clients_download_once(hub, online):
-    done = online.accord("run", *WORDS, *SHORT, "federation.num-supernodes=8", timeout=400)
-    assert "model    org/tiny at main" in done.stdout, "what is downloaded is said before Flower starts"
-    assert done.stdout.index("model    org/tiny") < done.stdout.index("start    SuperLink")
-    assert "8/8" in done.stdout
+    output = online.accord("run", *WORDS, *SHORT, "federation.num-supernodes=8", timeout=400).stdout
+    assert "model    org/tiny at main" in output, "the download is announced before Flower starts"
+    assert output.index("model    org/tiny") < output.index("start    SuperLink")
+    assert "8/8" in output
     assert set(hub.weights_sent("org/tiny")) == {1.0}
     assert hub.fetched("org/prefs/train.parquet") == 1
 
 
 class OnHub(Resident):
-    """Sites with caches of their own, as on machines of their own, and without rows of their own."""
+    """Sites with separate caches, as on separate machines, and without a data-path."""
 
     def site(self, site: int):
         file, home = self.place.path / f"site-{site}.toml", self.place.path / f"home-{site}"
@@ -69,5 +69,5 @@ def test_each_of_three_sites_downloads_for_itself(hub, online):
     assert set(hub.weights_sent("org/tiny")) == {1.0 + SITES}, "the server's and each site's"
     assert hub.fetched("org/prefs/train.parquet") == SITES
     for site in range(SITES):
-        told = [line for line in deployment.site_log(site).splitlines() if "org/tiny at main" in line]
-        assert len(told) == 2, "when it begins and when it is complete"
+        lines = [line for line in deployment.site_log(site).splitlines() if "org/tiny at main" in line]
+        assert len(lines) == 2, "one when the download begins, one when it is complete"

@@ -86,19 +86,19 @@ def start_site(place: Place, site: int, rows_at: str):
 
 @pytest.fixture(autouse=True)
 def _no_row_leaves(place):
-    """Files of the server and of the SuperNodes, all logs, all states but the sites' own token caches."""
+    """Search the files of the server and the SuperNodes, all logs, and all state except the sites' own token caches."""
     yield
-    left = [p for p in place.path.rglob("*") if p.is_file() and not {"sites", "cache"} & {*p.parts}]
-    assert len(left) > 3
-    assert not [p for p in left if MARKER in p.read_bytes()], "a private row left its site"
+    paths = [p for p in place.path.rglob("*") if p.is_file() and not {"sites", "cache"} & {*p.parts}]
+    assert len(paths) > 3
+    assert not [p for p in paths if MARKER in p.read_bytes()], "a private row left its site"
 
 
-def test_a_server_gets_from_sites_what_their_policies_allow(place):
-    """A run within them, one that is not, and a bundle whose ServerApp and ClientApp are the attacker's own."""
+def test_a_server_gets_from_sites_only_what_their_policies_allow(place):
+    """A run within the policy, one outside it, and a bundle with the attacker's ServerApp and ClientApp."""
     (place.path / "runs").mkdir()
     strict = Strict(place)
     allowed_run_is_clipped(strict)
-    other_run_is_told_why_on_both_sides(strict)
+    refused_run_is_explained_on_both_sides(strict)
     hostile_bundle_gets_no_more(strict)
 
 
@@ -106,15 +106,15 @@ def allowed_run_is_clipped(strict: Strict) -> None:
     going = strict.run(run__num_server_rounds=2, site__mode="resident", train__learning_rate=0.05)
     assert going.wait(LONG_S) == 0, strict.log()
     run = run_of(strict.place.path)
-    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    said = [m for r in told[1:] for m in r["train"]["clients"].values()]
-    assert len(said) == 2 * SITES
-    assert max(m["norm/delta"] for m in said) == pytest.approx(0.01, rel=1e-3)
-    assert {m["examples"] for m in said} == {9}
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    reported = [m for r in records[1:] for m in r["train"]["clients"].values()]
+    assert len(reported) == 2 * SITES
+    assert max(m["norm/delta"] for m in reported) == pytest.approx(0.01, rel=1e-3)
+    assert {m["examples"] for m in reported} == {9}
     assert any(t.any() for t in load_file(run / "adapter" / "adapter_model.safetensors").values())
 
 
-def other_run_is_told_why_on_both_sides(strict: Strict) -> None:
+def refused_run_is_explained_on_both_sides(strict: Strict) -> None:
     words = {**WORDS, "strategy.name": "fedavg"}
     going = strict.accord("run", *(f"{k}={v}" for k, v in words.items()), log="no.log")
     assert going.wait(LONG_S) == 1
@@ -124,14 +124,14 @@ def other_run_is_told_why_on_both_sides(strict: Strict) -> None:
 
 
 def hostile_bundle_gets_no_more(strict: Strict) -> None:
-    """It talks to the site's socket and brings home its loot."""
+    """Send forged messages to the site's socket and check what comes back."""
     path = strict.place.path
     app, orders, loot = path / "hostile", path / "orders", path / "loot.json"
     stage(app)
     for name, text in (("server_app", HOSTILE_SERVER), ("client_app", HOSTILE_CLIENT)):
         (app / name / "main.py").write_text(text.replace("LOOT", str(loot)).replace("ORDERS", str(orders)))
     one_row = {"train.local-steps": 1, "train.per-device-batch-size": 1}
-    asked = {
+    attacks = {
         "another task": (
             "PolicyRefused",
             sent("train", order(), **{"task.name": "sft", "strategy.name": "fedavg"}),
@@ -142,42 +142,44 @@ def hostile_bundle_gets_no_more(strict: Strict) -> None:
         "a pickle": ("FrameError", pickle.dumps({"give": "rows"})),
     }
     orders.mkdir()
-    for name, (_, data) in asked.items():
+    for name, (_, data) in attacks.items():
         (orders / name).write_bytes(data)
     going = strict.place.start(
         str(BIN / "flwr"), "run", str(app), "deployment", "--stream", log="hostile.log"
     )
     going.wait(LONG_S)
-    found = json.loads(loot.read_text())
-    assert len(found) == SITES
-    for site in found:
-        assert json.loads(site["node"]).keys() == {"site"}, "the SuperNode knows neither rows nor their place"
-        said = {name: facts_of(bytes.fromhex(site[name]))["failure"][0] for name in asked}
-        assert said == {name: kind for name, (kind, _) in asked.items()}
+    replies = json.loads(loot.read_text())
+    assert len(replies) == SITES
+    for site in replies:
+        assert json.loads(site["node"]).keys() == {"site"}, (
+            "the SuperNode knows neither the rows nor their path"
+        )
+        failures = {name: facts_of(bytes.fromhex(site[name]))["failure"][0] for name in attacks}
+        assert failures == {name: kind for name, (kind, _) in attacks.items()}
 
 
-def sent(kind: str, one: Order, **keys: object) -> bytes:
-    return message(kind, wire.encode_order(one), {**WORDS, "run.num-server-rounds": 2, **keys})
+def sent(kind: str, request: Order, **keys: object) -> bytes:
+    return message(kind, wire.encode_order(request), {**WORDS, "run.num-server-rounds": 2, **keys})
 
 
-def test_a_site_process_holds_its_limits_over_a_restart(place):
-    """Straight at its socket: a message that is too large is not read; runs are counted on the disk."""
+def test_a_site_keeps_its_limits_over_a_restart(place):
+    """Messages go directly to its socket. One that is too large is not read; runs are counted on disk."""
     (place.path / "sites").mkdir()
     (place.path / "sites" / "a.jsonl").write_text(rows(0))
     socket = f"unix:{place.path}/0.sock"
 
-    def asked(run: str) -> str:
-        one = order(run=run)
-        control = {name: torch.zeros_like(t) for name, t in one.trees["global"].items()}
-        data = sent("train", replace(one, trees={**one.trees, "control": control}))
+    def refusal(run: str) -> str:
+        request = order(run=run)
+        control = {name: torch.zeros_like(t) for name, t in request.trees["global"].items()}
+        data = sent("train", replace(request, trees={**request.trees, "control": control}))
         return refused(facts_of(ask(socket, data, "", 60.0)))
 
     site = start_site(place, 0, "sites/a.jsonl")
-    before = [asked(run) for run in ("first", "second", "third")]
+    before = [refusal(run) for run in ("first", "second", "third")]
     assert before == ["", "", "run 'third' would be number 3; this site allows 2"]
     with pytest.raises(SiteError, match="RESOURCE_EXHAUSTED"):
         ask(socket, bytes(2 << 20), "", 30.0)
     site.terminate()
     assert site.wait(30) == 0
     start_site(place, 0, "sites/a.jsonl")
-    assert before == [asked(run) for run in ("first", "second", "third")]
+    assert before == [refusal(run) for run in ("first", "second", "third")]

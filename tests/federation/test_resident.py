@@ -1,4 +1,4 @@
-"""SuperNodes that relay to resident sites: the simulation's bytes, and one load of the base model in a run."""
+"""SuperNodes that relay to resident sites: the simulation's bytes, and one load of the base model per site."""
 
 import json
 
@@ -16,22 +16,23 @@ def test_resident_sites_give_the_simulations_adapter(place):
     (place.path / "runs").mkdir()
     resident = Resident(place)
     going = resident.run(run__num_server_rounds=3, site__mode="resident")
-    there = place.path / "whole"
-    simulated = whole([*words(), "run.num-server-rounds=3", f"data.path={resident.files}"], there)
+    reference = place.path / "whole"
+    simulated = whole([*words(), "run.num-server-rounds=3", f"data.path={resident.files}"], reference)
     assert going.wait(LONG_S) == 0, resident.log()
     run = run_of(place.path)
 
     assert files(run / "adapter") == files(simulated / "adapter")
     assert metrics_of(run) == metrics_of(simulated)
     for site in range(SITES):
-        kept = [
-            files(p / f"home-{site}" / "memory" / r.name) for p, r in ((place.path, run), (there, simulated))
+        memories = [
+            files(p / f"home-{site}" / "memory" / r.name)
+            for p, r in ((place.path, run), (reference, simulated))
         ]
-        assert kept[0] == kept[1] != {}
+        assert memories[0] == memories[1] != {}
         assert resident.site_log(site).count(" train ends: ") == 3
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["base_loads"] == {str(site): 1 for site in range(SITES)}
 
-    left = [p for p in place.path.glob("**/*") if p.is_file() and "sites" not in p.parts]
-    private = [p for p in left if "cache" not in p.parts and MARKER in p.read_bytes()]
+    paths = [p for p in place.path.glob("**/*") if p.is_file() and "sites" not in p.parts]
+    private = [p for p in paths if "cache" not in p.parts and MARKER in p.read_bytes()]
     assert not private, "a private row left its site"

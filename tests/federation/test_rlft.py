@@ -18,17 +18,17 @@ WORDS = [
 ]
 
 
-def test_a_run_goes_on_to_a_policy_and_resumes_with_more_epochs(place):
+def test_a_run_trains_a_policy_and_resumes_with_more_epochs(place):
     (place.path / "prompts.txt").write_text(
         "What does the fox eat?\nWhere does the owl sleep?\nWhat does the bear fear?"
     )
     small = [word for word in SMALL if not word.startswith("run.")]
-    said = place.accord(
+    output = place.accord(
         "run", *small, *WORDS, f"rlft.prompts={place.path}/prompts.txt", "rlft.epochs=1"
     ).stdout
     (run,) = place.runs()
-    assert "rlft     2 prompts x 2 answers, labelled by 1 selector; 1 prompt held out, judge: truth" in said
-    assert "best on held-out prompts" in said
+    assert "rlft     2 prompts x 2 answers, labelled by 1 selector; 1 prompt held out, judge: truth" in output
+    assert "best on held-out prompts" in output
     first = (run / "rlft" / "answers.jsonl").read_bytes()
     place.accord("resume", str(run), "rlft.epochs=2")
     record = json.loads((run / "rlft" / "record.json").read_text())

@@ -1,4 +1,4 @@
-"""One run, by `flwr run` itself and by `accord run`, and what it leaves."""
+"""A run, by `flwr run` itself and by `accord run`, and the files that it writes."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ def test_flwr_run_works_without_a_wrapper(place):
     }
     short = f'run.num-server-rounds=1 train.local-steps=1 run.dir="{place.path / "runs"}"'
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [str(BIN / "flwr"), "run", ".", "--stream", "--run-config", short],
             cwd=ROOT,
             env={**place.env, **ports},
@@ -34,51 +34,53 @@ def test_flwr_run_works_without_a_wrapper(place):
             timeout=200,
         )
     finally:
-        for process in psutil.process_iter(["cmdline"]):
-            if ports["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] in (process.info["cmdline"] or []):
-                kill_tree(process.pid)
-    assert done.returncode == 0, done.stdout + done.stderr
+        for superlink in psutil.process_iter(["cmdline"]):
+            if ports["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] in (superlink.info["cmdline"] or []):
+                kill_tree(superlink.pid)
+    assert process.returncode == 0, process.stdout + process.stderr
     (run,) = place.runs()
-    assert json.loads((run / "manifest.json").read_text())["status"] == "finished", done.stdout
+    assert json.loads((run / "manifest.json").read_text())["status"] == "finished", process.stdout
     assert len(metrics_of(run)) == 2
 
 
-def test_what_a_run_leaves(place, finished):
-    done = finished(*SMALL)
-    run = done.run
+def test_a_run_writes_its_files_and_ends_its_processes(place, finished):
+    result = finished(*SMALL)
+    run = result.run
     assert {p.name for p in run.iterdir()} >= {
         "config.toml", "manifest.json", "metrics.jsonl", "adapter", "report.md", "report.html", "README.md",
         "answers.json", "checkpoints",
     }  # fmt: skip
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["status"], manifest["federation"]) == ("finished", "simulation")
-    assert "federation.num-supernodes=3" in done.stdout.partition("next ")[2]
+    assert "federation.num-supernodes=3" in result.stdout.partition("next ")[2]
     assert manifest["participation"] == {"1": [0, 1, 2], "2": [0, 1, 2], "3": [0, 1, 2]}
-    assert manifest["base"]["fingerprint"][:8] in done.stdout
+    assert manifest["base"]["fingerprint"][:8] in result.stdout
     assert manifest["bytes"]["up"] > 3 * 3 * 4 * 1000
     assert set(manifest["data"]) == {"0", "1", "2"}
     records = metrics_of(run)
     assert [r["round"] for r in records] == [0, 1, 2, 3]
     assert all(0 <= r["eval"]["mean"]["logps/accuracies"] <= 1 for r in records)
-    assert "rewards/accuracies" not in records[0]["eval"]["mean"], "the start is the reference: no reward yet"
+    assert "rewards/accuracies" not in records[0]["eval"]["mean"], (
+        "before training the policy equals the reference, so there is no reward"
+    )
     assert ["truth/valid" in r["eval"]["mean"] for r in records] == [True, False, False, True]
-    for report in (done.stdout, (run / "report.md").read_text(), (run / "README.md").read_text()):
+    for report in (result.stdout, (run / "report.md").read_text(), (run / "README.md").read_text()):
         assert "Valid answers, trained" in report
     reader, server = loaded(place, "reader", run / "adapter"), loaded(place, "server", run)
     torch.testing.assert_close(reader, server, rtol=1e-5, atol=1e-5)
-    assert not done.place.alive()
+    assert not result.place.alive()
 
 
-def test_it_is_the_run_of_one_process_after_the_other(place, finished):
-    """Ray's actors against a fork for each message, which other tests take for a simulation."""
-    ran, there = finished(*SMALL).run, whole(SMALL, place.path / "whole")
-    assert files(ran / "adapter") == files(there / "adapter")
-    assert files(ran / "checkpoints") == files(there / "checkpoints")
-    assert metrics_of(ran) == metrics_of(there)
+def test_a_run_equals_one_without_ray(place, finished):
+    """Ray's actors against a fork per message, which other tests use as a simulation."""
+    run, reference = finished(*SMALL).run, whole(SMALL, place.path / "whole")
+    assert files(run / "adapter") == files(reference / "adapter")
+    assert files(run / "checkpoints") == files(reference / "checkpoints")
+    assert metrics_of(run) == metrics_of(reference)
 
 
-def test_every_selector_is_left_for_peft(place):
-    """adapter/ is the one of the largest group: with three clients and two selectors the one of two of them."""
+def test_every_selector_is_written_for_peft(place):
+    """adapter/ is the selector of the largest group: of three clients with two selectors, that of two clients."""
     words = ["strategy.name=fedbiscuit", "strategy.selectors=2", "strategy.warmup-rounds=1", "data.types=2"]
     run = whole([*SMALL, *words, "strategy.regroup-every=1", "eval.every=0"], place.path)
     assert sorted(p.name for p in (run / "adapters").iterdir()) == ["c0", "c1"]
@@ -94,7 +96,7 @@ def test_every_selector_is_left_for_peft(place):
 
 
 def loaded(place, mode: str, folder) -> torch.Tensor:
-    """The logits of the base with what is in a folder, in a process of its own."""
+    """The logits of the base with the adapter in a folder, computed in a separate process."""
     out = place.path / "logits.pt"
     load = [sys.executable, "-c", LOAD[mode], str(folder), str(out)]
     subprocess.run(load, cwd=ROOT, env=place.env, check=True)
@@ -127,19 +129,19 @@ torch.save(base.model(torch.arange(3, 13)[None]).logits.detach(), sys.argv[2])
 
 
 @pytest.mark.parametrize(
-    ("strategy", "task", "who"), [("local", "sft", [0, 1, 2]), ("centralized", "kto", [0])]
+    ("strategy", "task", "participants"), [("local", "sft", [0, 1, 2]), ("centralized", "kto", [0])]
 )
-def test_the_baselines_and_the_other_tasks_run(place, strategy, task, who):
+def test_the_baselines_and_the_other_tasks_run(place, strategy, task, participants):
     words = ["run.num-server-rounds=2", f"strategy.name={strategy}", f"task.name={task}"]
     run = whole([*SMALL, *words, *(["task.reference-point=pooled"] if task == "kto" else [])], place.path)
     records = metrics_of(run)
-    assert records[-1]["participants"] == who
+    assert records[-1]["participants"] == participants
     assert "loss" in records[-1]["train"]["mean"]
     logps = [r["eval"]["clients"]["1"]["logps/chosen"] for r in records]
     assert len(set(logps)) == 3, "a round changed nothing"
 
 
-def test_a_selector_is_told_by_its_accuracy_and_asked_for_no_answers(place):
+def test_a_selector_reports_its_accuracy_and_writes_no_answers(place):
     words = ["run.num-server-rounds=1", "task.name=selector", "train.max-length=512"]
     run = whole([*SMALL, *words], place.path)
     assert all(0 <= record["eval"]["mean"]["accuracy"] <= 1 for record in metrics_of(run))
@@ -150,11 +152,11 @@ def test_a_selector_is_told_by_its_accuracy_and_asked_for_no_answers(place):
 def test_rows_that_cannot_be_read_are_refused_in_one_clear_line(place):
     (place.path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": \n')
     words = ["data.source=jsonl", f"data.path={place.path / 'bad.jsonl'}", "federation.num-supernodes=2"]
-    done = place.accord("run", *words, check=False)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    process = place.accord("run", *words, check=False)
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
     assert "bad.jsonl line 2" in line
-    assert "Traceback" not in done.stdout
+    assert "Traceback" not in process.stdout
     assert place.runs() == []
 
 
@@ -169,11 +171,11 @@ def test_rows_that_cannot_be_read_are_refused_in_one_clear_line(place):
         (["federation.size=3"], "unknown key 'federation.size'"),
     ],
 )
-def test_bad_words_are_refused_before_anything_starts(place, words, message):
-    done = place.accord("run", *words, check=False)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_arguments_are_refused_before_anything_starts(place, words, message):
+    process = place.accord("run", *words, check=False)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
     assert not (place.path / "runs").exists()
 
 
@@ -191,11 +193,11 @@ def test_a_preset_is_merged_with_overrides(place):
     assert set(config) == set(defaults()), "config.toml holds every key that ran"
     assert clients == len(json.loads((place.runs()[0] / "manifest.json").read_text())["clients"])
     place.accord("run", str(place.runs()[0] / "config.toml"))
-    one, two = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in place.runs())
-    assert one == two, "config.toml is a preset that repeats the run"
+    first, second = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in place.runs())
+    assert first == second, "config.toml is a preset that repeats the run"
 
 
-def test_sigterm_stops_the_superlink_and_says_so(place):
+def test_sigterm_stops_the_superlink_and_is_reported(place):
     process = place.start(sys.executable, str(ROOT / "accord"), "run", log="run.log")
     wait_until(lambda: "memory" in (place.path / "run.log").read_text(), 60)
     wait_until(lambda: len(place.alive()) > 1, 60)

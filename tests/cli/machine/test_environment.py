@@ -1,4 +1,4 @@
-"""The environment of child processes: what a shell may hold, and what of it reaches Flower, Ray and the clients."""
+"""The environment of child processes: which variables of a shell reach Flower, Ray and the clients."""
 
 import os
 import resource
@@ -29,26 +29,26 @@ CASES = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", 
 @pytest.mark.parametrize(
     "value", ["http://10.0.0.1:3128", "10.0.0.1:3128", "socks5://10.0.0.1", "xyz://q", "http://[", "%"]
 )
-def test_no_proxy_keeps_httpx_from_the_loopback(name, value, monkeypatch):
-    """httpx, which Flower's processes use, makes a client and goes to the loopback directly."""
+def test_httpx_reaches_the_loopback_without_a_proxy(name, value, monkeypatch):
+    """httpx, the client of Flower's processes, can be set up and connects to the loopback directly."""
     import httpx
 
-    for known in [*CASES, "no_proxy", "NO_PROXY"]:
-        monkeypatch.delenv(known, raising=False)
-    for known, text in cleaned({name: value})[0].items():
-        monkeypatch.setenv(known, text)
+    for variable in [*CASES, "no_proxy", "NO_PROXY"]:
+        monkeypatch.delenv(variable, raising=False)
+    for variable, text in cleaned({name: value})[0].items():
+        monkeypatch.setenv(variable, text)
     with httpx.Client() as client:
         for host in ("127.0.0.1", "localhost", "[::1]"):
             transport = client._transport_for_url(httpx.URL(f"http://{host}:9091/health"))
             assert transport is client._transport
         outside = client._transport_for_url(httpx.URL("https://huggingface.co"))
-    kept = name in cleaned({name: value})[0] and name.lower() != "http_proxy"
-    assert (outside is not client._transport) == kept, "the user's own proxy stays for the Hub"
+    is_used = name in cleaned({name: value})[0] and name.lower() != "http_proxy"
+    assert (outside is not client._transport) == is_used, "the user's own proxy stays for the Hub"
     assert urllib.request.proxy_bypass("127.0.0.1:9091")
 
 
 @pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy"])
-def test_an_unusable_proxy_is_left_out_by_name_without_its_text(name):
+def test_an_unusable_proxy_is_left_out_and_named_without_its_value(name):
     env, notes = cleaned({name: "xyz://user:secret@host"})
     assert name not in env
     assert [note.split()[0] for note in notes] == [name]
@@ -69,14 +69,14 @@ def test_the_users_own_exceptions_stay(user):
         assert set(LOOPBACK) <= set(hosts)
 
 
-def test_no_proxy_at_all_stays_no_proxy_at_all():
-    """ "*" counts only alone, and gRPC does not know it."""
+def test_a_star_in_no_proxy_stays_alone():
+    """httpx reads "*" only if it is alone, and gRPC does not support it."""
     env = bypass({"no_proxy": "*"})
     assert env["no_proxy"] == "*"
     assert set(LOOPBACK) <= set(env["no_grpc_proxy"].split(","))
 
 
-def test_grpc_takes_the_proxy_of_its_first_variable_but_not_to_the_loopback():
+def test_grpc_uses_the_proxy_of_its_first_variable_except_for_the_loopback():
     env = {"https_proxy": "http://p:1", "http_proxy": "http://q:1", "no_proxy": "example.org"}
     assert proxy_for(env, "server.example.com") == "https_proxy"
     assert proxy_for({"HTTPS_PROXY": "http://p:1"}, "server.example.com") == ""
@@ -94,7 +94,7 @@ def test_a_simulations_ray_joins_no_cluster():
 
 
 @pytest.mark.parametrize("module", ["core.py", "tasks.py", "client_app/__init__.py"])
-def test_a_folder_that_hides_our_modules_leaves_pythonpath(tmp_path, module):
+def test_a_folder_that_hides_accords_modules_is_removed_from_pythonpath(tmp_path, module):
     bad, good = tmp_path / "bad", tmp_path / "good ü"
     (bad / module).parent.mkdir(parents=True)
     (bad / module).touch()
@@ -107,16 +107,16 @@ def test_a_folder_that_hides_our_modules_leaves_pythonpath(tmp_path, module):
 @pytest.mark.parametrize(
     "locale", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}]
 )
-def test_a_child_prints_and_reads_every_letter(locale, tmp_path):
+def test_a_child_reads_and_prints_utf8_in_every_locale(locale, tmp_path):
     file = tmp_path / "Zeilen ü.txt"
     file.write_text("→ ü", encoding="utf-8")
     program = "import sys; print(open(sys.argv[1]).read())"
     env = cleaned({"PATH": os.environ["PATH"], **locale})[0]
-    done = subprocess.run([sys.executable, "-c", program, str(file)], env=env, capture_output=True)
-    assert done.stdout.decode() == "→ ü\n", done.stderr
+    child = subprocess.run([sys.executable, "-c", program, str(file)], env=env, capture_output=True)
+    assert child.stdout.decode() == "→ ü\n", child.stderr
 
 
-def test_a_short_folder_is_made_elsewhere_where_tmpdir_is_long_or_gone(tmp_path, monkeypatch):
+def test_a_short_folder_is_made_elsewhere_if_tmpdir_is_too_long_or_missing(tmp_path, monkeypatch):
     long = tmp_path / ("x" * 110)
     long.mkdir()
     for place in (long, tmp_path / "missing"):
@@ -128,13 +128,13 @@ def test_a_short_folder_is_made_elsewhere_where_tmpdir_is_long_or_gone(tmp_path,
         folder.rmdir()
 
 
-def test_no_place_at_all_is_named_with_every_reason(tmp_path, monkeypatch):
+def test_an_error_gives_the_reason_for_every_place_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(OSError, match=r"missing: No such file.*/tmp: less than .*set TMPDIR"):
         short_folder("accord-", room=1e18)
 
 
-def test_the_limit_of_open_files_is_raised_as_far_as_it_may():
+def test_the_limit_of_open_files_is_raised_to_the_hard_limit():
     program = (
         "import resource; from cli.machine.environment import raise_file_limit as raise_limit; "
         "raise_limit(); print(resource.getrlimit(7))"
@@ -143,10 +143,10 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may():
     def low() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (128, 1000))
 
-    done = subprocess.run(
+    child = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, preexec_fn=low, capture_output=True, text=True
     )
-    assert done.stdout == "(1000, 1000)\n", done.stderr
+    assert child.stdout == "(1000, 1000)\n", child.stderr
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     raise_file_limit()
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= before[0]

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from cli.run.launch import clear_away, launch
+from cli.run.launch import launch, remove_unbegun
 from cli.run.request import Request
 from core.errors import ConfigError
 from server_app.report.commands import FEDERATION
@@ -45,7 +45,7 @@ def test_only_new_folders_in_which_nothing_began_are_cleared_away(tmp_path):
         (folder / ("notes.txt" if folder == other else "config.toml")).touch()
     (begun / "metrics.jsonl").write_text('{"round": 0}\n')
     holding = RunFolder(at_work).hold()
-    clear_away(tmp_path.iterdir(), fresh_s=0.0)
+    remove_unbegun(tmp_path.iterdir(), fresh_s=0.0)
     os.close(holding)
     assert {p.name for p in tmp_path.iterdir()} == {"begun", "at work", "other"}
 

@@ -39,7 +39,7 @@ def test_a_traceback_becomes_a_line_with_advice(tmp_path, kind, reason, log, adv
     logs.mkdir(parents=True)
     (logs / "raylet.err").write_text(log)
     text = TRACEBACK.format(kind=kind, reason=reason)
-    stream = Stream(tmp_path / "stream.log", asked_of_others=False, verbose=False)
+    stream = Stream(tmp_path / "stream.log", is_deployment=False, verbose=False)
     with stream.log.open("w") as file:
         stream._show(text.splitlines(keepends=True), file)
     line = simulation_failure(stream.log)
@@ -59,7 +59,7 @@ def test_a_run_without_an_exception_of_flowers_has_no_such_line(tmp_path):
 def test_the_folder_of_a_run_is_the_one_that_it_names(tmp_path):
     """Two runs of one checkout must not be taken for one another; as text and as JSON."""
     for line in ("         results go to /runs/a b_ü\n", '{"message": "results go to /runs/a b_ü"}\n'):
-        stream = Stream(tmp_path / "stream.log", asked_of_others=False, verbose=False)
+        stream = Stream(tmp_path / "stream.log", is_deployment=False, verbose=False)
         with stream.log.open("w") as file:
             stream._show([line], file)
         assert stream.folder == "/runs/a b_ü"

@@ -25,7 +25,7 @@ def site(tmp_path):
 
 
 def found(site) -> dict[str, tuple[str, str]]:
-    return {check.what: (check.verdict, check.said) for check in checks(site)}
+    return {check.subject: (check.verdict, check.message) for check in checks(site)}
 
 
 def test_a_site_in_order_has_nothing_wrong(site):
