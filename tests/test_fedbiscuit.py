@@ -192,7 +192,7 @@ def test_a_selector_without_a_in_the_message_gets_its_own_initial_a(tmp_path):
     state = strategy.init({"global": initial_adapter(base, 42)}, 42)
     for name in ("c0", "c1"):
         b = {n: t for n, t in state.adapters[name].items() if ".lora_B." in n}
-        whole = here._whole(base, Order(0, {name: b}, name)).trees[name]
+        whole = here._complete(base, Order(0, {name: b}, name)).trees[name]
         assert all(t.equal(whole[n]) for n, t in state.adapters[name].items())
 
 

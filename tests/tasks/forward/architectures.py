@@ -44,7 +44,7 @@ LOGITS = "it changes its logits after the head"
 HEAD = "its head does not read the last hidden states"
 ENCODER = "is an encoder-decoder"
 BOTH = "attends in both directions"
-IMAGES = "no causal language model"
+IMAGES = "not a causal language model"
 
 
 @dataclass(frozen=True)
