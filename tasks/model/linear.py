@@ -6,6 +6,7 @@ the processor, so that a machine always computes the same bytes. The operator is
 layers; a torch without it uses its own product.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,9 +32,33 @@ def is_onednn_faster(cpuinfo: str, capability: str) -> bool:
     return next(vendors, "") == "AuthenticAMD" and capability.startswith("AVX512")
 
 
-ENABLED = AVAILABLE and is_onednn_faster(
-    CPUINFO.read_text() if CPUINFO.is_file() else "", torch.backends.cpu.get_cpu_capability()
-)
+def agrees(operator: Callable[..., Tensor]) -> bool:
+    """Whether an operator with the arguments of mkldnn._linear_pointwise computes what torch's linear computes.
+
+    It is private to torch, so its meaning may change with a release.
+    """
+    x, weight, bias = (torch.arange(n, dtype=torch.float32).sin() for n in (6 * 40, 40 * 24, 24))
+    x = x.view(6, 40)
+    for w in (weight.view(24, 40), weight.view(40, 24).T):
+        for b in (bias, None):
+            try:
+                result = operator(x, w, b, "none", [], "")
+            except (RuntimeError, TypeError):
+                return False
+            if not torch.allclose(result, linear(x, w, b), rtol=1e-5, atol=1e-5):
+                return False
+    return True
+
+
+def _enabled() -> bool:
+    """Whether products go through oneDNN in this process: it is there, faster on this processor, and right."""
+    cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
+    if not AVAILABLE or not is_onednn_faster(cpuinfo, torch.backends.cpu.get_cpu_capability()):
+        return False
+    return agrees(torch.ops.mkldnn._linear_pointwise)
+
+
+ENABLED = _enabled()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

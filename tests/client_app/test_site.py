@@ -82,6 +82,32 @@ def test_another_base_is_refused(site):
         site().hello({"base": "0" * 32})
 
 
+def dropout_mask(site: Site, rnd: int) -> torch.Tensor:
+    """The first entries that the first dropout module of a local training sets to zero."""
+    masks: list[torch.Tensor] = []
+
+    def record(module, inputs, output):
+        if isinstance(module, torch.nn.Dropout) and module.training and not masks:
+            masks.append((output == 0).flatten()[:256])
+
+    hook = torch.nn.modules.module.register_module_forward_hook(record)
+    try:
+        site.train(order(site, rnd=rnd))
+    finally:
+        hook.remove()
+    return masks[0]
+
+
+def test_dropout_masks_differ_between_rounds_and_between_clients(site):
+    """In SFT, where dropout acts; the same client draws the same mask again in the same round."""
+    keys = {"task.name": "sft", "lora.dropout": 0.5}
+    first, again = dropout_mask(site(**keys), 1), dropout_mask(site(**keys), 1)
+    assert first.equal(again)
+    assert 64 < first.sum() < 192
+    assert not first.equal(dropout_mask(site(**keys), 2)), "of the next round"
+    assert not first.equal(dropout_mask(site(1, **keys), 1)), "of another client"
+
+
 def test_training_is_a_function_of_its_order(site, tmp_path):
     """Same order, same bytes: with a cold cache, with a warm one, and from another folder."""
     one, two = site(), Site(site().config, Node(0, 3, state_dir=str(tmp_path / "elsewhere")))

@@ -83,6 +83,11 @@ def test_a_pair_may_have_a_confidence() -> None:
     assert margins.grad.item() == pytest.approx(0.0, abs=1e-7)
 
 
+def test_a_margin_of_zero_is_no_preference() -> None:
+    _, metrics = DPO(beta=0.1).loss(batch([-1.0, -2.0], [-3.0, -1.0], [-1.0, -2.0], [-3.0, -1.0]))
+    assert metrics["rewards/accuracies"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("loss_type", "want"),
     [

@@ -221,6 +221,15 @@ def test_the_pooled_point_runs_from_the_servers_value() -> None:
     assert task.pooled_settings({"n_desirable": 1, "n_undesirable": 1, **sums})["z0"] == 1.0
 
 
+def test_the_pooled_point_fades_by_every_row_of_a_batch() -> None:
+    """Two rows of 3 fade z0 = 1 by (31/32)^2: (32 (31/32)^2 + 6) / (32 (31/32)^2 + 2)."""
+    running: dict[str, float] = {}
+    faded = 32 * (31 / 32) ** 2
+    rows = batch([0.0, 0.0], [True, True], [3.0, 3.0], knobs={"z0": 1.0}, running=running)
+    _, metrics = KTO(reference_point="pooled").loss(rows)
+    assert metrics["kl"] == pytest.approx((faded + 6) / (faded + 2), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"beta": -1.0}, {"reference_point": "none"}, {"desirable_weight": "much"}, {"undesirable_weight": "0"}],

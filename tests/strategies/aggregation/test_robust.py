@@ -34,6 +34,11 @@ def test_one_liar_of_five_by_hand():
     assert combined([1.0, 2.0, 3.0, 4.0, -1000.0], "median") == 2.0
 
 
+def test_krum_looks_at_the_k_minus_f_minus_2_nearest():
+    """K = 6 and f = 1, so 3: by the 2 nearest the most central update would be 1, by the 4 nearest it would be 4."""
+    assert combined([0.0, 1.0, 2.0, 4.0, 9.0, 10.0], "krum", 0.2) == 2.0
+
+
 FLOWERS = {
     "median": (theirs.FedMedian, {}),
     "trimmed-mean": (theirs.FedTrimmedAvg, {"beta": 0.25}),

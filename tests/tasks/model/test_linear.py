@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import linear as torchs
 
 from tasks.model import linear
-from tasks.model.linear import FrozenLinear, is_onednn_faster, product, use_onednn
+from tasks.model.linear import FrozenLinear, agrees, is_onednn_faster, product, use_onednn
 
 AMD, INTEL = "vendor_id\t: AuthenticAMD\nflags\t: avx2", "processor\t: 0\nvendor_id\t: GenuineIntel\n"
 
@@ -36,6 +36,15 @@ def test_layers_are_unchanged_where_torch_is_faster(monkeypatch: pytest.MonkeyPa
     layer = nn.Linear(2, 2).requires_grad_(False)
     use_onednn(layer)
     assert type(layer) is nn.Linear
+
+
+@pytest.mark.skipif(not linear.AVAILABLE, reason="this torch has no oneDNN")
+def test_the_operator_is_tried_before_it_is_used() -> None:
+    operator = torch.ops.mkldnn._linear_pointwise
+    assert agrees(operator)
+    assert not agrees(lambda *arguments: operator(*arguments) + 1e-3), "a wrong value"
+    assert not agrees(lambda x, weight, bias, *rest: operator(x, weight, None, *rest)), "no bias"
+    assert not agrees(lambda x, weight, bias: torchs(x, weight, bias)), "another signature"
 
 
 @pytest.mark.parametrize("bias", [False, True])
