@@ -20,6 +20,7 @@ from core.tree import Tree
 from core.types import Json
 
 TENSORS, FACTS = "tensors.safetensors", "facts.json"
+FORMAT = 1  # of a folder; without a number it was written before formats had one, and is of format 1
 
 
 def save(folder: Path, trees: Mapping[str, Mapping[str, Tensor]], facts: Json) -> None:
@@ -39,7 +40,9 @@ def save(folder: Path, trees: Mapping[str, Mapping[str, Tensor]], facts: Json) -
 def _fill(part: Path, trees: Mapping[str, Mapping[str, Tensor]], facts: Json) -> None:
     flat = {f"{tree}\t{name}": t.contiguous() for tree, named in trees.items() for name, t in named.items()}
     save_file(flat, part / TENSORS)
-    (part / FACTS).write_text(json.dumps({"trees": sorted(trees), "facts": facts}, sort_keys=True))
+    (part / FACTS).write_text(
+        json.dumps({"format": FORMAT, "trees": sorted(trees), "facts": facts}, sort_keys=True)
+    )
     for file in (part / TENSORS, part / FACTS, part):
         _flush(file)
 
@@ -58,6 +61,11 @@ def _put(part: Path, folder: Path) -> None:
 def load(folder: Path) -> tuple[dict[str, Tree], Json]:
     """Return what `save` wrote. Raises FileNotFoundError if it is absent."""
     document = json.loads((folder / FACTS).read_text())
+    if (number := document.get("format", 1)) != FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {number!r}, and this version of Accord reads format {FORMAT}; use the version that "
+            "wrote it (`accord` in the run's manifest.json)"
+        )
     trees: dict[str, Tree] = {name: {} for name in document["trees"]}
     for full, tensor in load_file(folder / TENSORS).items():
         tree, name = full.split("\t", 1)

@@ -26,6 +26,9 @@ UNPINNED = (
 )
 
 
+FORMAT = 1  # of the lines; a line without a number is of format 1
+
+
 @dataclass(frozen=True)
 class Ledger:
     """One line per run and per answer sent, in `folder`; lines are never removed.
@@ -50,7 +53,7 @@ class Ledger:
                 raise PolicyRefused(
                     f"run {run!r} would be number {len(pins) + 1}; this site allows {policy.max_runs}"
                 )
-            self._append({"run": run, "pin": pin})
+            self._append({"run": run, "pin": pin, "format": FORMAT})
 
     def check(self, policy: Policy, run: str, kind: str, order: Order) -> None:
         """Raise PolicyRefused, before the work, if the order is beyond the budget and was not answered before."""
@@ -97,7 +100,13 @@ class Ledger:
         return secret
 
     def _lines(self) -> list[Json]:
-        return store.lines(self.folder / "ledger.jsonl")
+        lines = store.lines(self.folder / "ledger.jsonl")
+        if numbers := {line.get("format", 1) for line in lines} - {FORMAT}:
+            raise PolicyRefused(
+                f"this site's ledger has lines of format {min(map(str, numbers))}, and this version of Accord reads format "
+                f"{FORMAT}; update Accord at this site"
+            )
+        return lines
 
     def _append(self, line: Json) -> None:
         with store.writing(self.folder):
