@@ -103,8 +103,8 @@ class Ledger:
         lines = store.lines(self.folder / "ledger.jsonl")
         if numbers := {line.get("format", 1) for line in lines} - {FORMAT}:
             raise PolicyRefused(
-                f"this site's ledger has lines of format {min(map(str, numbers))}, and this version of Accord reads format "
-                f"{FORMAT}; update Accord at this site"
+                f"this site's ledger has lines of format {min(map(str, numbers))}, and this version of Accord reads "
+                f"format {FORMAT}; update Accord at this site"
             )
         return lines
 
