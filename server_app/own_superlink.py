@@ -1,6 +1,7 @@
 """A SuperLink of one simulation's own: on a free loopback port, stopped with everything that it started."""
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -58,7 +59,7 @@ def superlink(scratch: Path, env: Mapping[str, str], given_up: Callable[[], bool
 @contextlib.contextmanager
 def _reaped(home: Path) -> Iterator[None]:
     """If this process is killed inside, so are all that have home as their FLWR_HOME."""
-    command = [sys.executable, "-P", str(Path(__file__).with_name("reaper.py")), str(home)]
+    command = [sys.executable, "-P", str(Path(__file__).with_name("reaper.py")), str(home), str(os.getsid(0))]
     reaper = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
     )

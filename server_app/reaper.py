@@ -1,4 +1,4 @@
-"""End what a killed `accord run` leaves behind: `python reaper.py FLWR_HOME`, with a pipe from the run as its stdin.
+"""End what a killed `accord run` leaves behind: `python reaper.py FLWR_HOME SESSION`, its stdin a pipe from the run.
 
 The pipe closes when the run ends, however it ends, `kill -9` included. Whatever still runs with this FLWR_HOME in its
 environment, which is the simulation's own, is then killed: Flower would wait a minute for its SuperLink, and until then
@@ -13,9 +13,9 @@ import psutil
 
 
 def main() -> None:
-    session = os.getsid(os.getppid())  # of the terminal
+    home, session = sys.argv[1], int(sys.argv[2])  # not by getppid(): the run may be dead before this line
     os.read(sys.stdin.fileno(), 1)
-    while members := simulation(sys.argv[1], session):
+    while members := simulation(home, session):
         for member in members:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
@@ -28,7 +28,7 @@ def simulation(home: str, session: int) -> list[psutil.Process]:
     Some of Ray's processes overwrite their environment with a title, but stay in their session.
 
     Args:
-        session: The session that `accord run` belongs to.
+        session: The session that `accord run` belongs to, the terminal's, of which only the marked processes end.
     """
     processes = [p for p in psutil.process_iter() if p.pid != os.getpid()]
     marked = [p for p in processes if environment(p).get("FLWR_HOME") == home]
