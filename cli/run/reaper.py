@@ -1,6 +1,6 @@
-"""Kill the processes that a killed `accord run` leaves: `python reaper.py FLWR_HOME`, with stdin a pipe from the run.
+"""Kill the processes that a killed `accord run` leaves: `python reaper.py FLWR_HOME SESSION`.
 
-The pipe closes when the run ends, even by `kill -9`. Then every process with this FLWR_HOME, which only this simulation
+Its stdin is a pipe from the run. The pipe closes when the run ends, even by `kill -9`. Then every process with this FLWR_HOME, which only this simulation
 uses, is killed. Without the reaper, Flower's processes would wait a minute for their SuperLink and hold the run folder
 meanwhile, so that the run could not be resumed.
 """
@@ -13,9 +13,9 @@ import psutil
 
 
 def main() -> None:
-    session = os.getsid(os.getppid())  # the terminal's
+    home, session = sys.argv[1], int(sys.argv[2])  # not by getppid(): the run may be dead before this line
     os.read(sys.stdin.fileno(), 1)  # returns when the pipe closes
-    while members := simulation(sys.argv[1], session):
+    while members := simulation(home, session):
         for member in members:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
@@ -29,7 +29,7 @@ def simulation(home: str, session: int) -> list[psutil.Process]:
 
     Args:
         home: The FLWR_HOME of the simulation.
-        session: The session of `accord run`, which is excluded.
+        session: The session of `accord run`, which is the terminal's: only its marked processes are included.
     """
     processes = [p for p in psutil.process_iter() if p.pid != os.getpid()]
     marked = [p for p in processes if environment(p).get("FLWR_HOME") == home]

@@ -1,6 +1,7 @@
 """Run a SuperLink for one simulation: on a free loopback port, stopped with all processes that it started."""
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -63,7 +64,7 @@ def superlink(scratch: Path, env: Mapping[str, str], cancelled: Callable[[], boo
 @contextlib.contextmanager
 def _reaped(home: Path) -> Iterator[None]:
     """If this process is killed during the block, kill all processes with `home` as their FLWR_HOME (reaper.py)."""
-    command = [sys.executable, "-P", str(Path(__file__).with_name("reaper.py")), str(home)]
+    command = [sys.executable, "-P", str(Path(__file__).with_name("reaper.py")), str(home), str(os.getsid(0))]
     reaper = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
     )

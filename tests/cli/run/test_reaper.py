@@ -39,7 +39,8 @@ def processes(tmp_path: Path) -> Iterator[dict[str, psutil.Process]]:
 
 
 def test_all_of_a_simulation_ends_with_its_run(processes: dict[str, psutil.Process], tmp_path: Path) -> None:
-    watch = subprocess.Popen([sys.executable, reaper.__file__, str(tmp_path / "ours")], stdin=subprocess.PIPE)
+    command = [sys.executable, reaper.__file__, str(tmp_path / "ours"), str(os.getsid(0))]
+    watch = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert all(process.is_running() for process in processes.values())
     watch.communicate(timeout=20)  # closes the pipe, as the end of the run does
     alive = {
