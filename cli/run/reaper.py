@@ -1,8 +1,8 @@
 """Kill the processes that a killed `accord run` leaves: `python reaper.py FLWR_HOME SESSION`.
 
-Its stdin is a pipe from the run. The pipe closes when the run ends, even by `kill -9`. Then every process with this FLWR_HOME, which only this simulation
-uses, is killed. Without the reaper, Flower's processes would wait a minute for their SuperLink and hold the run folder
-meanwhile, so that the run could not be resumed.
+Its stdin is a pipe from the run, which closes when the run ends, even by `kill -9`. Then every process with this
+FLWR_HOME, which only this simulation uses, is killed. Without the reaper, Flower's processes would wait a minute for
+their SuperLink and hold the run folder meanwhile, so that the run could not be resumed.
 """
 
 import contextlib
