@@ -20,14 +20,16 @@ from tests.loopback import Loopback
 
 X = {"w": torch.zeros(2)}
 CONTEXT = RunContext(
-    knobs={"run": "r"},
+    run="r",
+    base="",
+    simulation=True,
     min_available_nodes=3,
     fraction_train=1.0,
     sampling="uniform",
     fault=FaultConfig(round_deadline_s=0.3, start_timeout_s=0.3, max_delta_norm=100.0),
     eval_every=1,
     spool=Path(tempfile.gettempdir()),
-    task_knobs=lambda pooled: {"seen": pooled.get("n", 0.0), "kl": pooled.get("kl_sum", -1.0)},
+    task_options=lambda pooled: {"seen": pooled.get("n", 0.0), "kl": pooled.get("kl_sum", -1.0)},
     on_hello=lambda hellos: None,
     on_round=lambda state, record: None,
 )
@@ -49,7 +51,7 @@ def answer(node: int, message: Message, *, bad=None) -> Message | None:
         return Message(
             wire.encode_update(Update(client, 4, "global", {}, {"acc": client / 10})), reply_to=message
         )
-    delta = {"w": torch.tensor([(client + 1) / 10, order.knobs["rnd"] / 10])}
+    delta = {"w": torch.tensor([(client + 1) / 10, order.round / 10])}
     update = Update(client, client + 1, "global", {"delta": delta}, metrics)
     if bad and client == 1:
         return bad(message, update)
@@ -87,17 +89,17 @@ def test_a_resumed_run_is_the_same_run():
     half = federate(1)[0][-1]
     resumed = federate(3, state=half)[0][-1]
     assert resumed.adapters["global"]["w"].equal(whole.adapters["global"]["w"])
-    assert resumed.facts == whole.facts
+    assert replace(resumed, adapters={}) == replace(whole, adapters={})
 
 
 def test_task_settings_are_computed_from_the_pooled_counts_and_the_last_rounds_sums():
     seen = []
 
-    def task_knobs(pooled):
+    def task_options(pooled):
         seen.append((pooled["n"], pooled.get("kl_sum")))
         return {}
 
-    federate(2, task_knobs=task_knobs)
+    federate(2, task_options=task_options)
     assert seen[0] == (3.0, None)
     assert seen[-1] == (3.0, 6.0)
 
