@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from client_app.node import Node
 from client_app.private_memory import Memory
-from client_app.site import Node, Site
+from client_app.site import Site
 from core.config import parse
 from core.errors import BaseMismatch, ConfigError, DataError, MemoryMissing
 from core.tree import add, scale

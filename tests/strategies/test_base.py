@@ -14,7 +14,7 @@ from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.sections import FaultConfig
 from core.types import Update
 from strategies.fedavg import FedAvg
-from strategies.rounds import session
+from strategies.rounds import meeting
 from strategies.rounds.session import RunContext
 from tests.loopback import Loopback
 
@@ -260,7 +260,7 @@ def test_too_few_are_left_when_a_policy_refuses():
 
 
 def test_waiting_for_clients_is_said(monkeypatch):
-    monkeypatch.setattr(session, "QUIET_S", 0.05)
+    monkeypatch.setattr(meeting, "QUIET_S", 0.05)
     told: list[str] = []
     with pytest.raises(RoundFailed, match="2 clients connected within"):
         FedAvg().run(
