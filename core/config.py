@@ -82,8 +82,7 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
         values |= missing
         choices["task"] = _choose("task", [str(values["task.name"])], values)[0]
     benchmarks = [name.strip() for name in str(values["eval.benchmarks"]).split(",") if name.strip()]
-    judge = values["rlft.judge"]
-    judges = [n for n in names("evals") if judge != page["rlft.judge"] and plugin("evals", n).judge == judge]
+    judges = _judges(str(values["rlft.judge"])) if values["rlft.judge"] != page["rlft.judge"] else []
     evals = _choose("eval", list(dict.fromkeys(benchmarks + judges)), values)
     sections = {section: _section(cls, section, values) for section, cls in SECTIONS.items()}
     config = Config(
@@ -100,6 +99,11 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
         choice.build()  # a plugin checks its own values at construction
     config.build_strategy().check_participation(config.strategy)
     return config
+
+
+def _judges(judge: str) -> list[str]:
+    """Return the benchmarks that a value of rlft.judge stands for."""
+    return [name for name in names("evals") if getattr(plugin("evals", name), "judge", "") == judge]
 
 
 def recommended_values(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
