@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from core.plugins import names
 from tests.paths import ROOT
 
 # The packages from the lowest level to the highest: a module imports from its own level and from lower ones.
@@ -121,6 +122,14 @@ def level(module: str) -> int:
 def test_a_module_imports_from_no_higher_level(path):
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     assert {name for name in modules_imported(path) if level(name) > level(module)} == set()
+
+
+def test_core_names_no_plugin():
+    """Lists of plugins in core/ would have to be changed with every new one. The model `toy` has a plugin's name."""
+    plugins = {n for package in ("strategies", "tasks", "tasks.data", "evals") for n in names(package)} - {"toy"}
+    for path in (ROOT / "core").glob("*.py"):
+        texts = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
+        assert not texts & plugins, path
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
