@@ -126,7 +126,9 @@ def test_a_module_imports_from_no_higher_level(path):
 
 def test_core_names_no_plugin():
     """Lists of plugins in core/ would have to be changed with every new one. The model `toy` has a plugin's name."""
-    plugins = {n for package in ("strategies", "tasks", "tasks.data", "evals") for n in names(package)} - {"toy"}
+    plugins = {n for package in ("strategies", "tasks", "tasks.data", "evals") for n in names(package)} - {
+        "toy"
+    }
     for path in (ROOT / "core").glob("*.py"):
         texts = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
         assert not texts & plugins, path

@@ -17,10 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import grpc
 
+from cli.machine.signals import raise_on_signals
 from cli.site import telemetry
 from cli.site.policy.guard import GuardedSite
 from cli.site.policy.rules import Policy
@@ -145,25 +145,18 @@ def main(site: SiteFile) -> None:
         server = _server(service, site.token())
         if site.metrics_port:
             telemetry.serve(site.metrics_port)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _stop)
-        log.info(
-            "site partition-id=%d of %d at %s, processes=%d: ready",
-            site.partition_id,
-            site.num_partitions,
-            site.address,
-            processes.size(),
-        )
-        service.serve()
-        if processes.size() > 1:
-            processes.broadcast(END)
-        server.stop(GRACE_S).wait()
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    for handled in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(handled, signal.SIG_IGN)
-    raise Stop
+        with raise_on_signals((signal.SIGTERM, signal.SIGINT), lambda number: Stop()):
+            log.info(
+                "site partition-id=%d of %d at %s, processes=%d: ready",
+                site.partition_id,
+                site.num_partitions,
+                site.address,
+                processes.size(),
+            )
+            service.serve()
+            if processes.size() > 1:
+                processes.broadcast(END)
+            server.stop(GRACE_S).wait()
 
 
 def _guard(policy: str) -> Guard:
