@@ -1,5 +1,6 @@
 """Atomic files and folders: whole or absent, by however many writers, and after any of them has died."""
 
+import json
 import multiprocessing
 import os
 import resource
@@ -257,5 +258,5 @@ def test_a_folder_is_private_unless_its_bits_are_chosen(tmp_path):
 
 def test_a_folder_whose_filling_fails_is_not_made(tmp_path):
     with pytest.raises(TypeError), atomic.folder(tmp_path / "f") as part:
-        (part / "x").write_text(1)
+        (part / "x").write_text(json.dumps(object()))
     assert names(tmp_path) == []
