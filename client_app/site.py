@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from client_app import comparison, personal_model
@@ -12,6 +12,7 @@ from client_app.declarations import check_metrics
 from client_app.hello import describe
 from client_app.node import Node
 from client_app.private_memory import Memory
+from core.caches import Holds, cached
 from core.errors import BaseMismatch, ConfigError
 from core.factors import MERGED
 from core.sections import Config, TrainConfig
@@ -23,7 +24,7 @@ from strategies.clients.rule import FINISH, PERSONAL, ClientRule, Outcome
 from strategies.rounds.metrics import SUM
 from tasks.base import Example, Row, Task
 from tasks.data.base import Planted
-from tasks.data.clients.rows import ClientRows, client_rows, forget_tables, stamp
+from tasks.data.clients.rows import ClientRows, client_rows, stamp
 from tasks.data.clients.split import set_aside
 from tasks.forward import processes
 from tasks.forward.setup import load_base
@@ -285,13 +286,7 @@ class Site:
         return rule
 
 
-@lru_cache(maxsize=32)  # an actor of a simulation serves many clients; `files` changes with the files
+@cached(Holds.RUN, maxsize=32)  # an actor of a simulation serves many clients; `files` changes with the files
 def _rows(config: Config, node: Node, everyone: bool, files: Json) -> ClientRows:
     task = config.task_choice.build()
     return client_rows(config, task, node.client, node.clients, path=node.data_path, everyone=everyone)
-
-
-def forget_rows() -> None:
-    """Drop the cached rows of all clients of this process."""
-    _rows.cache_clear()
-    forget_tables()

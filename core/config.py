@@ -1,17 +1,17 @@
 """Parse the configuration once into a frozen Config; no other code reads string keys."""
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from core.combinations import check_combinations
 from core.errors import ConfigError
 from core.plugins import knobs, names, plugin
 from core.sections import SECTIONS, Choice, Config
+from core.tables import did_you_mean, typed
 from core.types import Scalar
 
 PAGE = Path(__file__).parents[1] / "pyproject.toml"
@@ -124,17 +124,12 @@ def checked(key: str, value: Any) -> Scalar:  # Any: unchecked input
     """Return `value`; an int becomes a float for a float key. Raises ConfigError for an unknown key or a wrong type."""
     page = defaults()
     if key not in page:
-        near = difflib.get_close_matches(key, page, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; `accord list` prints every key"
-        raise ConfigError(f"unknown key {key!r}{hint}")
+        hint = did_you_mean(key, page) or "`accord list` prints every key"
+        raise ConfigError(f"unknown key {key!r}; {hint}")
     want = type(page[key])
     if want in (int, float) and type(value) in (int, float) and not abs(value) < LIMIT:
         raise ConfigError(f"{key} must be a finite number of magnitude below 2^63, got {value!r}")
-    if want is float and type(value) is int:
-        return float(value)
-    if type(value) is not want:
-        raise ConfigError(f"{key} must be {want.__name__}, got {value!r} ({type(value).__name__})")
-    return value
+    return typed(key, value, want)
 
 
 def _section(cls: type[Any], section: str, values: Mapping[str, Scalar]) -> Any:  # an instance of cls
@@ -142,12 +137,7 @@ def _section(cls: type[Any], section: str, values: Mapping[str, Scalar]) -> Any:
     options = {}
     for field in fields(cls):
         key = f"{section}.{field.name.replace('_', '-')}"
-        value = values[key]
-        if get_origin(hints[field.name]) is Literal and value not in get_args(hints[field.name]):
-            raise ConfigError(
-                f"{key} must be one of {' | '.join(get_args(hints[field.name]))}, got {value!r}"
-            )
-        options[field.name] = value
+        options[field.name] = typed(key, values[key], hints[field.name])
     return cls(**options)
 
 

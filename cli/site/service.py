@@ -29,10 +29,11 @@ from client_app import handle as client_messages
 from client_app.claim import Claim
 from client_app.failures import unexpected_failure
 from client_app.handle import KINDS, Guard, Request
+from client_app.node import Node
 from client_app.relay import FORMAT, METHOD, TOKEN
-from client_app.site import Node, forget_rows
 from client_app.workers import END, follow
-from core import __version__
+from core import __version__, caches
+from core.caches import Holds
 from core.errors import AccordError, ConfigError, FrameError, SiteError
 from core.framing import FACTS, Failure, RecordDict, encode_failure, pack, unpack
 from core.sections import Config
@@ -108,16 +109,14 @@ class Service:
         if self.run or self.base:
             log.info("run=%s released after %g s without a message", self.run, self.site.idle_s)
         self.run, self.base = "", ()
-        client_messages.release()
-        forget_rows()
+        caches.drop(Holds.RUN)
         setup.forget()
 
     def make_room(self, run: str, config: Config) -> None:
         """Free the rows and tokens of another run, and its base model unless this run uses the same."""
         base = config.model, config.lora, config.task_choice.build().private_parts
         if run != self.run:
-            client_messages.release()
-            forget_rows()
+            caches.drop(Holds.RUN)
         if base != self.base:
             setup.forget()
         self.run, self.base = run, base

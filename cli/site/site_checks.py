@@ -12,6 +12,7 @@ from cli.site.connectivity import proxy_of
 from cli.site.policy.rules import Policy
 from cli.site.site_file import SiteFile
 from cli.site.supervise import NodeKit, check_files, check_server
+from core.addresses import split_address
 from core.errors import AccordError
 from tasks.data.base import load
 from tasks.data.jsonl import WANTED, Jsonl
@@ -77,8 +78,7 @@ def _process(site: SiteFile) -> Check:
                 connection.settimeout(3)
                 connection.connect(str(path))
         else:
-            host, _, port = site.address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=3).close()
+            socket.create_connection(split_address(site.address), timeout=3).close()
     except OSError as error:
         return Check(
             "process", "note", f"`accord site` does not answer at {site.address} ({error.strerror or error})"

@@ -93,11 +93,6 @@ def stamp(config: Config, path: str) -> Json:
     return source.stamp()
 
 
-def forget_tables() -> None:
-    """Drop the cached tables of this process."""
-    pool.cache_clear()
-
-
 def _redistribute(config: Config, shares: list[list[Row]]) -> list[list[Row]]:
     """The training rows of all clients as thumbs, redistributed by tasks.data.base.ktor."""
     kinds = {kind_of(row) for rows in shares for row in rows}

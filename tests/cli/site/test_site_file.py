@@ -47,6 +47,8 @@ def test_words_win(tmp_path):
     [
         (["address=0.0.0.0:7000"], "on the same machine"),
         (["address=[::]:7000"], "on the same machine"),
+        (["address=::1:7000"], "on the same machine"),
+        (["address=[127.0.0.1]:7000"], "on the same machine"),
         (["address=example.org:7000"], "on the same machine"),
         (["address=127.0.0.1:7000"], "every user of this machine can reach it; set token-file"),
         ([f"address=unix:{'x' * 120}"], "at most 100 bytes"),
@@ -69,8 +71,13 @@ def test_what_is_wrong_is_one_line(tmp_path, words, message):
         read(tmp_path, LEAST, *words)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:7000", "localhost:7000", "[::1]:7000"])
+def test_a_site_may_listen_on_the_loopback(tmp_path, address):
+    assert read(tmp_path, LEAST, f"address={address}", "token-file=token").address == address
+
+
 def test_a_file_without_who_it_is_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="num-partitions is missing"):
+    with pytest.raises(ConfigError, match=r"site\.toml: the key 'num-partitions' is missing"):
         read(tmp_path, LEAST.rsplit("\n", 2)[0] + "\n")
 
 
