@@ -73,6 +73,19 @@ NO_PARTS = Parts()
 
 
 @dataclass(frozen=True)
+class TrlTraining:
+    """How TRL trains a task: its trainer, that trainer's options and the columns of its data set."""
+
+    trainer: Literal["sft", "dpo", "kto"]  # SFTTrainer, DPOTrainer or KTOTrainer
+    columns: Callable[
+        [Sequence[Example]], dict[str, list[Any]]
+    ]  # token ids, flags or numbers; an entry per row
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the trainer's configuration: {"beta": 0.1}
+    # the columns of the reference's log-probabilities of a row, in the order of tasks.forward.reference
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Stage:
     """Consecutive optimiser steps of a local training that update a subset of the tensors."""
 
@@ -99,6 +112,13 @@ class Task(Protocol):
     reads: ClassVar[Literal["logps", "choices"]]
 
     joins_rows: ClassVar[bool] = False  # whether a row's loss depends on other rows of its micro-batch
+    engines: ClassVar[tuple[str, ...]] = ("accord",)  # the values of train.engine that can train it
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A subclass with a loss of its own is not trained by the engines of its parent unless it says so."""
+        super().__init_subclass__(**options)
+        if "loss" in vars(cls) and "engines" not in vars(cls):
+            cls.engines = Task.engines
 
     @property
     def reward_scale(self) -> float:
@@ -132,6 +152,13 @@ class Task(Protocol):
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The scalar loss of a batch and its metrics under TRL's names (`rewards/chosen`, ...)."""
         ...
+
+    def trl(self, knobs: Mapping[str, Scalar], batch_size: int) -> TrlTraining | None:
+        """How TRL trains the task with the settings of an order; a task whose `engines` hold "trl" returns it.
+
+        Raises ConfigError for settings that TRL does not support. batch_size: the rows of a micro-batch.
+        """
+        return None
 
     def row_counts(self, examples: Sequence[Example]) -> Metrics:
         """Counts of a client's training rows, e.g. n_desirable, which the server sums over clients; may be empty."""

@@ -12,14 +12,14 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from core.errors import ConfigError
 from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Row, Task
+from tasks.base import Batch, Example, Row, Task, TrlTraining
 from tasks.tokens.choice import all_certain, certainty, with_confidence
 from tasks.tokens.encode import Encoder
 
@@ -70,6 +70,7 @@ class KTO(Task):
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"
     joins_rows: ClassVar[bool] = True  # by the reference point
     reads: ClassVar[Literal["logps", "choices"]] = "logps"
+    engines: ClassVar[tuple[str, ...]] = ("accord", "trl")
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -140,6 +141,24 @@ class KTO(Task):
         batch.running["total"] = batch.running["total"] * fade + total
         return max(0.0, batch.running["total"] / batch.running["weight"])
 
+    def trl(self, knobs: Mapping[str, Scalar], batch_size: int) -> TrlTraining:
+        remedy = "use train.engine = 'accord'"
+        if self.reference_point != "batch":
+            raise ConfigError(
+                f"task.reference-point = {self.reference_point!r} is not supported by TRL; {remedy}"
+            )
+        if batch_size < 2:
+            raise ConfigError(
+                "TRL's kto needs at least two rows in a batch: train.per-device-batch-size is 1, or a client has one "
+                f"row; {remedy} with task.reference-point = 'pooled'"
+            )
+        options = {
+            "beta": self.beta,
+            "desirable_weight": _weight(self.desirable_weight, knobs, "desirable-weight"),
+            "undesirable_weight": _weight(self.undesirable_weight, knobs, "undesirable-weight"),
+        }
+        return TrlTraining("kto", trl_columns, options, ("ref_logps", "ref_KL_logps"))
+
     def row_counts(self, examples: Sequence[Example]) -> Metrics:
         """Numbers of desirable and undesirable rows; expected numbers if labels are uncertain."""
         desirable = sum(e.confidence if e.label else 1 - e.confidence for e in examples)
@@ -154,6 +173,16 @@ class KTO(Task):
         if pooled.get("kl_count", 0.0) > 0:
             settings["z0"] = pooled["kl_sum"] / pooled["kl_count"]
         return settings
+
+
+def trl_columns(rows: Sequence[Example]) -> dict[str, list[Any]]:  # Any: token ids and flags
+    """The columns of TRL's KTOTrainer, without those of the reference."""
+    return {
+        "prompt_ids": [e.prompt for e in rows],
+        "completion_ids": [e.completions[0] for e in rows],
+        "KL_completion_ids": [e.mismatched for e in rows],
+        "label": [bool(e.label) for e in rows],
+    }
 
 
 def class_weights(

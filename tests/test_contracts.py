@@ -105,3 +105,10 @@ def test_final_adapters_have_the_layout_of_the_model(name):
         {n: t.shape for n, t in x.items()} == {n: t.shape for n, t in tree(0).items()}
         for x in adapters.values()
     )
+
+
+@pytest.mark.parametrize("name", names("tasks"))
+def test_a_task_declares_how_trl_trains_it_if_it_names_trl_as_an_engine(name):
+    task = build("tasks", name, {})
+    assert "accord" in task.engines
+    assert (task.trl({}, 2) is not None) == ("trl" in task.engines)
