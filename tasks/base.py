@@ -50,12 +50,19 @@ class Batch:
     knobs: Mapping[str, Scalar] = field(
         default_factory=dict
     )  # of the order, with those of Task.pooled_settings
-    running: dict[str, float] = field(default_factory=dict)  # state that the task keeps between steps
-    sums: dict[str, float] = field(
-        default_factory=dict
-    )  # additive over clients; input of Task.pooled_settings
+    running: Mapping[str, float] = field(default_factory=dict)  # LossOutput.running of the batch before
     hits: Tensor | None = None  # (C,) int64, tokens that the policy ranks first; None for kto
     explicit: Tensor | None = None  # (C,) rewards of the client's private head, with grad; None without one
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss of a batch, with its metrics and what the task carries on."""
+
+    loss: Tensor  # scalar
+    metrics: Metrics  # under TRL's names (`rewards/chosen`, ...)
+    running: Mapping[str, float] = field(default_factory=dict)  # state for the next batch: Batch.running
+    sums: Mapping[str, float] = field(default_factory=dict)  # of this batch; see Task.pooled_settings
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ class Task(Protocol):
     # what the loss reads of a completion: the log-probability of all tokens | the logit of its only token
     reads: ClassVar[Literal["logps", "choices"]]
 
+    rates_answers: ClassVar[bool] = False  # where choices are read: whether one rates an answer by itself
     joins_rows: ClassVar[bool] = False  # whether a row's loss depends on other rows of its micro-batch
     engines: ClassVar[tuple[str, ...]] = ("accord",)  # the values of train.engine that can train it
 
@@ -149,8 +157,8 @@ class Task(Protocol):
         """The examples for local training, e.g. with mismatched completions. seed: one per client, for all rounds."""
         return list(examples)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The scalar loss of a batch and its metrics under TRL's names (`rewards/chosen`, ...)."""
+    def loss(self, batch: Batch) -> LossOutput:
+        """The loss of a batch, which it does not modify."""
         ...
 
     def trl(self, knobs: Mapping[str, Scalar], batch_size: int) -> TrlTraining | None:
@@ -167,6 +175,6 @@ class Task(Protocol):
     def pooled_settings(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
         """On the server: task settings for every client, from the sums over all clients; may be empty.
 
-        pooled: the summed row_counts() and Batch.sums. The settings reach Batch.knobs. A pure function.
+        pooled: the sums of row_counts() and of LossOutput.sums. The settings reach Batch.knobs. A pure function.
         """
         return {}

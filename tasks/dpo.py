@@ -21,7 +21,7 @@ from torch.nn.functional import logsigmoid
 
 from core.errors import ConfigError
 from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Row, Task, TrlTraining
+from tasks.base import Batch, Example, LossOutput, Row, Task, TrlTraining
 from tasks.tokens.choice import all_certain, certainty, with_confidence
 from tasks.tokens.encode import Encoder
 
@@ -111,7 +111,7 @@ class DPO(Task):
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
         return pairs(rows, encode)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch) -> LossOutput:
         assert batch.ref_logps is not None
         ratios = (batch.logps - batch.ref_logps).view(-1, 2)
         scores = ratios / batch.tokens.view(-1, 2) if self.loss_type == "ipo" else ratios
@@ -121,7 +121,7 @@ class DPO(Task):
             loss_type=self.loss_type,
             label_smoothing=self._smoothing(batch.examples, scores),
         )
-        return losses.mean(), reward_metrics(batch, self.beta)
+        return LossOutput(losses.mean(), reward_metrics(batch, self.beta))
 
     def _smoothing(self, examples: Sequence[Example], like: Tensor) -> float | Tensor:
         """The probability that each label is wrong: 1 - confidence, smoothed; a number if all are certain."""

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Row, Task, TrlTraining
+from core.types import Scalar
+from tasks.base import Batch, Example, LossOutput, Row, Task, TrlTraining
 from tasks.tokens.encode import Encoder
 
 IGNORED = -100  # label that torch's cross-entropy ignores
@@ -39,11 +39,11 @@ class SFT(Task):
         examples = (encode.example(r["prompt"], (r["completion"],), row=i) for i, r in enumerate(rows))
         return [example for example in examples if example]
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch) -> LossOutput:
         loss = sft_loss(batch.logps, batch.tokens)
         if batch.hits is None:
-            return loss, {}
-        return loss, {"mean_token_accuracy": float(batch.hits.sum() / batch.tokens.sum())}
+            return LossOutput(loss, {})
+        return LossOutput(loss, {"mean_token_accuracy": float(batch.hits.sum() / batch.tokens.sum())})
 
     def trl(self, knobs: Mapping[str, Scalar], batch_size: int) -> TrlTraining:
         return TrlTraining("sft", trl_columns)

@@ -135,7 +135,8 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_rows_by_weight(base: Base, task,
     rows = row_losses(base, task, examples, refs=refs, knobs={"z0": 0.5})
     weights = [weight(task, [example]) for example in examples]
     with torch.no_grad():
-        whole = float(_BatchScorer(base, task, refs, {"z0": 0.5}).loss(examples)[0])
+        scorer = _BatchScorer(base, task, refs, {"z0": 0.5})
+        whole = float(scorer.score(scorer.batch(examples)).loss)
     assert len(set(rows)) == len(rows) == len(examples)
     assert sum(w * x for w, x in zip(weights, rows, strict=True)) / sum(weights) == pytest.approx(
         whole, rel=1e-5

@@ -276,8 +276,8 @@ class OtherLoss(DPO):
     """Inherits how TRL trains dpo, which would ignore its loss."""
 
     def loss(self, batch):
-        loss, metrics = super().loss(batch)
-        return 2 * loss, metrics
+        output = super().loss(batch)
+        return replace(output, loss=2 * output.loss)
 
 
 @pytest.mark.parametrize("task", [Selector(), OtherLoss()])
