@@ -48,6 +48,7 @@ class Node:
     data_path: str = ""  # the client's own private file; "": its share of the configured source
     state_dir: str = ""
     name: str = ""  # given by `accord provision`
+    data_source: str = ""  # the data source that reads data_path; "": the one that its ending names
     simulated: bool = False  # the node config holds only the two numbers above, as in a simulation
 
     @staticmethod
@@ -64,7 +65,9 @@ class Node:
             raise ConfigError(
                 f"partition-id must be from 0 to num-partitions - 1 = {clients - 1}, got {client}"
             )
-        texts = [str(node_config.get(key, "")) for key in ("data-path", "state-dir", "site-name")]
+        texts = [
+            str(node_config.get(key, "")) for key in ("data-path", "state-dir", "site-name", "data-source")
+        ]
         return Node(client, clients, *texts, simulated=len(node_config) == 2)
 
 
@@ -114,7 +117,8 @@ class Site:
         return base
 
     def rows(self, *, everyone: bool = False) -> ClientRows:
-        return _rows(self.config, self.node, everyone, stamp(self.config, self.node.data_path))
+        version = stamp(self.config, self.node.data_path, self.node.data_source)
+        return _rows(self.config, self.node, everyone, version)
 
     def parts(self, *, everyone: bool = False) -> tuple[list[Row], list[Row]]:
         """Split the client's training rows into rows to train on and rows on which adapters are compared.
@@ -376,7 +380,8 @@ class Site:
 @lru_cache(maxsize=32)  # an actor of a simulation serves many clients; `files` changes with the files
 def _rows(config: Config, node: Node, everyone: bool, files: Json) -> ClientRows:
     task = config.task_choice.build()
-    return client_rows(config, task, node.client, node.clients, path=node.data_path, everyone=everyone)
+    options = {"path": node.data_path, "reader": node.data_source, "everyone": everyone}
+    return client_rows(config, task, node.client, node.clients, **options)
 
 
 def forget_rows() -> None:
