@@ -156,8 +156,9 @@ class Lora:
         return replace(state, adapters={**state.adapters, adapter: x}, memory=memory), metrics
 
     def _nearest(self, x: Tree, product: Tree) -> tuple[Tree, Metrics]:
-        """Write the factors of rank r nearest to `product` into `x`; beyond the rank of `product`, `x` is unchanged."""
+        """Return `x` with the factors of rank r nearest to `product`; beyond the rank of `product`, its own values."""
         root, parts = sqrt(self.scale(self.r)), {}
+        x = {name: t.clone() for name, t in x.items()}
         for name, (left, right) in modules(product).items():
             nearest = parts[name] = factorise(left, right, self.r)
             x[name][: len(nearest.right)] = nearest.right / root
