@@ -104,7 +104,7 @@ class World:
 
     def round(self, strategy: Strategy, state: ServerState, rnd: int, common: Keys) -> ServerState:
         orders = strategy.plan_train(state, rnd, [Client(c, 1) for c in range(CLIENTS)])
-        fold, updates = strategy.fold(state, rnd), []
+        fold, updates = strategy.fold(state, rnd, Path(tempfile.gettempdir())), []
         for order in orders:
             knobs = {**common, **order.knobs, "rnd": rnd, "clients": CLIENTS, "cohort": len(orders)}
             update = self.attacked(self.site(order.client).train(replace(order, knobs=knobs)))

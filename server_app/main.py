@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -106,7 +107,9 @@ class Run:
         rounds = self.config.run.num_server_rounds
         try:
             if state.round < rounds or not self.records:
-                state = self.strategy.run(grid, self._context(simulation=simulation), state, rounds)
+                with self.folder.spool() as spool:
+                    context = self._context(simulation=simulation, spool=spool)
+                    state = self.strategy.run(grid, context, state, rounds)
             self._finish(state)
         except BaseException as error:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
@@ -116,7 +119,7 @@ class Run:
                     self._write_results(f"failed: {reason}")
             raise
 
-    def _context(self, *, simulation: bool) -> RunContext:
+    def _context(self, *, simulation: bool, spool: Path) -> RunContext:
         config = self.config
         knobs = {"run": self.folder.name, "base": self.base.fingerprint}
         return RunContext(
@@ -126,7 +129,7 @@ class Run:
             sampling=config.strategy.sampling,
             fault=config.fault,
             eval_every=config.eval.every,
-            spool=self.folder.path,
+            spool=spool,
             task_knobs=self.task.pooled_settings,
             on_hello=self._on_hello,
             on_round=self._on_round,

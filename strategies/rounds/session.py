@@ -40,7 +40,7 @@ class RunContext:
     sampling: str
     fault: FaultConfig
     eval_every: int
-    spool: Path  # folder for updates that wait for their turn
+    spool: Path  # folder for updates that wait on disk
     task_knobs: Callable[[Mapping[str, float]], dict[str, Scalar]]  # task settings from the pooled counts
     on_hello: Callable[[Mapping[int, Json]], None]  # receives the clients' hellos by client
     on_round: Callable[[ServerState, Json], None]  # commits the round: state and record

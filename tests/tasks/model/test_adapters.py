@@ -328,7 +328,7 @@ def test_a_rank_above_a_layers_full_rank_is_correct_with_a_warning(
     orders, updates, fold = (
         chosen.plan_train(state, 1, [Client(0, 5), Client(1, 5)]),
         [],
-        chosen.fold(state, 1),
+        chosen.fold(state, 1, tmp_path),
     )
     for order in orders:
         rng = torch.Generator().manual_seed(order.client)
