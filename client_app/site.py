@@ -34,7 +34,7 @@ from tasks.tokens.cache import Cache
 from tasks.tokens.encode import Encoder
 from tasks.training import engine, schedule
 from tasks.training.loop import TrainReport
-from tasks.training.stepper import PLAIN, LocalHooks
+from tasks.training.stepper import NO_HOOKS, LocalHooks
 
 MAX_COMPARISON_ROWS = 200
 
@@ -336,7 +336,7 @@ class Site:
         rounds = self.config.run.num_server_rounds
         cfg = schedule.of_round(self.config.train, len(examples.usable), order.knobs, rounds)
         cfg = replace(cfg, local_steps=steps, optimizer_state="reset")
-        self._fit(base, order, tree, examples.usable, cfg, PLAIN, FINISH)
+        self._fit(base, order, tree, examples.usable, cfg, NO_HOOKS, FINISH)
         return {**get_adapter(base), **get_private(base)}
 
     def _with_private_parts(self, base: Base, memory: dict[str, Tree]) -> dict[str, Tree]:

@@ -25,7 +25,7 @@ from core.tree import Tree, add, scale
 from core.types import Metrics, Order, ServerState, Update
 from strategies.aggregation.fold import Fold, Share, Trees
 from strategies.aggregation.low_rank import Factors, Stack, factorise
-from strategies.clients.rule import PLAIN, ClientRule
+from strategies.clients.rule import DEFAULT_RULE, ClientRule
 
 MIXED_RANKS = ("flora", "flexlora")  # methods in which clients may have different ranks
 MERGING = ("fedex", "flora")  # methods with merged factors
@@ -90,7 +90,7 @@ class Lora:
 
     @property
     def rule(self) -> ClientRule:
-        return RULES.get(self.aggregation, PLAIN)
+        return RULES.get(self.aggregation, DEFAULT_RULE)
 
     def rank(self, client: int) -> int:
         """Return the rank of a client's adapter."""

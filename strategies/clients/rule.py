@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from core.factors import is_private
+from core.local_steps import AfterStep, Correction
 from core.tree import Tree, sub
 from core.types import Order
 
@@ -13,8 +14,6 @@ Memory = Mapping[str, Tree]  # a client's private trees: {"own": ...} and the al
 Trees = dict[str, Tree]
 FINISH = "finish-steps"  # knob of an evaluation order: optimiser steps on the client's rows before it
 PERSONAL = "personal"  # name of the second, personal adapter in a client's memory
-Correct = Callable[[str, Tensor, Tensor], Tensor]  # (name, parameter, gradient) -> gradient
-AfterStep = Callable[[str, Tensor], None]  # (name, parameter); changes the parameter in place
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def train_all(name: str, rnd: int) -> bool:
     return True
 
 
-def no_correction(order: Order, memory: Memory) -> Correct | None:
+def no_correction(order: Order, memory: Memory) -> Correction | None:
     return None
 
 
@@ -77,14 +76,14 @@ class ClientRule:
 
     shares: Callable[[str, int], bool] = share_all
     trains: Callable[[str, int], bool] = train_all
-    correct: Callable[[Order, Memory], Correct | None] = no_correction
+    correct: Callable[[Order, Memory], Correction | None] = no_correction
     after_step: Callable[[Order, Memory, float], AfterStep | None] = no_change_after_step
     wants_gradients: bool = False
     extra_trees: Callable[[Order, Memory, Outcome], tuple[Trees, Trees]] = no_extra_trees
     sends: tuple[str, ...] = ("delta",)
     comparison_share: float = 0.0
     newcomer_steps: int = 0
-    pull: Callable[[Order], Correct] | None = None
+    pull: Callable[[Order], Correction] | None = None
 
     @property
     def plain(self) -> bool:
@@ -125,7 +124,7 @@ class ClientRule:
         return {n: t for n, t in private.items() if not self.leaves(n, int(order.knobs["rnd"]))}
 
 
-PLAIN = ClientRule()
+DEFAULT_RULE = ClientRule()
 
 
 def placed_like(tree: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:

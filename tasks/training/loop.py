@@ -25,7 +25,7 @@ from tasks.model.base import Base
 from tasks.scoring.evaluate import TOKENS, evaluate
 from tasks.tokens.cache import Cache
 from tasks.tokens.encode import key_of
-from tasks.training.stepper import PLAIN, LocalHooks, Stepper
+from tasks.training.stepper import NO_HOOKS, LocalHooks, Stepper
 
 __all__ = ["TrainReport", "evaluate", "local_batches", "train"]
 
@@ -55,7 +55,7 @@ def train(
     data_seed: int = 0,
     knobs: Mapping[str, Scalar] | None = None,
     cache: Cache | None = None,
-    hooks: LocalHooks = PLAIN,
+    hooks: LocalHooks = NO_HOOKS,
     steps: int | None = None,
 ) -> TrainReport:
     """Train the base's current adapter in place, at a constant learning rate.

@@ -30,6 +30,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from core.errors import ConfigError, DataError
+from core.local_steps import Correction
 from core.sections import TrainConfig
 from core.types import Metrics, Scalar
 from tasks.base import Example, Task, TrlTraining
@@ -40,7 +41,7 @@ from tasks.tokens.cache import Cache
 from tasks.tokens.choice import check_certain
 from tasks.tokens.encode import key_of
 from tasks.training.loop import TrainReport, local_batches
-from tasks.training.stepper import PLAIN, Correct, LocalHooks
+from tasks.training.stepper import NO_HOOKS, LocalHooks
 
 NOT_METRICS = ("train_", "total_flos", "epoch", "step", "num_tokens")
 References = Mapping[str, tuple[float, ...]]  # by example key
@@ -56,7 +57,7 @@ def train(
     data_seed: int = 0,
     knobs: Mapping[str, Scalar] | None = None,
     cache: Cache | None = None,
-    hooks: LocalHooks = PLAIN,
+    hooks: LocalHooks = NO_HOOKS,
     steps: int | None = None,
 ) -> TrainReport:
     """Like tasks.training.loop.train, by SFTTrainer, DPOTrainer or KTOTrainer; TrainReport.sums stays empty.
@@ -99,7 +100,7 @@ class _OnTokens(Trainer):
     """Overrides that the three trainers share."""
 
     base: Base
-    correct: Correct | None = None
+    correct: Correction | None = None
 
     def _prepare_dataset(self, *args: Any, **_: Any) -> Any:  # Any: other arguments in each trainer
         """Return the dataset unchanged; TRL would tokenise text here."""
