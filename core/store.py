@@ -60,8 +60,8 @@ def _put(part: Path, folder: Path) -> None:
 
 def load(folder: Path) -> tuple[dict[str, Tree], Json]:
     """Return what `save` wrote. Raises FileNotFoundError if it is absent."""
-    document = json.loads((folder / FACTS).read_text())
-    if (number := document["format"] if "format" in document else 1) != FORMAT:
+    document = dict(json.loads((folder / FACTS).read_text()))  # for JSON that is no object: TypeError or ValueError
+    if (number := document.get("format", 1)) != FORMAT:
         raise CheckpointError(
             f"{folder} has format {number!r}, and this version of Accord reads format {FORMAT}; use the version that "
             "wrote it (`accord` in the run's manifest.json)"
