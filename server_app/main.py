@@ -10,11 +10,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import HttpGrid
 
-from core import store
+from core import flower_patches, store
 from core.config import parse
 from core.errors import AccordError, CheckpointError
 from core.factors import MERGED
-from core.flower_patches import shorten_fetch_retries
 from core.sections import Config
 from core.types import Json, ServerState
 from server_app.report import console
@@ -43,10 +42,10 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Entry point of the ServerApp. An AccordError is reported in one line, then raised again."""
     run = None
-    shorten_fetch_retries()  # Flower announces a reply before its tensors have arrived
     try:
         config = parse(context.run_config)
         console.set_format(config.run.log_format)
+        flower_patches.apply(flower_patches.SERVERAPP)
         run = Run.open(config)
         run.execute(grid)
     except AccordError as error:
