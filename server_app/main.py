@@ -32,7 +32,7 @@ from tasks.forward.setup import load_base
 from tasks.model.adapter import initial_adapter, is_untouched, save_adapter, set_adapter
 from tasks.model.base import Base
 from tasks.pretrained.loading import check_length
-from tasks.scoring.generate import Talker
+from tasks.scoring.generate import TextGenerator
 from tasks.tokens.encode import Encoder
 
 app = ServerApp()
@@ -210,20 +210,20 @@ class Run:
     def _encoder(self, base: Base) -> Encoder:
         return Encoder(base.tokenizer, self.config.data.prompt_format, self.config.train.max_length)
 
-    def _talkers(self, base: Base) -> dict[str, Talker]:
+    def _generators(self, base: Base) -> dict[str, TextGenerator]:
         encoder = self._encoder(base)
-        return {"before": Talker(base, encoder, frozen=True), "after": Talker(base, encoder)}
+        return {"before": TextGenerator(base, encoder, frozen=True), "after": TextGenerator(base, encoder)}
 
     def _answers(self, base: Base) -> list[Json]:
         prompts = self._prompts()
-        answers = {when: talker.generate(prompts) for when, talker in self._talkers(base).items()}
+        answers = {when: generator.generate(prompts) for when, generator in self._generators(base).items()}
         return [{"prompt": p, **{when: answers[when][i] for when in answers}} for i, p in enumerate(prompts)]
 
     def _benchmarks(self) -> Json:
         """Results of each benchmark of eval.benchmarks on the base model and on the trained model."""
-        talkers = self._talkers(self.base)
+        generators = self._generators(self.base)
         return {
-            choice.name: {when: choice.build().run(talker) for when, talker in talkers.items()}
+            choice.name: {when: choice.build().run(generator) for when, generator in generators.items()}
             for choice in self.config.benchmarks
         }
 

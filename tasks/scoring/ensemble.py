@@ -1,4 +1,4 @@
-"""Jury: the selectors or reward models of a run, which compare the answers to a prompt pairwise, in both orders.
+"""The selectors or reward models of a run as an ensemble, which compares answers pairwise, in both orders.
 
 Its scores decide which answer is better: for labels, for the best of n and for the training signal of a policy.
 """
@@ -33,7 +33,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Jury:
+class SelectorEnsemble:
     """Selectors with one base model, and the weights of their votes."""
 
     base: Base
