@@ -49,7 +49,7 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[io.BufferedReader]:
+def opened(file: Path) -> "Iterator[io.BufferedReader[Any]]":  # Any: gzip or plain
     """The bytes of a file, decompressed if it is gzip. Raises DataError if it cannot be read to its end."""
     try:
         with file.open("rb") as raw:

@@ -108,7 +108,7 @@ def _parsed(text: bytes) -> Json | BadRow:
         return error
 
 
-def _check_text(file: Path, content: io.BufferedReader) -> None:
+def _check_text(file: Path, content: "io.BufferedReader[Any]") -> None:  # Any: gzip or plain
     if problem := not_text(content.peek(HEAD_BYTES)[:HEAD_BYTES]):
         raise DataError(f"{file.name} is {problem}", names=[file.name])
 
