@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from tasks.data.clients.own_file import own_files, own_source
 from tasks.data.clients.rows import client_rows, stamp
 from tasks.data.jsonl import Jsonl
 from tasks.data.tabular import Tabular
+from tests.paths import ROOT
 
 ROWS = [
     {"prompt": f"Is it {n}?\n", "chosen": f'"yes", {n}\t', "rejected": "NA", "label_confidence": 0.75}
@@ -103,6 +106,15 @@ def test_a_source_that_reads_no_own_file_is_refused(name):
     with pytest.raises(ConfigError) as error:
         own_source("rows.jsonl", name)
     assert all(part in str(error.value) for part in (name, "jsonl", "tabular"))
+
+
+def test_finding_the_reader_of_lines_imports_no_library_that_takes_seconds():
+    ask = (
+        "import sys; from tasks.data.clients.own_file import own_source; own_source('rows.jsonl')\n"
+        "print(sorted({'datasets', 'pyarrow', 'pandas'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 def test_a_changed_file_is_read_again(tmp_path):
