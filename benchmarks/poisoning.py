@@ -104,7 +104,7 @@ class World:
         self, strategy: Strategy, state: ServerState, rnd: int, common: Mapping[str, str]
     ) -> ServerState:
         orders = strategy.plan_train(state, rnd, [Client(c, 1) for c in range(CLIENTS)])
-        fold, updates = strategy.fold(state, rnd), []
+        fold, updates = strategy.fold(state, rnd, Path(tempfile.gettempdir())), []
         for order in orders:
             order = replace(order, **common, round=rnd, clients=CLIENTS, cohort=len(orders))
             update = self.attacked(self.site(order.client).train(order))

@@ -36,7 +36,7 @@ from tasks.tokens.cache import Cache
 from tasks.tokens.encode import Encoder
 from tasks.training import engine, schedule
 from tasks.training.loop import TrainReport
-from tasks.training.stepper import PLAIN, LocalHooks
+from tasks.training.stepper import NO_HOOKS, LocalHooks
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Site:
         return base
 
     def rows(self, *, everyone: bool = False) -> ClientRows:
-        return _rows(self.config, self.node, everyone, stamp(self.config, self.node.data_path))
+        version = stamp(self.config, self.node.data_path, self.node.data_source)
+        return _rows(self.config, self.node, everyone, version)
 
     def parts(self, *, everyone: bool = False) -> tuple[list[Row], list[Row]]:
         """Split the client's training rows into rows to train on and rows on which adapters are compared."""
@@ -245,7 +246,7 @@ class Site:
         rounds = self.config.run.num_server_rounds
         cfg = schedule.of_round(self.config.train, len(examples.usable), order, rounds)
         cfg = replace(cfg, local_steps=steps, optimizer_state="reset")
-        self._fit(base, order, tree, examples.usable, cfg, PLAIN, FINISH)
+        self._fit(base, order, tree, examples.usable, cfg, NO_HOOKS, FINISH)
         return {**get_adapter(base), **get_private(base)}
 
     def _with_private_parts(self, base: Base, memory: dict[str, Tree]) -> dict[str, Tree]:
@@ -289,4 +290,5 @@ class Site:
 @cached(Holds.RUN, maxsize=32)  # an actor of a simulation serves many clients; `files` changes with the files
 def _rows(config: Config, node: Node, everyone: bool, files: Json) -> ClientRows:
     task = config.task_choice.build()
-    return client_rows(config, task, node.client, node.clients, path=node.data_path, everyone=everyone)
+    options = {"path": node.data_path, "reader": node.data_source, "everyone": everyone}
+    return client_rows(config, task, node.client, node.clients, **options)

@@ -9,6 +9,8 @@ import re
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +28,7 @@ from server_app.report.reading import CONFIG, RECORD_ERRORS, read_config, read_r
 
 log = logging.getLogger(__name__)
 
+SPOOL = ".spool"
 KEPT_CHECKPOINTS = 2  # the latest ones; older ones are deleted
 # schedules over all rounds of a run, with the value that makes each independent of the number of rounds
 SCHEDULES = {
@@ -200,6 +203,7 @@ class RunFolder:
         store.prune(self.checkpoints, set(saved[-KEPT_CHECKPOINTS:]))
         for part in self.path.glob(".*.part-*"):
             part.unlink()
+        shutil.rmtree(self.path / SPOOL, ignore_errors=True)
         latest = saved[-1] if saved else -1
         self._write_metrics([r for r in self.metrics() if r["round"] <= latest])
         if not saved:
@@ -215,6 +219,20 @@ class RunFolder:
             kind, tree_name = name.split("/", 1)
             parts[kind][tree_name] = tree
         return ServerState(adapters=parts["adapters"], memory=parts["memory"], **_state_fields(facts))
+
+    @contextmanager
+    def spool(self) -> Iterator[Path]:
+        """Make a folder for updates that wait on disk and remove it on exit; load_state() removes it after a crash.
+
+        The files in it have no names, but some network file systems keep them under hidden ones.
+        """
+        folder = self.path / SPOOL
+        with store.writing(folder):
+            folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self, state: ServerState, record: Json) -> None:
         """Write a round: first its line of metrics, then the checkpoint, which makes the round count.

@@ -5,6 +5,7 @@ import time
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -70,8 +71,11 @@ class Strategy(FlowerStrategy):
         """Return the training orders of a round. Default: all clients of the cohort train the global adapter."""
         return [Order(c.id, {"global": state.adapters["global"]}) for c in cohort]
 
-    def fold(self, state: ServerState, rnd: int) -> Fold:
-        """Return the aggregator that takes a round's updates one by one. Default: their mean, weighted by examples."""
+    def fold(self, state: ServerState, rnd: int, spool: Path) -> Fold:
+        """Return the aggregator that takes a round's updates one by one. Default: their mean, weighted by examples.
+
+        spool: a folder for an aggregator that must keep updates until the last is in (strategies/rounds/spool.py).
+        """
         return Mean(lambda update, name: Share(update.examples))
 
     def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
@@ -223,7 +227,7 @@ class Strategy(FlowerStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         s = self._session
-        fold = self.fold(s.state, server_round)
+        fold = self.fold(s.state, server_round, s.context.spool)
         rule, fault, hellos = self.local_rule(), s.context.fault, s.roster.hellos
         s.receive(
             replies,

@@ -15,7 +15,8 @@ from cli.site.supervise import NodeKit, check_files, check_server
 from core.addresses import split_address
 from core.errors import AccordError
 from tasks.data.base import load
-from tasks.data.jsonl import WANTED, Jsonl
+from tasks.data.clients.own_file import own_source
+from tasks.data.reading.folders import WANTED
 
 
 def checks(path: Path) -> Iterator[Check]:
@@ -45,7 +46,7 @@ def _rows(site: SiteFile) -> Iterator[Check]:
         )
         return
     try:
-        table = load(Jsonl(path=site.data_path), seed=0, clients=1, on_bad_row="skip")
+        table = load(own_source(site.data_path, site.data_source), seed=0, clients=1, on_bad_row="skip")
     except AccordError as error:
         yield Check("rows", "no", f"{site.data_path} holds no usable row: {error}")
         return

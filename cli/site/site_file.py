@@ -13,6 +13,7 @@ from core.files import read_toml
 from core.settings import read_setting
 from core.tables import read_table
 from core.types import Scalar
+from tasks.data.clients.own_file import own_source
 
 MAX_MESSAGE_MB = 2048  # a message's length is a 32-bit integer
 MAX_IDLE_S = 1e9  # longer waits overflow the clock
@@ -27,6 +28,7 @@ class SiteFile:
     num_partitions: int
     name: str = ""  # shown with its number in terminals and reports; `accord provision` writes it
     data_path: str = ""  # the site's own private rows; "": its share of the source that a run names
+    data_source: str = ""  # the data source that reads data_path; "": the one that its ending names
     state_dir: str = ""  # caches and private memory; "": client.state-dir of a run, $ACCORD_HOME or ~/.accord
     policy: str = ""  # a policy.toml; "": everything is allowed
     socket_mode: str = (
@@ -56,6 +58,7 @@ class SiteFile:
             "partition-id": self.partition_id,
             "num-partitions": self.num_partitions,
             "data-path": self.data_path,
+            "data-source": self.data_source,
             "state-dir": self.state_dir,
             "site-name": self.name,
         }
@@ -70,6 +73,8 @@ class SiteFile:
         Node.read(self.facts)
         if self.data_path and not Path(self.data_path).exists():
             raise ConfigError(f"data-path = {self.data_path!r}: no such file")
+        if self.data_path:
+            own_source(self.data_path, self.data_source)
         if self.socket_mode not in ("0600", "0660"):
             raise ConfigError(f"socket-mode must be '0600' or '0660', got {self.socket_mode!r}")
         if self.log_format not in ("text", "json"):

@@ -99,6 +99,8 @@ class NodeKit:
             facts["site-name"] = self.name
             if path := self.site.get("data-path"):
                 facts["data-path"] = str(self.place(path))
+                if source := self.site.get("data-source"):
+                    facts["data-source"] = source
         return " ".join(f"{key}={value!r}" for key, value in facts.items())
 
     @property

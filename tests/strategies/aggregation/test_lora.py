@@ -1,6 +1,8 @@
 """lora.aggregation on the hooks: what travels, and that what claims to be exact is."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from strategies.base import Strategy
 from strategies.fedavg import FedAvg
 
 R, ALPHA = 4, 6
+SPOOL = Path(tempfile.gettempdir())
 EVERYONE = [Client(c, 10 * c + 10) for c in range(3)]
 SHAPES = {"x": (6, 5), "y": (12, 9)}  # (out, in): 3 clients of rank 4 exceed the ranks that x has
 FOUR = ("separate", "ffa", "rolora", "fedsa")
@@ -59,7 +62,7 @@ def a_round(
     chosen: Strategy, state: ServerState, rnd: int
 ) -> tuple[ServerState, list[Order], list[Update], dict]:
     orders = chosen.plan_train(state, rnd, EVERYONE)
-    updates, fold = [trained(chosen, order, rnd) for order in orders], chosen.fold(state, rnd)
+    updates, fold = [trained(chosen, order, rnd) for order in orders], chosen.fold(state, rnd, SPOOL)
     for update in updates:
         fold.add(update)
     after, metrics = chosen.merge_train(state, rnd, Merged(tuple(updates), fold.result()))
@@ -145,7 +148,7 @@ def test_fedex_by_hand():
         for c, sign in ((0, 1.0), (1, -1.0))
     ]
     state = begin(chosen, one)
-    fold = chosen.fold(state, 1)
+    fold = chosen.fold(state, 1, SPOOL)
     for update in updates:
         fold.add(update)
     state, metrics = chosen.merge_train(state, 1, Merged(tuple(updates), fold.result()))
@@ -159,7 +162,7 @@ def test_a_small_residual_is_not_drowned_in_rounding():
     """Deltas that agree but for a ten-thousandth: still (3 - 1) x 4 directions, and no more."""
     chosen = strategy("fedex")
     state = begin(chosen, adapter(0))
-    common, updates, fold = adapter(50), [], chosen.fold(state, 1)
+    common, updates, fold = adapter(50), [], chosen.fold(state, 1, SPOOL)
     for c in EVERYONE:
         own = adapter(c.id + 1)
         delta = {n: t + 1e-4 * own[n] for n, t in common.items()}
