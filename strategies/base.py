@@ -21,7 +21,7 @@ from core.types import Client, Json, Metrics, Order, OrderOption, ServerState, U
 from strategies.aggregation.fold import Fold, Mean, Merged, Share
 from strategies.aggregation.lora import Lora
 from strategies.clients.checks import checked_scores, checked_update
-from strategies.clients.rule import PLAIN, ClientRule
+from strategies.clients.rule import DEFAULT_RULE, ClientRule
 from strategies.rounds.meeting import meet
 from strategies.rounds.metrics import base_loads, by_client, pooled_sums, split_seconds, weighted_mean
 from strategies.rounds.session import Exchange, RunContext, Session, collect
@@ -112,7 +112,7 @@ class Strategy(FlowerStrategy):
 
     def lora_rule(self) -> ClientRule:
         """Return which tensors lora.aggregation trains and shares."""
-        return PLAIN
+        return DEFAULT_RULE
 
     @typing.final
     def local_rule(self) -> ClientRule:

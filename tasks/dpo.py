@@ -91,7 +91,6 @@ class DPO(Task):
     needs_reference: ClassVar[bool] = True
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"
     reads: ClassVar[Literal["logps", "choices"]] = "logps"
-    engines: ClassVar[tuple[str, ...]] = ("accord", "trl")
 
     def __post_init__(self) -> None:
         if not self.beta > 0:

@@ -87,7 +87,6 @@ class KTO(Task):
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"
     joins_rows: ClassVar[bool] = True  # by the reference point
     reads: ClassVar[Literal["logps", "choices"]] = "logps"
-    engines: ClassVar[tuple[str, ...]] = ("accord", "trl")
 
     def __post_init__(self) -> None:
         if not self.beta > 0:

@@ -32,7 +32,6 @@ class SFT(Task):
     needs_reference: ClassVar[bool] = False
     averages: ClassVar[Literal["examples", "tokens"]] = "tokens"
     reads: ClassVar[Literal["logps", "choices"]] = "logps"
-    engines: ClassVar[tuple[str, ...]] = ("accord", "trl")
 
     @property
     def reward_scale(self) -> float:
