@@ -76,7 +76,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_one_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"accord"}
-    for folder in ("core", "cli", "tasks/data", "presets"):
+    for folder in ("core", "cli", "cli/provision/templates", "tasks/data", "presets"):
         assert any(name.startswith(f"accord/_app/{folder}/") for name in names), folder
     assert not [name for name in names if "__pycache__" in name or "/tests/" in name]
 
