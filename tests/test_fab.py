@@ -1,6 +1,10 @@
 """The bundle that Flower ships to every client: the whole app, and nothing private."""
 
 import io
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -8,6 +12,8 @@ from flwr.cli.build import build_fab_from_disk
 
 from cli.run.launch import stage
 from core.plugins import names
+from server_app.report.card import write_card
+from server_app.report.documents import write_report
 from tests.paths import ROOT
 
 PACKAGES = {"core", "strategies", "tasks", "evals", "client_app", "server_app"}
@@ -45,8 +51,6 @@ def test_accord_run_ships_the_same_bundle(tmp_path):
 
 def test_a_private_file_in_the_project_is_not_in_the_bundle(tmp_path):
     """By default Flower ships every JSON file below the project's folder."""
-    import shutil
-
     copy = tmp_path / "accord"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__"))
     (copy / "data.jsonl").write_text('{"prompt": "private"}\n')
@@ -55,3 +59,41 @@ def test_a_private_file_in_the_project_is_not_in_the_bundle(tmp_path):
     (copy / "runs" / "metrics.json").write_text("{}")
     names_inside = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(copy))).namelist()
     assert not [n for n in names_inside if "mine.jsonl" in n or n.startswith("runs") or n == "data.jsonl"]
+
+
+REPORT = """
+import sys
+from pathlib import Path
+
+bundle, run = map(Path, sys.argv[1:])
+# an editable install puts a checkout on sys.path
+sys.path[:] = [str(bundle), *(entry for entry in sys.path if not (Path(entry) / "server_app").is_dir())]
+from server_app.report.card import write_card
+from server_app.report.documents import write_report
+
+write_report(run)
+write_card(run)
+ours = {p.name for p in bundle.iterdir()}
+places = {Path(m.__file__) for name, m in sys.modules.items() if name.split(".")[0] in ours and m.__file__}
+assert places and all(bundle in place.parents for place in places), places
+"""
+
+
+@pytest.mark.slow
+def test_the_unpacked_bundle_alone_writes_a_report(bundle, tmp_path):
+    """From an empty folder, the same files as this checkout writes."""
+    app, run = tmp_path / "app", tmp_path / "run"
+    bundle.extractall(app)
+    shutil.copytree(ROOT / "tests" / "saved_run" / "server", run)
+    before = set(run.rglob("*"))
+    (tmp_path / "empty").mkdir()
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", REPORT, str(app), str(run)]
+    result = subprocess.run(command, cwd=tmp_path / "empty", env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    files = {path: path.read_bytes() for path in set(run.rglob("*")) - before if path.is_file()}
+    plots = {f"plots/{name}.svg" for name in ("accuracy", "bytes", "loss", "time")}
+    assert {str(p.relative_to(run)) for p in files} == {"README.md", "report.html", "report.md", *plots}
+    write_report(run)
+    write_card(run)
+    assert {path: path.read_bytes() for path in files} == files

@@ -91,6 +91,21 @@ def test_importing_the_package_hides_no_module_of_the_user(installed: Path, tmp_
     assert done.stdout.split()[2] == "False"
 
 
+def test_the_embedded_model_is_there_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    """As the model card of a toy run loads its base."""
+    (tmp_path / "tasks.py").write_text("raise SystemExit('the module of the user')\n")
+    code = "import accord, os; print(sorted(os.listdir(accord.embedded_model('toy-judge'))))"
+    result = subprocess.run(
+        [installed / "python", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "'model.safetensors'" in result.stdout
+
+
 @pytest.mark.parametrize("start", [["accord"], ["python", "-m", "accord"]], ids=" ".join)
 def test_the_command_lists_its_plugins(installed: Path, tmp_path: Path, start: list[str]) -> None:
     command = [installed / start[0], *start[1:], "list"]

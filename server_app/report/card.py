@@ -21,7 +21,9 @@ MAIN_KEYS = (
     "train.learning-rate", "train.max-length", "lora.r", "lora.alpha", "lora.aggregation", "model.dtype",
     "model.quantization",
 )  # fmt: skip
-BUILT_IN_NOTE = "The base model ships with Accord: run this code from the root of its repository."
+BUILT_IN_NOTE = (
+    "The base model ships with Accord, whose package this code needs (`pip install .` in a checkout of it)."
+)
 LOCAL_NOTE = "The base model was a local folder, `{name}`: replace PATH/TO/BASE by its path."
 MOST_CLIENTS = 50  # rows of the table of clients
 
@@ -103,11 +105,11 @@ def _use(run: Run) -> str:
     dtype = str(run.config.get("model.dtype", "float32"))
     code = [
         "import torch",
+        *(["from accord import embedded_model"] if toy else []),
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        *(["", "from tasks.toy_base import folder"] if toy else []),
         "",
-        f"base = {f'folder({name!r})' if toy else repr(base or 'PATH/TO/BASE')}",
+        f"base = {f'embedded_model({name!r})' if toy else repr(base or 'PATH/TO/BASE')}",
         f"tokenizer = AutoTokenizer.from_pretrained(base{options})",
         f"model = AutoModelForCausalLM.from_pretrained(base{options}, dtype=torch.{dtype})",
         'model = PeftModel.from_pretrained(model, "PATH/TO/adapter")  # the folder next to this card',
