@@ -10,8 +10,9 @@ from core.plugins import knobs, plugin
 from core.types import Json
 from server_app.report.clients import notes
 from server_app.report.formatting import ABSENT, counted, interval, sample_size, scalar, value, verdict
+from server_app.report.headline import headline
 from server_app.report.reading import Run, read_run, rounds_history
-from server_app.report.stats import METHOD, headline
+from server_app.report.stats import METHOD
 from tasks.toy_base import FILES
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -27,10 +27,11 @@ from server_app.report.formatting import (
     value,
     verdict,
 )
+from server_app.report.headline import headline
 from server_app.report.plots import plots
 from server_app.report.reading import Record, Run, read_run
 from server_app.report.rlft import epochs, labels, rlft_plots
-from server_app.report.stats import METHOD, TOKENS, accuracy_metric, first_and_last, headline, worst
+from server_app.report.stats import METHOD, TOKENS, accuracy_metric, first_and_last, worst
 
 
 def write_report(run_dir: Path | str) -> None:

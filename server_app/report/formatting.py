@@ -10,6 +10,7 @@ from server_app.report.reading import Run, rounds_history
 from server_app.report.stats import UTILITY, VALID, Estimate, by_key
 
 ABSENT = "-"
+WIDTH = 100  # of the terminal
 # Beyond these thresholds the verdict calls the trained model's text worse than the base's (docs/aggregators.md).
 MAX_REPETITION_RISE = 0.1  # of the share of repeated 4-grams
 MAX_KL = 0.5  # nats per token; counts only if the chosen answers also became less likely

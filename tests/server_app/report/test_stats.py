@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from server_app.report.headline import headline
 from server_app.report.reading import Half, Run, read_run
 from server_app.report.stats import (
     MIN_CLUSTERS,
@@ -14,7 +15,6 @@ from server_app.report.stats import (
     by_key,
     cluster_interval,
     gain,
-    headline,
     pooled,
     purity,
     spread,
