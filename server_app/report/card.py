@@ -8,7 +8,9 @@ from pathlib import Path
 
 from core.plugins import knobs, plugin
 from core.types import Json
+from server_app.report.benchmarks import benchmark_method, benchmark_table
 from server_app.report.clients import notes
+from server_app.report.documents import markdown_table
 from server_app.report.formatting import ABSENT, counted, interval, sample_size, scalar, value, verdict
 from server_app.report.headline import headline
 from server_app.report.reading import Run, read_run, rounds_history
@@ -123,13 +125,15 @@ def _use(run: Run) -> str:
 
 
 def _results(run: Run) -> str:
-    estimates = headline(run)
-    if not estimates:
+    estimates, benchmarks = headline(run), benchmark_table(run)
+    if not estimates and not benchmarks.rows:
         return "Nothing was evaluated."
     rows = [f"| {e.name} | {value(e)} | {interval(e)} | {sample_size(e)} |" for e in estimates]
     table = "\n".join(["| | value | 95 % interval | over |", "| --- | ---: | ---: | ---: |", *rows])
     method = METHOD if any(e.low is not None for e in estimates) else ""
-    return "\n\n".join(part for part in (verdict(estimates), table, method) if part)
+    parts = [verdict(estimates), table if rows else "", method]
+    parts += [markdown_table(benchmarks), benchmark_method(benchmarks)] if benchmarks.rows else []
+    return "\n\n".join(part for part in parts if part)
 
 
 def _data(run: Run) -> str:

@@ -26,6 +26,19 @@ class Table:
     numbers: tuple[int, ...] = ()
 
 
+def aligned(table: Table) -> list[str]:
+    """The table as aligned lines for the terminal."""
+    rows = [table.head, *table.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
+    return [
+        "  ".join(
+            f"{cell:>{width}}" if i in table.numbers else f"{cell:<{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def percent(share: float | None) -> str:
     return ABSENT if share is None else f"{100 * share:.1f} %"
 

@@ -14,7 +14,7 @@ from server_app.report.stats import Estimate
 # keys shown as cards; the rest of the headline is a table
 CARDS = ("before", "after", "gain", "worst", "longer")
 # sections that are shown unfolded, up to a number of rows
-UNFOLDED = ("Options", "Clusters", "Clients", "Notes on the rows", "Failures", "Policies")
+UNFOLDED = ("Benchmarks", "Options", "Clusters", "Clients", "Notes on the rows", "Failures", "Policies")
 LONGEST_UNFOLDED = 40
 
 

@@ -63,6 +63,11 @@ class Pooled:
     rows: int
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of rows, by TRL's way of naming them: accuracy, accuracies."""
+    return "accurac" in metric
+
+
 def wilson(share: float, count: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share of `count` rows; the number of successes is rounded to an integer."""
     assert count > 0, count

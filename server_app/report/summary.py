@@ -8,11 +8,13 @@ from pathlib import Path
 from core.config import FITTED, defaults, fitting_defaults
 from core.plugins import knobs, plugin
 from core.types import Scalar
+from server_app.report.benchmarks import benchmark_table
 from server_app.report.commands import FEDERATION, has_owners
 from server_app.report.formatting import (
     ABSENT,
     WIDTH,
     alarms,
+    aligned,
     clip,
     interval,
     plain,
@@ -39,6 +41,8 @@ def summary_lines(run_dir: Path | str) -> list[str]:
     if estimates:
         lines += ["", f"{'':<36}{'value':>14}{'95 % interval':>20}{'over':>14}"]
         lines += [f"  {e.name:<34}{value(e):>14}{interval(e):>20}{sample_size(e):>14}" for e in estimates]
+    if (benchmarks := benchmark_table(run)).rows:
+        lines += ["", *(f"  {line}" for line in aligned(benchmarks))]
     for text in (verdict(estimates), *alarms(run)):
         lines += ["", *textwrap.wrap(text, WIDTH)] if text else []
     return [*lines, "", *_result_paths(run), *_next_commands(run)]
