@@ -284,7 +284,7 @@ def timed(train: Callable[[], object], base: Base, device: str) -> tuple[float, 
 
 
 def bound_of(folder: Path, device: str, dtype: str, task: str, cfg: TrainConfig) -> float:
-    """Estimated bytes on the device (tasks/model/footprint.py), without the memory of the process."""
+    """Estimated bytes on the device (cli/run/footprint.py), without the memory of the process."""
     model = ModelConfig(name=str(folder), device=device, dtype=dtype)  # type: ignore[arg-type]
     chosen = {name: cls() for name, cls in sections.SECTIONS.items()} | {"model": model, "train": cfg}
     choice = Choice("tasks", task, ())
