@@ -187,7 +187,7 @@ def markdown(contents: page.Contents) -> str:
             "## Headline",
             markdown_table(Table(("", "value", "95 % interval", "over"), lines, (1, 2, 3))),
         ]
-        parts.append(c.method)
+    parts.append(c.method)
     for plot in c.plots:
         parts += [f"## {plot.title}", f"![{plot.title}](plots/{plot.name}.svg)", plot.caption]
     if c.answers:

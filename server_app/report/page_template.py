@@ -47,9 +47,9 @@ PAGE = """\
 {% if metrics.rows %}
 {{ rows_of(metrics) }}
 {%- endif %}
+{% endif %}
 {% if report.method %}
 <p class=note>{{ report.method }}</p>
-{% endif %}
 {% endif %}
 {% if report.plots %}
 <div class=plots>
