@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,25 +20,13 @@ from safetensors import SafetensorError
 from core import __version__, store
 from core.errors import CheckpointError, ConfigError
 from core.files import read_json
-from core.sections import Config
+from core.sections import Config, may_change
 from core.types import Json, ServerState
 from server_app.report.reading import CONFIG, RECORD_ERRORS, read_config, read_record, rounds_history
 
 log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2  # the latest ones; older ones are deleted
-# keys and sections (ending in a dot) that may differ when a run is resumed
-MAY_CHANGE = (
-    "run.resume",
-    "run.dir",
-    "run.num-server-rounds",
-    "run.log-format",
-    "client.state-dir",
-    "site.",
-    "fault.",
-    "eval.",
-    "rlft.",
-)
 # schedules over all rounds of a run, with the value that makes each independent of the number of rounds
 SCHEDULES = {
     "train.lr-schedule": "constant",
@@ -108,7 +96,7 @@ class RunFolder:
         old, _ = read_config(path)
         new = dict(config.flat)
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-        if refused := [k for k in changed if not k.startswith(MAY_CHANGE)]:
+        if refused := [k for k in changed if not may_change(k)]:
             changes = ", ".join(f"{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in refused)
             raise CheckpointError(f"{path.name} cannot be resumed with another configuration: {changes}")
         scheduled = [k for k, constant in SCHEDULES.items() if new.get(k) != constant]
@@ -226,7 +214,7 @@ class RunFolder:
         for name, tree in trees.items():
             kind, tree_name = name.split("/", 1)
             parts[kind][tree_name] = tree
-        return ServerState(facts["seed"], facts["round"], parts["adapters"], parts["memory"], facts["facts"])
+        return ServerState(adapters=parts["adapters"], memory=parts["memory"], **_state_fields(facts))
 
     def commit(self, state: ServerState, record: Json) -> None:
         """Write a round: first its line of metrics, then the checkpoint, which makes the round count.
@@ -238,7 +226,9 @@ class RunFolder:
         size = metrics.stat().st_size if metrics.is_file() else 0
         trees = {f"adapters/{n}": t for n, t in state.adapters.items()}
         trees |= {f"memory/{n}": t for n, t in state.memory.items()}
-        facts = {"seed": state.seed, "round": state.round, "facts": state.facts}
+        facts = {
+            f.name: getattr(state, f.name) for f in fields(state) if f.name not in ("adapters", "memory")
+        }
         # metrics first: a line without its checkpoint is dropped when the run is resumed, see load_state
         try:
             store.append(metrics, json.dumps(record, sort_keys=True) + "\n")
@@ -290,6 +280,20 @@ class RunFolder:
         }
         text = json.dumps({**manifest, **totals}, indent=2, sort_keys=True)
         store.write_text(self.path / "manifest.json", text + "\n")
+
+
+def _state_fields(facts: Json) -> dict[str, Json]:
+    """Return the fields of a ServerState, but its trees, from the facts of a checkpoint."""
+    if "recall" not in facts:  # before 0.2.0 the loop's own fields were among those of the algorithm
+        inner = dict(facts["facts"])
+        inner["pooled"] = inner.pop("pool", {})
+        loop = {"rounds": 0, "votes": False, "clients": 0, "examples": {}, "recall": {}, "pooled": {}}
+        facts = {
+            **facts,
+            **{name: inner.pop(name, default) for name, default in loop.items()},
+            "facts": inner,
+        }
+    return {**facts, **{name: {int(c): n for c, n in facts[name].items()} for name in ("examples", "recall")}}
 
 
 def is_held(folder: Path) -> bool:

@@ -10,16 +10,18 @@ from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
 from client_app import personal_model
+from client_app.node import Node
 from client_app.private_memory import Memory
-from client_app.site import Node, Site
+from client_app.site import Site
 from core import wire
 from core.config import parse
 from core.factors import is_a, is_b, is_private
 from core.sections import Config
-from core.types import Order
+from core.types import HelloRequest, Order
 from tasks.forward.setup import load_base
 from tasks.model.adapter import initial_adapter, set_adapter
 from tasks.training import engine
+from tests.orders import with_fields
 from tests.sites import federate
 
 SMALL = {
@@ -41,11 +43,11 @@ def here(path: Path, client: int = 0, **more) -> Site:
     return Site(configured(path, **{**PDPO, **more}), Node(client, 3, state_dir=str(path / f"site-{client}")))
 
 
-def order(site: Site, *, rnd: int = 1, recall: int = 0, **knobs) -> Order:
+def order(site: Site, *, rnd: int = 1, recall: int = 0, **fields) -> Order:
     base = site.base()
-    known = {"run": "r", "base": base.fingerprint, "rnd": rnd}
+    common = {"run": "r", "base": base.fingerprint, "round": rnd}
     adapter = initial_adapter(base, 42)
-    return Order(site.node.client, {"global": adapter}, recall=recall, knobs={**known, **knobs})
+    return with_fields(Order(site.node.client, {"global": adapter}, recall=recall), **common, **fields)
 
 
 def own(path: Path, rnd: int, client: int = 0) -> dict:
@@ -101,8 +103,8 @@ def test_no_byte_of_a_private_tensor_is_in_a_message(tmp_path):
     sent = []
     for record in (
         wire.encode_update(site.train(request)),
-        wire.encode_update(site.evaluate(replace(request, knobs={**request.knobs, "rnd": 3}))),
-        wire.encode_facts(site.hello({})),
+        wire.encode_update(site.evaluate(replace(request, round=3))),
+        wire.encode_facts(site.hello(HelloRequest("r"))),
         wire.encode_order(request),
     ):
         message = Message(record, dst_node_id=1, message_type="train")
@@ -158,7 +160,7 @@ def test_a_client_that_joins_late_trains_its_private_parts_first(tmp_path):
     norms = []
     for request in (orders[1], replace(orders[2], trees={"global": moved}), order(site, rnd=3, recall=2)):
         update = site.train(request)
-        saved = own(tmp_path, int(request.knobs["rnd"]))
+        saved = own(tmp_path, request.round)
         norms.append(saved["private.reward.weight"].norm().item())
         assert any(t.any() for t in update.trees["delta"].values())
     steady = here(tmp_path / "steady", **{"strategy.personal-steps": 0})

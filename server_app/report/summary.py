@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.config import FITTED, defaults, fitting_defaults
+from core.config import defaults, recommended_values
 from core.plugins import knobs, plugin
 from core.types import Scalar
 from server_app.report.benchmarks import benchmark_table
@@ -121,7 +121,7 @@ def _settings(run: Run) -> dict[str, Scalar]:
 def changed(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The keys whose values differ from the defaults, without run.resume."""
     default = defaults()
-    fitted = fitting_defaults({**default, **config, **dict.fromkeys(FITTED, 0.0)})
+    fitted = recommended_values({**default, **config})
     return {
         k: v
         for k, v in config.items()

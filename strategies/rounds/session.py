@@ -12,15 +12,13 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from core import wire
-from core.errors import PolicyRefused, RoundFailed
+from core.errors import PolicyRefused
 from core.sections import FaultConfig
 from core.types import Client, Json, Metrics, Order, Scalar, ServerState, Update
 from strategies.rounds.in_order import InOrder
 
 log = logging.getLogger(__name__)
 
-CONNECT_POLL_S = 0.1  # between two looks at which nodes are connected
-QUIET_S = 3.0  # wait this long for missing clients before reporting them
 MIN_POLL_S = 0.02  # between two requests for replies
 POLL_SHARE = 0.02  # wait this share of the time waited so far before the next request
 MAX_POLL_S = 1.0
@@ -28,20 +26,25 @@ MAX_POLL_S = 1.0
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 REQUIRED_FACTS = {"client", "examples", "census", "data", "skipped", "truth"}  # of a hello
 REPLIES_PER_CALL = 4  # bounds how many replies are in memory
+Check = Callable[[Order, Update], Update | str]  # the update to use, or why it cannot be used
 
 
 @dataclass(frozen=True)
 class RunContext:
     """What a run gives to the round loop: limits, what every order carries, and callbacks for results."""
 
-    knobs: Mapping[str, Scalar]  # sent with every order: run, base fingerprint, ...
+    run: str  # name of the run folder
+    base: str  # fingerprint of the base model
+    simulation: bool  # whether all clients are processes of this machine
     min_available_nodes: int
     fraction_train: float
     sampling: str
     fault: FaultConfig
     eval_every: int
     spool: Path  # folder for updates that wait for their turn
-    task_knobs: Callable[[Mapping[str, float]], dict[str, Scalar]]  # task settings from the pooled counts
+    task_options: Callable[
+        [Mapping[str, float]], dict[str, Scalar]
+    ]  # options of orders from the pooled counts
     on_hello: Callable[[Mapping[int, Json]], None]  # receives the clients' hellos by client
     on_round: Callable[[ServerState, Json], None]  # commits the round: state and record
     say: Callable[[str], None] = log.info  # prints a line for the user
@@ -171,11 +174,10 @@ class Session:
         self,
         replies: Iterable[Message],
         use: Callable[[Update], None],
-        check: Callable[[Order, Update], str | None],
+        check: Check,
     ) -> None:
         """Sort replies into updates and failures as they come.
 
-        check(order, update): why the update cannot be used, or None.
         use(update): called with the usable updates in order of client, whatever order they arrive in.
         """
         deadline_s = self.context.fault.round_deadline_s
@@ -207,7 +209,7 @@ class Session:
             log.info("client=%s failed: %s", client, reason)
 
 
-def _read(order: Order, reply: Message, check: Callable[[Order, Update], str | None]) -> Update | str:
+def _read(order: Order, reply: Message, check: Check) -> Update | str:
     """Return the update in a reply, or why it has none. Replies are not trusted: a malformed one is only reported."""
     try:
         if failure := wire.failure_of(reply):
@@ -218,7 +220,7 @@ def _read(order: Order, reply: Message, check: Callable[[Order, Update], str | N
                 f"the reply names client {update.client}, adapter {update.adapter!r}; "
                 f"the order was for client {order.client}, adapter {order.adapter!r}"
             )
-        return check(order, update) or update
+        return check(order, update)
     except Exception as error:
         return f"unreadable reply ({type(error).__name__})"
 
@@ -247,23 +249,3 @@ def collect(
         if waiting:  # requests for many messages take long: spend at most half of the time on them
             now = time.monotonic()
             time.sleep(max(MIN_POLL_S, min(MAX_POLL_S, POLL_SHARE * (now - sent)), now - started))
-
-
-def wait_for_nodes(grid: Grid, context: RunContext) -> list[int]:
-    """Wait until at least min_available_nodes are connected and return the connected nodes.
-
-    Raises RoundFailed after fault.start-timeout-s.
-    """
-    started, reported = time.monotonic(), -1
-    while len(nodes := sorted(grid.get_node_ids())) < context.min_available_nodes:
-        waited = time.monotonic() - started
-        if waited > QUIET_S and len(nodes) != reported:
-            reported = len(nodes)
-            context.say(f"waiting  {reported} of {context.min_available_nodes} clients are connected")
-        if waited > context.fault.start_timeout_s:
-            raise RoundFailed(
-                f"{len(nodes)} clients connected within {context.fault.start_timeout_s:g} s, "
-                f"strategy.min-available-nodes = {context.min_available_nodes}; start more SuperNodes or lower it"
-            )
-        time.sleep(CONNECT_POLL_S)
-    return nodes

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from client_app.node import Node
 from client_app.private_memory import Memory
-from client_app.site import Node, Site
+from client_app.site import Site
 from core.config import parse
 from core.errors import BaseMismatch, ConfigError, DataError, MemoryMissing
 from core.tree import add, scale
-from core.types import Order
+from core.types import HelloRequest, Order
 from strategies.base import Strategy
 from strategies.clients.control_variates import scaffold_rule
 from strategies.clients.rule import ClientRule
@@ -20,6 +21,7 @@ from strategies.fedavg import FedAvg
 from tasks.forward.setup import loads
 from tasks.model.adapter import initial_adapter
 from tasks.training import engine
+from tests.orders import with_fields
 
 SMALL = {"data.rows-per-client": 12, "data.eval-rows-per-client": 6, "train.local-steps": 2}
 
@@ -35,15 +37,15 @@ def site(tmp_path):
     return make
 
 
-def order(site: Site, tree=None, *, rnd: int = 1, recall: int = 0, **knobs) -> Order:
+def order(site: Site, tree=None, *, rnd: int = 1, recall: int = 0, **fields) -> Order:
     base = site.base()
     tree = tree or initial_adapter(base, 42)
-    known = {"run": "r", "base": base.fingerprint, "rnd": rnd}
-    return Order(site.node.client, {"global": tree}, recall=recall, knobs={**known, **knobs})
+    common = {"run": "r", "base": base.fingerprint, "round": rnd}
+    return with_fields(Order(site.node.client, {"global": tree}, recall=recall), **common, **fields)
 
 
 def test_hello_tells_counts_and_fingerprints_and_no_row(site):
-    said = site(1).hello({})
+    said = site(1).hello(HelloRequest("r"))
     assert said["client"] == 1
     assert said["examples"] == 12
     texts = [v for row in site(1).rows().train for v in row.values() if isinstance(v, str)]
@@ -62,24 +64,24 @@ def test_names_come_from_the_data_in_a_simulation_only(tmp_path):
     numbers = {"partition-id": 0, "num-partitions": 2}
     smaller = {"owners": 1, "rows": 1}
 
-    def hello(knobs: dict, **facts) -> dict:
-        said = Site(config, Node.read({**numbers, **facts})).hello(knobs)
+    def hello(simulation: bool, **facts) -> dict:
+        said = Site(config, Node.read({**numbers, **facts})).hello(HelloRequest("r", simulation=simulation))
         return {key: said[key] for key in ("name", "left_out") if key in said}
 
     named = {"name": "w-ada", "left_out": {"smaller": {**smaller, "names": ["w-cyd"]}}}
-    assert hello({"simulation": True}) == named
-    assert hello({}) == {"left_out": {"smaller": smaller}}
+    assert hello(True) == named
+    assert hello(False) == {"left_out": {"smaller": smaller}}
     # as `accord site` and `accord start` give a site's facts, with a name of the provisioning and without one
     for name in ("", "north"):
-        said = hello({"simulation": True}, **{"state-dir": str(tmp_path), "data-path": "", "site-name": name})
+        said = hello(True, **{"state-dir": str(tmp_path), "data-path": "", "site-name": name})
         assert said == {**({"name": name} if name else {}), "left_out": {"smaller": smaller}}
-    own = hello({"simulation": True}, **{"data-path": str(rows), "site-name": "north"})
+    own = hello(True, **{"data-path": str(rows), "site-name": "north"})
     assert own == {"name": "north"}
 
 
 def test_another_base_is_refused(site):
     with pytest.raises(BaseMismatch, match="client 0 has a different base model"):
-        site().hello({"base": "0" * 32})
+        site().hello(HelloRequest("r", "0" * 32))
 
 
 def dropout_mask(site: Site, rnd: int) -> torch.Tensor:
@@ -184,7 +186,7 @@ def test_centralized_training_sees_every_row(site):
 
 @dataclass
 class Corrected(FedAvg):
-    def client_rule(self) -> ClientRule:
+    def client_rule(self, rule: ClientRule) -> ClientRule:
         return scaffold_rule(
             "paper", "gradients", ClientRule(trains=lambda name, rnd: ".lora_A." not in name)
         )
@@ -278,11 +280,11 @@ def test_the_rate_falls_with_the_rounds_and_is_reported(site):
 def test_trl_runs_rules_that_leave_the_steps_alone(site):
     """Refused when the client is asked who it is, before anything is trained."""
     one = site(train__engine="trl")
-    one.hello({})
+    one.hello(HelloRequest("r"))
     with pytest.raises(
         ConfigError, match=r"strategy.name = 'fedavg' changes the local .*steps.*'trl' cannot do"
     ):
-        Bent(one.config, one.node).hello({})
+        Bent(one.config, one.node).hello(HelloRequest("r"))
 
 
 def test_ten_rounds_load_the_base_once(site):
@@ -299,7 +301,7 @@ def test_a_file_without_rows_is_refused(site, tmp_path):
     config = parse({"data.source": "jsonl"})
     empty = Site(config, Node(0, 1, data_path=str(tmp_path / "empty.jsonl"), state_dir=str(tmp_path)))
     with pytest.raises(DataError, match=r"empty\.jsonl holds no row"):
-        empty.hello({})
+        empty.hello(HelloRequest("r"))
 
 
 def test_an_edited_file_is_read_again(site, tmp_path):
@@ -307,9 +309,9 @@ def test_an_edited_file_is_read_again(site, tmp_path):
     row = '{"prompt": "question %d", "chosen": "yes", "rejected": "no"}\n'
     path.write_text("".join(row % i for i in range(8)))
     here = Site(parse({"data.source": "jsonl"}), Node(0, 1, data_path=str(path), state_dir=str(tmp_path)))
-    before = here.hello({})
+    before = here.hello(HelloRequest("r"))
     path.write_text("".join(row % i for i in range(12)))
-    after = here.hello({})
+    after = here.hello(HelloRequest("r"))
     assert (before["examples"], after["examples"]) == (6, 9)
     assert before["data"] != after["data"]
 

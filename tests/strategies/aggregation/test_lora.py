@@ -37,12 +37,12 @@ def adapter(seed: int, size: float = 1.0) -> Tree:
 
 
 def begin(chosen: Strategy, x: Tree) -> ServerState:
-    return replace(chosen.init({"global": x}, 7), facts={"clients": len(EVERYONE)})
+    return replace(chosen.init({"global": x}, 7), clients=len(EVERYONE))
 
 
 def trained(chosen: Strategy, order: Order, rnd: int) -> Update:
     """An update as a client makes it by the rule: what trains moves, what is shared is sent."""
-    rule, rng = chosen.client_rule(), torch.Generator().manual_seed(100 * rnd + order.client)
+    rule, rng = chosen.local_rule(), torch.Generator().manual_seed(100 * rnd + order.client)
     delta = {
         n: 0.1 * torch.randn(t.shape, generator=rng)
         for n, t in order.trees[order.adapter].items()
@@ -241,7 +241,7 @@ def test_the_merged_part_has_no_more_ranks_than_are_asked_for(method):
 )
 def test_what_trains_and_travels(method, rnd, trains, up, down):
     chosen = strategy(method)
-    rule, state = chosen.client_rule(), begin(chosen, adapter(0))
+    rule, state = chosen.local_rule(), begin(chosen, adapter(0))
     order = chosen.plan_train(state, rnd, EVERYONE)[0]
     letters = lambda names: "".join(sorted({"A" if is_a(n) else "B" for n in names}))  # noqa: E731
     names = list(state.adapters["global"])
@@ -277,7 +277,7 @@ def test_what_fixes_tensors_goes_with_every_server_rule(method, name, keys):
     chosen = strategy(method, name, **{k.replace(".", "__"): v for k, v in keys.items()})
     state = begin(chosen, adapter(0))
     for rnd in (1, 2, 3):
-        before, rule = state.adapters["global"], chosen.client_rule()
+        before, rule = state.adapters["global"], chosen.local_rule()
         state = a_round(chosen, state, rnd)[0]
         for n, t in state.adapters["global"].items():
             assert t.equal(before[n]) is not rule.shares(n, rnd), (n, rnd)
