@@ -6,7 +6,7 @@ Flower ships the packages `core`, `tasks`, `strategies`, ... to its processes un
 """
 
 import sys
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 __version__ = metadata.version("accord-fl")
@@ -14,9 +14,26 @@ __version__ = metadata.version("accord-fl")
 
 def main() -> None:
     """Run the command line."""
-    package = Path(__file__).resolve().parent
-    bundled = package / "_app"
-    sys.path.insert(0, str(bundled if bundled.is_dir() else package.parent))
+    sys.path.insert(0, str(_app_folder()))
     from cli.main import main as run
 
     run()
+
+
+def embedded_model(name: str = "toy") -> Path:
+    """The folder of a model that ships with Accord, for `from_pretrained`. name: "toy" or "toy-judge"."""
+    spec = util.spec_from_file_location(
+        "accord._toy_base", _app_folder() / "tasks" / "toy_base" / "__init__.py"
+    )
+    assert spec
+    assert spec.loader
+    module = util.module_from_spec(spec)  # by its path, so that no `tasks` enters sys.modules
+    spec.loader.exec_module(module)
+    return module.folder(name)
+
+
+def _app_folder() -> Path:
+    """The folder of `core`, `tasks`, ...: in a wheel `accord/_app`, else the checkout."""
+    package = Path(__file__).resolve().parent
+    bundled = package / "_app"
+    return bundled if bundled.is_dir() else package.parent

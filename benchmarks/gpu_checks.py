@@ -30,6 +30,7 @@ from benchmarks.gpu_models import (
     rows_of,
     settings,
 )
+from cli.run.footprint import estimate, shape_of
 from core import sections
 from core.plugins import build
 from core.sections import Choice, Config, ModelConfig, TrainConfig
@@ -41,7 +42,6 @@ from tasks.forward.reference import reference_logps
 from tasks.forward.setup import forget
 from tasks.model.adapter import get_adapter, initial_adapter, set_adapter
 from tasks.model.base import Base
-from tasks.model.footprint import estimate, shape_of
 from tasks.tokens.cache import Cache
 from tasks.training import loop
 
@@ -284,7 +284,7 @@ def timed(train: Callable[[], object], base: Base, device: str) -> tuple[float, 
 
 
 def bound_of(folder: Path, device: str, dtype: str, task: str, cfg: TrainConfig) -> float:
-    """Estimated bytes on the device (tasks/model/footprint.py), without the memory of the process."""
+    """Estimated bytes on the device (cli/run/footprint.py), without the memory of the process."""
     model = ModelConfig(name=str(folder), device=device, dtype=dtype)  # type: ignore[arg-type]
     chosen = {name: cls() for name, cls in sections.SECTIONS.items()} | {"model": model, "train": cfg}
     choice = Choice("tasks", task, ())

@@ -17,8 +17,9 @@ from benchmarks.baselines import federation, interval
 from benchmarks.options import options
 from core.config import defaults
 from core.plugins import knobs, plugin
+from server_app.report.headline import headline
 from server_app.report.reading import Run
-from server_app.report.stats import CHOICE, LONGER, TOGETHER, first_and_last, headline, planted, worst
+from server_app.report.stats import CHOICE, LONGER, TOGETHER, first_and_last, planted, worst
 
 BYTES = "fedbis, bytes"
 METHODS: Mapping[str, tuple[str, ...]] = {

@@ -28,5 +28,9 @@ class Benchmark(Protocol):
         ...
 
     def run(self, model: LanguageModel) -> Metrics:
-        """Return the metrics of one model; one without data is absent. Raises DataError for unusable data."""
+        """Return the metrics of one model, by the names under which the report shows them.
+
+        A metric without data is absent. `examples` is the number of rows that were scored; a metric whose name contains
+        "accuracy" or "accuracies" is a share of them. Raises DataError for unusable data.
+        """
         ...

@@ -1,7 +1,7 @@
 """Make the embedded base model: `python -m scripts.make_toy_base [--check]`.
 
 Trains a Llama of about 100 thousand parameters on the toy language, with one thread and a fixed seed, and writes
-base.json. The same platform and package versions give the same bytes; `--check` compares instead of writing. All kinds
+base.json. The same platform and package versions give the same model; `--check` compares instead of writing. All kinds
 of answers are equally likely in the training text, so that the base has no preference.
 """
 
@@ -10,8 +10,8 @@ import base64
 import json
 import random
 import sys
-import textwrap
-from collections.abc import Callable, Collection, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from core.seeds import rng_for, seed_for, torch_rng_for
-from tasks.toy_base import FILES
+from tasks.toy_base import FILES, WEIGHTS, contents
 from tasks.toy_base.language import QUESTIONS, Answer, topics, vocabulary, ways
 
 SEED = 1
@@ -31,6 +31,7 @@ STEPS = 1500
 BATCH = 64  # sequences
 LEARNING_RATE = 4e-3
 SHAKE = 0.3  # noise on each weight matrix, in units of its standard deviation
+LINE = 1000  # characters in a line of weights
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
 UNK, BOS, EOS, PAD = range(4)
 TEMPLATE = (
@@ -177,9 +178,14 @@ def bundle(tok: Tokenizer, model: LlamaForCausalLM) -> str:
             **tokens,
         },
     }
-    packed = base64.b64encode(save(weights, metadata={"format": "pt"})).decode()
-    page = {"files": files, "model.safetensors": textwrap.wrap(packed, 100)}
-    return json.dumps(page, indent=1, ensure_ascii=True) + "\n"
+    return page_text(files, save(weights, metadata={"format": "pt"}))
+
+
+def page_text(files: Mapping[str, Any], weights: bytes) -> str:  # Any: contents of JSON files
+    """The text of base.json or judge.json, as `tasks.toy_base.contents` reads it."""
+    packed = base64.b64encode(zlib.compress(weights[0::2] + weights[1::2], 9)).decode()
+    lines = [packed[start : start + LINE] for start in range(0, len(packed), LINE)]
+    return json.dumps({"files": files, WEIGHTS: lines}, indent=1, ensure_ascii=True) + "\n"
 
 
 def main(path: Path, tok: Tokenizer, train: Callable[[Tokenizer], LlamaForCausalLM]) -> int:
@@ -192,7 +198,7 @@ def main(path: Path, tok: Tokenizer, train: Callable[[Tokenizer], LlamaForCausal
     if not check:
         path.write_text(text)
         return 0
-    same = text == path.read_text()
+    same = contents(text) == contents(path.read_text())  # zlib's own bytes may differ between its versions
     print(f"{path.name} is reproduced" if same else f"{path.name} differs from the output of this platform")
     return 0 if same else 1
 

@@ -22,6 +22,7 @@ from server_app.report.clients import count_clients, facts_of
 from server_app.report.columns import column_lines
 from server_app.report.documents import write_report
 from server_app.report.reading import names_of
+from server_app.report.summary import resume_line
 from server_app.rlft.align import Rlft, Selectors
 from server_app.run_folder import RunFolder, provenance
 from server_app.server_files import check_files, eval_prompts
@@ -51,7 +52,7 @@ def main(grid: Grid, context: Context) -> None:
     except AccordError as error:
         console.say(f"accord: {type(error).__name__}: {error}", level="ERROR")
         if run and store.rounds(run.folder.checkpoints):
-            console.say(f"accord: {console.resume_line(run.folder.path)}")
+            console.say(f"accord: {resume_line(run.folder.path)}")
         raise
 
 

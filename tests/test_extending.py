@@ -48,3 +48,19 @@ def test_each_example_is_one_file_its_test_and_its_keys(tmp_path):
     )
     for name in ("fedsign", "simpo", "tsv", "brevity", "strategy.gamma = 0.001"):
         assert name in listed.stdout, listed.stderr
+    keys = [
+        "run.num-server-rounds=1",
+        "train.local-steps=1",
+        "data.rows-per-client=8",
+        "data.eval-rows-per-client=4",
+    ]
+    keys += ["eval.benchmarks=brevity", "federation.num-supernodes=2", f"run.dir={tmp_path / 'runs'}"]
+    run = [sys.executable, "accord", "run", *keys]
+    result = subprocess.run(run, cwd=copy, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    row = re.compile(r"brevity[ |]+words[ |]+\d")
+    assert row.search(result.stdout)
+    (folder,) = (tmp_path / "runs").iterdir()
+    for name in ("report.md", "README.md"):
+        assert row.search((folder / name).read_text()), name
+    assert "<td>brevity</td><td>words</td>" in (folder / "report.html").read_text()

@@ -13,8 +13,9 @@ from client_app.site import Site
 from core.config import parse
 from core.sections import Config
 from core.types import HelloRequest, Order
+from server_app.report.headline import headline
 from server_app.report.reading import read_run
-from server_app.report.stats import by_key, headline, purity
+from server_app.report.stats import by_key, purity
 from tasks.forward.setup import load_base
 from tasks.model.adapter import initial_adapter, set_adapter
 from tasks.scoring.evaluate import choice_batch

@@ -76,7 +76,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_one_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"accord"}
-    for folder in ("core", "cli", "tasks/data", "presets"):
+    for folder in ("core", "cli", "cli/provision/templates", "tasks/data", "presets"):
         assert any(name.startswith(f"accord/_app/{folder}/") for name in names), folder
     assert not [name for name in names if "__pycache__" in name or "/tests/" in name]
 
@@ -89,6 +89,21 @@ def test_importing_the_package_hides_no_module_of_the_user(installed: Path, tmp_
     )
     assert done.stdout.split()[0] == "True"
     assert done.stdout.split()[2] == "False"
+
+
+def test_the_embedded_model_is_there_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    """As the model card of a toy run loads its base."""
+    (tmp_path / "tasks.py").write_text("raise SystemExit('the module of the user')\n")
+    code = "import accord, os; print(sorted(os.listdir(accord.embedded_model('toy-judge'))))"
+    result = subprocess.run(
+        [installed / "python", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "'model.safetensors'" in result.stdout
 
 
 @pytest.mark.parametrize("start", [["accord"], ["python", "-m", "accord"]], ids=" ".join)

@@ -27,7 +27,7 @@ from core import store
 from core.naming import client_label, client_mark
 from server_app.report import page
 from server_app.report.documents import markdown, subtitle
-from server_app.report.formatting import ABSENT, Table, counted, interval, percent, ranges, value
+from server_app.report.formatting import ABSENT, Table, aligned, counted, interval, percent, ranges, value
 from server_app.report.reading import Run
 from server_app.report.stats import METHOD_OF_GAINS, Estimate, adjusted_rand, planted
 
@@ -193,19 +193,6 @@ def pairs(scores: Mapping[str, Mapping[int, float]], seed: int) -> Table:
         for (a, b), change in differences(scores, seed=seed).items()
     )
     return Table(("difference", "points", "95 %"), rows, numbers=(1, 2))
-
-
-def aligned(table: Table) -> list[str]:
-    """The table as aligned lines for the terminal."""
-    rows = [table.head, *table.rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
-    return [
-        "  ".join(
-            f"{cell:>{width}}" if i in table.numbers else f"{cell:<{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _write(folder: Path, contents: page.Contents) -> None:

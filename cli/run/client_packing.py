@@ -10,11 +10,11 @@ from math import ceil
 
 import psutil
 
+from cli.run.footprint import Estimate, Shape, estimate, shape_of
 from core.devices import check_device, wants_cuda
 from core.sections import Config, ModelConfig
 from core.types import Scalar
 from server_app.report.formatting import counted, size
-from tasks.model.footprint import Estimate, Shape, estimate, shape_of
 
 SPARE = 0.9  # share of the free memory that clients may take
 QUERY = ["--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]  # MiB

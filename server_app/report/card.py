@@ -8,10 +8,13 @@ from pathlib import Path
 
 from core.plugins import knobs, plugin
 from core.types import Json
+from server_app.report.benchmarks import benchmark_method, benchmark_table
 from server_app.report.clients import notes
+from server_app.report.documents import markdown_table
 from server_app.report.formatting import ABSENT, counted, interval, sample_size, scalar, value, verdict
+from server_app.report.headline import headline
 from server_app.report.reading import Run, read_run, rounds_history
-from server_app.report.stats import METHOD, headline
+from server_app.report.stats import METHOD
 from tasks.toy_base import FILES
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -21,7 +24,9 @@ MAIN_KEYS = (
     "train.learning-rate", "train.max-length", "lora.r", "lora.alpha", "lora.aggregation", "model.dtype",
     "model.quantization",
 )  # fmt: skip
-BUILT_IN_NOTE = "The base model ships with Accord: run this code from the root of its repository."
+BUILT_IN_NOTE = (
+    "The base model ships with Accord, whose package this code needs (`pip install .` in a checkout of it)."
+)
 LOCAL_NOTE = "The base model was a local folder, `{name}`: replace PATH/TO/BASE by its path."
 MOST_CLIENTS = 50  # rows of the table of clients
 
@@ -103,11 +108,11 @@ def _use(run: Run) -> str:
     dtype = str(run.config.get("model.dtype", "float32"))
     code = [
         "import torch",
+        *(["from accord import embedded_model"] if toy else []),
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        *(["", "from tasks.toy_base import folder"] if toy else []),
         "",
-        f"base = {f'folder({name!r})' if toy else repr(base or 'PATH/TO/BASE')}",
+        f"base = {f'embedded_model({name!r})' if toy else repr(base or 'PATH/TO/BASE')}",
         f"tokenizer = AutoTokenizer.from_pretrained(base{options})",
         f"model = AutoModelForCausalLM.from_pretrained(base{options}, dtype=torch.{dtype})",
         'model = PeftModel.from_pretrained(model, "PATH/TO/adapter")  # the folder next to this card',
@@ -120,13 +125,15 @@ def _use(run: Run) -> str:
 
 
 def _results(run: Run) -> str:
-    estimates = headline(run)
-    if not estimates:
+    estimates, benchmarks = headline(run), benchmark_table(run)
+    if not estimates and not benchmarks.rows:
         return "Nothing was evaluated."
     rows = [f"| {e.name} | {value(e)} | {interval(e)} | {sample_size(e)} |" for e in estimates]
     table = "\n".join(["| | value | 95 % interval | over |", "| --- | ---: | ---: | ---: |", *rows])
     method = METHOD if any(e.low is not None for e in estimates) else ""
-    return "\n\n".join(part for part in (verdict(estimates), table, method) if part)
+    parts = [verdict(estimates), table if rows else "", method]
+    parts += [markdown_table(benchmarks), benchmark_method(benchmarks)] if benchmarks.rows else []
+    return "\n\n".join(part for part in parts if part)
 
 
 def _data(run: Run) -> str:

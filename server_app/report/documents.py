@@ -6,6 +6,7 @@ from pathlib import Path
 
 from core.naming import shown_name
 from server_app.report import page
+from server_app.report.benchmarks import benchmark_method, benchmark_table
 from server_app.report.clients import notes
 from server_app.report.formatting import (
     ABSENT,
@@ -27,16 +28,21 @@ from server_app.report.formatting import (
     value,
     verdict,
 )
+from server_app.report.headline import headline
 from server_app.report.plots import plots
 from server_app.report.reading import Record, Run, read_run
 from server_app.report.rlft import epochs, labels, rlft_plots
-from server_app.report.stats import METHOD, TOKENS, accuracy_metric, first_and_last, headline, worst
+from server_app.report.stats import METHOD, TOKENS, accuracy_metric, first_and_last, is_share, worst
 
 
 def write_report(run_dir: Path | str) -> None:
     """Write report.md, report.html (self-contained) and plots/*.svg. Raises DataError on a damaged run folder."""
     run = read_run(run_dir)
-    estimates = headline(run)
+    estimates, tables = headline(run), sections(run)
+    methods = (
+        METHOD if any(e.low is not None for e in estimates) else "",
+        benchmark_method(tables["Benchmarks"]),
+    )
     contents = page.Contents(
         title=f"{run.task} with {run.strategy}",
         subtitle=subtitle(run),
@@ -44,9 +50,9 @@ def write_report(run_dir: Path | str) -> None:
         resume=None if run.status == "finished" else f"accord resume {shlex.quote(str(run.dir))}",
         verdict=" ".join(text for text in (verdict(estimates), *alarms(run)) if text) or None,
         headline=estimates,
-        method=METHOD if any(e.low is not None for e in estimates) else "",
+        method=" ".join(method for method in methods if method),
         plots=[*plots(run), *rlft_plots(run)],
-        sections=[(title, table) for title, table in sections(run).items() if table.rows],
+        sections=[(title, table) for title, table in tables.items() if table.rows],
         answers=run.answers,
     )
     folder = run.dir / "plots"
@@ -73,6 +79,7 @@ def subtitle(run: Run) -> str:
 def sections(run: Run) -> dict[str, Table]:
     """The tables of a report by title; details for reference come last."""
     return {
+        "Benchmarks": benchmark_table(run),
         "Clients": clients(run),
         "Notes on the rows": Table(("",), tuple((note,) for note in notes(run.manifest, run.names))),
         "Failures": failures(run),
@@ -176,8 +183,11 @@ def markdown(contents: page.Contents) -> str:
         parts.append(_escaped(c.verdict))
     if c.headline:
         lines = tuple((e.name, value(e), interval(e), sample_size(e)) for e in c.headline)
-        parts += ["## Headline", _table(Table(("", "value", "95 % interval", "over"), lines, (1, 2, 3)))]
-        parts.append(c.method)
+        parts += [
+            "## Headline",
+            markdown_table(Table(("", "value", "95 % interval", "over"), lines, (1, 2, 3))),
+        ]
+    parts.append(c.method)
     for plot in c.plots:
         parts += [f"## {plot.title}", f"![{plot.title}](plots/{plot.name}.svg)", plot.caption]
     if c.answers:
@@ -189,15 +199,14 @@ def markdown(contents: page.Contents) -> str:
             fence = "`" * max(3, 1 + _longest_run(text, "`"))
             parts.append(f"{fence}text\n{text}\n{fence}")
     for title, table in c.sections:
-        parts += [f"## {title}", _table(table)]
+        parts += [f"## {title}", markdown_table(table)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _round_row(run: Run, record: Record, metrics: list[str], main: str | None) -> tuple[str, ...]:
     lowest = worst(record.eval, main) if main else None
     values = [
-        percent(record.eval.mean.get(m)) if "accurac" in m else number(record.eval.mean.get(m))
-        for m in metrics
+        percent(record.eval.mean.get(m)) if is_share(m) else number(record.eval.mean.get(m)) for m in metrics
     ]
     return (
         str(record.round),
@@ -216,7 +225,8 @@ def _answer_texts(prompt: str, before: str, after: str) -> list[tuple[str, str]]
     return [(label, printable(text) or ABSENT) for label, text in parts]
 
 
-def _table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """The table in Markdown; its cells are escaped."""
     rule = tuple("---:" if i in table.numbers else "---" for i in range(len(table.head)))
     rows = [tuple(map(_escaped, table.head)), rule, *(tuple(map(_escaped, row)) for row in table.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -10,6 +10,7 @@ from server_app.report.reading import Run, rounds_history
 from server_app.report.stats import UTILITY, VALID, Estimate, by_key
 
 ABSENT = "-"
+WIDTH = 100  # of the terminal
 # Beyond these thresholds the verdict calls the trained model's text worse than the base's (docs/aggregators.md).
 MAX_REPETITION_RISE = 0.1  # of the share of repeated 4-grams
 MAX_KL = 0.5  # nats per token; counts only if the chosen answers also became less likely
@@ -23,6 +24,19 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numbers: tuple[int, ...] = ()
+
+
+def aligned(table: Table) -> list[str]:
+    """The table as aligned lines for the terminal."""
+    rows = [table.head, *table.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
+    return [
+        "  ".join(
+            f"{cell:>{width}}" if i in table.numbers else f"{cell:<{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def percent(share: float | None) -> str:

@@ -72,6 +72,8 @@ class Run:
     records: tuple[Record, ...] = ()  # by round
     answers: tuple[Answer, ...] = ()
     rlft: Mapping[str, Json] = field(default_factory=dict)  # rlft/record.json
+    # benchmark -> "before" and "after" training -> its metrics
+    benchmarks: Mapping[str, Mapping[str, Metrics]] = field(default_factory=dict)
 
     @property
     def names(self) -> Mapping[int, str]:
@@ -178,6 +180,10 @@ def read_run(run_dir: Path | str) -> Run:
             if a.get("prompt")
         ),
         rlft=read_json(folder / "rlft" / "record.json", {}),
+        benchmarks={
+            name: {when: _numbers(metrics) for when, metrics in results.items()}
+            for name, results in read_json(folder / "benchmarks.json", {}).items()
+        },
     )
 
 

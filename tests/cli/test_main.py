@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cli import main as accord
 from cli.main import app
 from core.errors import ConfigError
-from server_app.report import console
+from server_app.report.summary import summary_lines
 from tests.server_app.report.sample import dpo_record, write_run
 
 
@@ -39,7 +39,7 @@ def test_a_run_of_a_deployment_is_resumed_only_on_that_deployment(tmp_path):
     result = CliRunner().invoke(app, ["resume", str(run)])
     assert isinstance(result.exception, ConfigError)
     assert f"accord resume {run} federation.superlink=NAME" in str(result.exception)
-    assert f"accord resume {run} federation.superlink=NAME" in console.summary_lines(run)[-1]
+    assert f"accord resume {run} federation.superlink=NAME" in summary_lines(run)[-1]
 
 
 def test_an_unexpected_error_is_reported_without_its_message_and_without_variables(monkeypatch, capsys):

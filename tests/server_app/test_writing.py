@@ -3,8 +3,9 @@
 import pytest
 
 from server_app.report.formatting import degenerate, verdict
+from server_app.report.headline import headline
 from server_app.report.reading import read_run
-from server_app.report.stats import by_key, headline
+from server_app.report.stats import by_key
 from tests.server_app.report.sample import dpo_record, dpo_run, write_run
 
 FINE = "the red bird is kind and sings a song"

@@ -2,7 +2,6 @@
 
 import pytest
 
-from cli.advice.output import aligned
 from cli.advice.plot import draw_gains
 from cli.advice.recommend import (
     CLUSTERS,
@@ -19,7 +18,7 @@ from cli.advice.recommend import (
     read_results,
 )
 from core.errors import DataError
-from server_app.report.formatting import Table
+from server_app.report.formatting import Table, aligned
 from server_app.report.plots import AMBER
 from server_app.report.reading import read_run
 from tests.server_app.report.sample import RIGHT_AFTER, RIGHT_BEFORE, ROWS, dpo_run, sft_record, write_run

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cli.run.client_packing import Machine, Packing, pack, visible_gpus
+from cli.run.footprint import estimate, shape_of
 from core.config import parse
 from core.errors import ConfigError
-from tasks.model.footprint import estimate, shape_of
 
 GB = 1e9
 FEDERATION = {"num-supernodes": 8, "client-cpus": 1.0, "client-gpus": 0.0}

@@ -1,12 +1,17 @@
 """The model card: a header that parses, code that loads the adapter, counts instead of texts."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from server_app.report.card import write_card
+from tests.paths import ROOT
 from tests.server_app.report.sample import EVIL, dpo_record, dpo_run, write_run
 
 
@@ -28,7 +33,7 @@ def test_the_toy_base_is_not_a_hub_model_and_is_loaded_from_accord(tmp_path):
     assert head["library_name"] == "peft"
     assert "base_model" not in head
     assert head["tags"] == ["federated-learning", "flower", "lora", "dpo", "fedavg"]
-    assert "base = folder('toy')" in code(body)
+    assert "base = embedded_model('toy')" in code(body)
     assert "| Preference accuracy, round 12 | 72.9 % | 68.3 to 77.1 | 384 rows |" in body
     assert "348 training rows of 8 clients" in body  # 40 + 41 + ... + 47
     assert "| 2 | 42 | 1 | `02020202020202020202020202020202` |" in body
@@ -48,6 +53,22 @@ def test_a_card_reports_shared_prompts_and_names_no_client(tmp_path):
     assert "Not finished: 1 of 12 rounds" in body
     assert "2 owners of 7 rows are left out" in body
     assert "100.0 % of 28 held-out rows have a prompt that the same client trains on" in body
+
+
+def test_the_code_for_the_toy_base_works_from_any_folder(tmp_path):
+    """Also next to modules of the user that are called like Accord's own; it needs the package `accord` only."""
+    _, body = written(dpo_run(tmp_path))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "accord").symlink_to(ROOT / "accord")
+    for name in ("core", "tasks"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the module of the user')\n")
+    lines = [line for line in code(body).splitlines() if "embedded_model" in line]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "ACCORD_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", "\n".join([*lines, "print(base)"])]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (Path(result.stdout.strip()) / "model.safetensors").is_file()
+    assert result.stdout.startswith(str(tmp_path / "home"))
 
 
 def test_a_hub_model_is_named_with_its_revision(tmp_path):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from server_app.report import console
 from server_app.report.documents import write_report
+from server_app.report.headline import headline
 from server_app.report.reading import read_run
 from server_app.report.rlft import best_of_n, epochs, hacking_curve, labels, rlft_plots
-from server_app.report.stats import headline
+from server_app.report.summary import summary_lines
 from tests.server_app.report.sample import selector_record, write_run
 
 HACKED = [(0.5, 0.5), (0.75, 0.625), (0.875, 0.5), (1.0, 0.25)]
@@ -58,7 +58,7 @@ def test_the_report_shows_every_policy_and_warns_of_reward_hacking(tmp_path):
     alarm = "Policy population: reward hacking: after epoch 1 the held-out judgement fell"
     assert alarm in text
     assert "Policy c0: reward hacking" not in text
-    assert alarm in " ".join(" ".join(console.summary_lines(folder)).split())
+    assert alarm in " ".join(" ".join(summary_lines(folder)).split())
     table = epochs(read_run(folder))
     assert [row[:2] for row in table.rows] == [("population", str(i)) for i in range(4)] + [
         ("c0", "0"),

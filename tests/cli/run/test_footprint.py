@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from cli.run.footprint import estimate, shape_of
 from core.config import parse
-from tasks.model.footprint import estimate, shape_of
 from tests import tiny
 
 CLIENT = """
