@@ -101,7 +101,7 @@ def prepare(folder: Path, model: str, clients: int) -> str:
     draw = random.Random(1)
     vocabulary = ["the", "sun", "is", "warm", "please", "add", "water", "go"]
     if model == "135m":
-        from benchmarks.sides import build_model
+        from benchmarks.cases import build_model
 
         build_model(folder / model, model, 0)
         vocabulary = [f"w{i}" for i in range(2, 40_000)]
