@@ -16,11 +16,7 @@ from tasks.model.base import Base
 from tests import tiny
 
 R, ALPHA = 4, 6
-SHARED = {
-    "vocab_size": tiny.VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1,
-    "eos_token_id": 2, "pad_token_id": None,
-}  # fmt: skip
+SHARED = {**tiny.DIMENSIONS, "max_position_embeddings": 128}
 FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 ROUTED = {
     "n_routed_experts": 4,

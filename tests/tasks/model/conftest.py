@@ -24,10 +24,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config)
-            for parameter in model.parameters():
-                parameter.data.normal_(0.0, 0.15 if parameter.dim() > 1 else 0.5).add_(
-                    float(parameter.dim() == 1)
-                )
+            tiny.randomise(model)
         model.save_pretrained(root / name)
         tiny.tokenizer().save_pretrained(root / name)
         return root / name
