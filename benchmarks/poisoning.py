@@ -102,22 +102,23 @@ class World:
         sizes = {f"norm/{name}": norm(tree) for name, tree in trees.items()}
         return replace(update, trees=trees, metrics={**update.metrics, **sizes})
 
-    def round(self, strategy: Strategy, state: ServerState, rnd: int, common: Keys) -> ServerState:
+    def round(
+        self, strategy: Strategy, state: ServerState, rnd: int, common: Mapping[str, str]
+    ) -> ServerState:
         orders = strategy.plan_train(state, rnd, [Client(c, 1) for c in range(CLIENTS)])
         fold, updates = strategy.fold(state, rnd), []
         for order in orders:
-            knobs = {**common, **order.knobs, "rnd": rnd, "clients": CLIENTS, "cohort": len(orders)}
-            update = self.attacked(self.site(order.client).train(replace(order, knobs=knobs)))
+            order = replace(order, **common, round=rnd, clients=CLIENTS, cohort=len(orders))
+            update = self.attacked(self.site(order.client).train(order))
             fold.add(update)
             updates.append(replace(update, trees={}))
         state, _ = strategy.merge_train(state, rnd, Merged(tuple(updates), fold.result()))
         return replace(state, round=rnd)
 
-    def honest(self, strategy: Strategy, state: ServerState, common: Keys) -> list[Metrics]:
+    def honest(self, strategy: Strategy, state: ServerState, common: Mapping[str, str]) -> list[Metrics]:
         orders = strategy.plan_evaluate(state, state.round, [Client(c, 1) for c in range(CLIENTS)])
-        knobs = {**common, "rnd": state.round}
         return [
-            self.site(o.client).evaluate(replace(o, knobs=knobs)).metrics
+            self.site(o.client).evaluate(replace(o, **common, round=state.round)).metrics
             for o in orders
             if o.client not in HOSTILE
         ]
@@ -131,7 +132,7 @@ def accuracy(attack: str, keys: Keys) -> float:
         base = world.site(0).base()
         common = {"run": "poisoning", "base": base.fingerprint}
         state = strategy.init({"global": initial_adapter(base, config.run.seed)}, config.run.seed)
-        state = replace(state, facts={**state.facts, "clients": CLIENTS})
+        state = replace(state, clients=CLIENTS)
         for rnd in range(1, config.run.num_server_rounds + 1):
             state = world.round(strategy, state, rnd, common)
         return statistics.mean(m["logps/accuracies"] for m in world.honest(strategy, state, common))

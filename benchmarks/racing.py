@@ -10,6 +10,7 @@ Cost is scored rows x adapters and CPU time; the groups are the balanced ones wi
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def measure(keys: Keys, seed: int, races: Sequence[float]) -> None:
 
 def trained(site: Site, config: Config, name: str) -> Tree:
     start = initial_adapter(site.base(), config.run.seed, name)
-    update = site.train(Order(site.node.client, {name: start}, name, knobs=order_knobs(site)))
+    update = site.train(order_to(site, {name: start}, name))
     return add(start, update.trees["delta"])
 
 
@@ -73,16 +74,16 @@ def compared(sites: Sequence[Site], trees: Mapping[str, Tree], z: float) -> tupl
     """(group of each client, CPU seconds, share of rows x adapters scored)."""
     started, answers = time.process_time(), list[Metrics]()
     for site in sites:
-        knobs = {**order_knobs(site), "compare": ",".join(trees), **({"race": z} if z else {})}
-        order = Order(site.node.client, trees, next(iter(trees)), knobs=knobs)
+        order = order_to(site, trees, next(iter(trees)))
+        order = replace(order, compare=tuple(trees), options={"race": z} if z else {})
         answers.append(site.evaluate(order).metrics)
     seconds = time.process_time() - started
     losses = np.array([[a[f"loss/{name}"] for name in trees] for a in answers])
     return exact(losses), seconds, float(np.mean([a.get("race/scored", 1.0) for a in answers]))
 
 
-def order_knobs(site: Site) -> dict[str, bool | int | float | str]:
-    return {"run": "racing", "base": site.base().fingerprint, "rnd": 1}
+def order_to(site: Site, trees: Mapping[str, Tree], adapter: str) -> Order:
+    return Order(site.node.client, trees, adapter, run="racing", base=site.base().fingerprint, round=1)
 
 
 if __name__ == "__main__":

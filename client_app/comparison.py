@@ -7,7 +7,7 @@ import torch
 from core.sections import Config
 from core.seeds import rng_for
 from core.tree import Tree
-from core.types import Metrics, Scalar
+from core.types import Metrics, Order
 from tasks.base import Row, Task
 from tasks.forward.reference import reference_logps
 from tasks.model.adapter import set_adapter
@@ -25,7 +25,7 @@ def losses(
     task: Task,
     comparison_rows: Sequence[Row],
     trees: Mapping[str, Tree],
-    knobs: Mapping[str, Scalar],
+    order: Order,
     config: Config,
     cache: Cache,
     *,
@@ -33,8 +33,8 @@ def losses(
 ) -> Metrics:
     """Return `loss/<name>`, the task's loss under each adapter; empty if the client has no usable comparison rows.
 
-    With knobs["race"] above 0 an adapter that is clearly behind is dropped early, and `race/scored` is the share of
-    the (adapter, row) pairs that were scored.
+    With the order's option "race" above 0 an adapter that is clearly behind is dropped early, and `race/scored` is the
+    share of the (adapter, row) pairs that were scored.
     """
     usable_rows = engine.encode_rows(base, task, comparison_rows, config, cache).usable
     if not usable_rows:
@@ -42,11 +42,11 @@ def losses(
     rows = task.prepare(usable_rows, seed=seed, max_length=config.train.max_length)
     rng_for(seed, "race").shuffle(rows)
     refs = reference_logps(base, rows, cache) if task.needs_reference else {}
-    z = float(knobs.get("race", 0.0))
+    z = float(order.options.get("race", 0.0))
 
     def score(name: str, start: int, stop: int) -> list[float]:
         set_adapter(base, trees[name])
-        return row_losses(base, task, rows[start:stop], refs=refs, knobs=knobs)
+        return row_losses(base, task, rows[start:stop], refs=refs, options=order.options)
 
     result = race(list(trees), [weight(task, [row]) for row in rows], score, z=z)
     metrics = {f"loss/{name}": loss for name, loss in result.losses.items()}

@@ -14,7 +14,7 @@ from core.config import parse
 from core.errors import AccordError, SiteError
 from core.framing import Failure, RecordDict, encode_failure
 from core.sections import Config
-from core.types import Json, Order, Scalar, Update
+from core.types import HelloRequest, Json, Order, Scalar, Update
 from tasks.forward.setup import loads
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ KINDS = ("hello", "train", "evaluate")
 class Responder(Protocol):
     """Answers orders: a Site, or a wrapper that enforces the site's policy."""
 
-    def hello(self, knobs: Json) -> Json: ...
+    def hello(self, request: HelloRequest) -> Json: ...
 
     def train(self, order: Order) -> Update: ...
 
@@ -69,7 +69,7 @@ def handle(
 def _answer(request: Request, site: Responder) -> RecordDict:
     kind, before = request.kind, loads()
     if kind == "hello":
-        hello = site.hello(wire.decode_facts(request.record))
+        hello = site.hello(wire.decode_hello_request(request.record))
         return wire.encode_facts({**hello, "loads": loads() - before})
     if kind not in KINDS:
         raise SiteError(f"a message must be one of {', '.join(KINDS)}, got {kind!r}")

@@ -9,13 +9,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from client_app import comparison, personal_model
+from client_app.declarations import check_metrics
 from client_app.private_memory import Memory
 from core.errors import BaseMismatch, ConfigError
 from core.factors import MERGED
 from core.sections import Config, TrainConfig
 from core.seeds import seed_for
 from core.tree import Tree
-from core.types import Json, Metrics, Order, Scalar, Update
+from core.types import HelloRequest, Json, Metrics, Order, Scalar, Update
 from strategies.base import Strategy
 from strategies.clients.rule import FINISH, PERSONAL, ClientRule, Outcome
 from strategies.rounds.metrics import SUM
@@ -147,13 +148,13 @@ class Site:
 
     def drawn(self, order: Order, rows: int) -> int:
         """Return the largest number of the client's `rows` that the training of `order` can draw."""
-        cfg = schedule.of_round(self.config.train, rows, order.knobs, self.config.run.num_server_rounds)
+        cfg = schedule.of_round(self.config.train, rows, order, self.config.run.num_server_rounds)
         return min(rows, cfg.local_steps * cfg.per_device_batch_size * cfg.gradient_accumulation_steps)
 
-    def hello(self, knobs: Mapping[str, Scalar]) -> Json:
+    def hello(self, request: HelloRequest) -> Json:
         """Describe this client and its data in counts and fingerprints; no row is included."""
         self._rule()  # so that a strategy that the engine cannot run is refused before the first round
-        base, rows = self.base(str(knobs.get("base", ""))), self.rows()
+        base, rows = self.base(request.base), self.rows()
         train, comparison_rows = self.parts()
         examples = engine.encode_training_rows(base, self.task, train, self.config, self.cache)
         shared = share_in(comparison_rows, {prompt_key(row["prompt"]) for row in train})
@@ -170,7 +171,7 @@ class Site:
         return {
             "client": self.node.client,
             "clients": self.node.clients,
-            **self._names(rows, knobs),
+            **self._names(rows, request),
             "examples": len(examples.usable),
             "skipped": dict(skipped),
             "columns": {"used": list(columns.used), "ignored": list(columns.ignored)},
@@ -188,12 +189,12 @@ class Site:
             ),
         }
 
-    def _names(self, rows: ClientRows, knobs: Mapping[str, Scalar]) -> Json:
+    def _names(self, rows: ClientRows, request: HelloRequest) -> Json:
         """Return the client's name, and the owners of rows that are not clients.
 
         Names come from the data only in a simulation: file names and worker ids may identify people.
         """
-        if self.node.simulated and knobs.get("simulation"):
+        if self.node.simulated and request.simulation:
             name, left_out = rows.owner, rows.left_out
         else:
             name = self.node.name
@@ -205,19 +206,18 @@ class Site:
 
     def train(self, order: Order) -> Update:
         """Run one local training from the order's adapter and recalled memory; return the trees to share."""
-        started, knobs = time.monotonic(), order.knobs
-        rnd, rule = int(knobs["rnd"]), self._rule()
-        memory = Memory(self.state_dir, str(knobs["run"]), self.node.client)
-        base = self.base(str(knobs["base"]))
+        started, rnd, rule = time.monotonic(), order.round, self._rule()
+        memory = Memory(self.state_dir, order.run, self.node.client)
+        base = self.base(order.base)
         recalled = memory.load(order.recall)
         private = self._with_private_parts(base, recalled)
-        rows, _ = self.parts(everyone=knobs.get("rows") == "all")
+        rows, _ = self.parts(everyone=order.options.get("rows") == "all")
         examples = engine.encode_training_rows(base, self.task, rows, self.config, self.cache)
         order = self._complete(base, order)
         before = rule.start(order, private)
         loaded = time.monotonic()
         rounds = self.config.run.num_server_rounds
-        cfg = schedule.of_round(self.config.train, len(examples.usable), knobs, rounds)
+        cfg = schedule.of_round(self.config.train, len(examples.usable), order, rounds)
         hooks = LocalHooks(
             correct=rule.correct(order, private),
             after_step=rule.after_step(order, private, cfg.learning_rate),
@@ -240,6 +240,7 @@ class Site:
         seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
         sums = {SUM + name: value for name, value in report.sums.items()}
         metrics = {**report.metrics, "learning_rate": cfg.learning_rate, **sums, **seconds}
+        check_metrics(self.config, metrics)
         return Update(
             self.node.client,
             len(examples.usable),
@@ -255,17 +256,16 @@ class Site:
 
         After the last round a client with a personal model exports it (client_app/personal_model.py).
         """
-        knobs = order.knobs
-        recalled = Memory(self.state_dir, str(knobs["run"]), self.node.client).load(order.recall)
-        base = self.base(str(knobs["base"]))
+        recalled = Memory(self.state_dir, order.run, self.node.client).load(order.recall)
+        base = self.base(order.base)
         comparisons: Metrics = {}
-        if "compare" in knobs:
-            trees = self._adapters(base, order, str(knobs["compare"]).split(","))
+        if order.compare:
+            trees = self._adapters(base, order, order.compare)
             comparisons |= comparison.losses(
-                base, self.task, self.parts()[1], trees, knobs, self.config, self.cache, seed=self._data_seed
+                base, self.task, self.parts()[1], trees, order, self.config, self.cache, seed=self._data_seed
             )
-        if "vote" in knobs:
-            weights = comparison.ballots(str(knobs["vote"]))
+        if "vote" in order.options:
+            weights = comparison.ballots(str(order.options["vote"]))
             trees = self._adapters(base, order, weights)
             comparisons |= comparison.vote(
                 base, self.task, self._heldout(), trees, weights, self.config, self.cache
@@ -273,18 +273,20 @@ class Site:
         order = self._complete(base, order)
         tree = self._rule().scored(order, self._with_private_parts(base, recalled))
         merged = order.trees.get(MERGED)
-        finish = int(knobs.get(FINISH, 0))
+        finish = int(order.options.get(FINISH, 0))
         if finish:
             tree = self._fine_tuned(base, order, tree, finish)
         set_adapter(base, tree, merged)
         metrics: Metrics = engine.evaluate(base, self.task, self._heldout(), self.config, self.cache)
-        metrics |= self._truth(base, int(knobs["rnd"]))
-        last = int(knobs["rnd"]) == self.config.run.num_server_rounds
+        metrics |= self._truth(base, order.round)
+        last = order.round == self.config.run.num_server_rounds
         if last and (finish or recalled.keys() & {"own", PERSONAL}) and processes.is_leader():
-            folder = personal_model.folder(self.state_dir, str(knobs["run"]), self.node.client)
+            folder = personal_model.folder(self.state_dir, order.run, self.node.client)
             personal_model.export(base, tree, merged, folder, self.config, metrics.get("combined/lambda"))
         examples = int(metrics.pop("examples", 0))
-        return Update(self.node.client, examples, order.adapter, {}, {**metrics, **comparisons})
+        metrics |= comparisons
+        check_metrics(self.config, metrics)
+        return Update(self.node.client, examples, order.adapter, {}, metrics)
 
     def _truth(self, base: Base, rnd: int) -> Metrics:
         """Score the model's generated answers before and after a run, if the source has a planted truth."""
@@ -319,9 +321,10 @@ class Site:
             self.task,
             examples,
             cfg,
-            seed=seed_for(self.config.run.seed, purpose, int(order.knobs["rnd"]), self.node.client),
+            seed=seed_for(self.config.run.seed, purpose, order.round, self.node.client),
             data_seed=self._data_seed,
-            knobs=order.knobs,
+            rnd=order.round,
+            options=order.options,
             cache=self.cache,
             hooks=hooks,
         )
@@ -330,7 +333,7 @@ class Site:
         """Return `tree` after `steps` more plain optimiser steps on the client's rows."""
         examples = engine.encode_training_rows(base, self.task, self.parts()[0], self.config, self.cache)
         rounds = self.config.run.num_server_rounds
-        cfg = schedule.of_round(self.config.train, len(examples.usable), order.knobs, rounds)
+        cfg = schedule.of_round(self.config.train, len(examples.usable), order, rounds)
         cfg = replace(cfg, local_steps=steps, optimizer_state="reset")
         self._fit(base, order, tree, examples.usable, cfg, PLAIN, FINISH)
         return {**get_adapter(base), **get_private(base)}
@@ -364,7 +367,7 @@ class Site:
 
     def _rule(self) -> ClientRule:
         """Return the strategy's client rule. Raises ConfigError if the engine cannot carry it out."""
-        rule = self.strategy.client_rule()
+        rule = self.strategy.local_rule()
         if self.config.train.engine == "trl" and not rule.plain:
             raise ConfigError(
                 f"strategy.name = {self.config.strategy_choice.name!r} changes the local optimiser steps, which "

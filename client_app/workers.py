@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from client_app.site import Node, Site
 from core.sections import Config
-from core.types import Json, Order, Update
+from core.types import HelloRequest, Json, Order, Update
 from tasks.forward import processes
 
 log = logging.getLogger(__name__)
@@ -16,9 +16,9 @@ END = ("end", None, None)
 class LeaderSite(Site):
     """The leader's site, which broadcasts each request that passed the policy to the followers."""
 
-    def hello(self, knobs: Json) -> Json:
-        processes.broadcast(("hello", self.config, knobs))
-        return super().hello(knobs)
+    def hello(self, request: HelloRequest) -> Json:
+        processes.broadcast(("hello", self.config, request))
+        return super().hello(request)
 
     def train(self, order: Order) -> Update:
         processes.broadcast(("train", self.config, order))

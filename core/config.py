@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from core.combinations import check_combinations
 from core.errors import ConfigError
-from core.plugins import knobs, plugin
+from core.plugins import knobs, names, plugin
 from core.sections import SECTIONS, Choice, Config
 from core.types import Scalar
 
@@ -20,7 +20,6 @@ CHOOSERS = {  # section: the key that names its plugin, and their package
     "strategy": ("strategy.name", "strategies"),
     "data": ("data.source", "tasks.data"),
 }
-FITTED = ("task.beta",)  # keys whose value 0 stands for the value recommended for the rows
 LIMIT = 2**63  # of numbers: Flower sends 64-bit integers
 POSITIVE = (
     "run.num-server-rounds", "lora.r", "lora.alpha", "train.learning-rate", "train.local-steps",
@@ -79,11 +78,12 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
     choices = {
         section: _choose(section, [str(values[key])], values)[0] for section, (key, _) in CHOOSERS.items()
     }
-    if fitting := fitting_defaults(values):
-        values |= fitting
+    if missing := {key: value for key, value in recommended_values(values).items() if not values[key]}:
+        values |= missing
         choices["task"] = _choose("task", [str(values["task.name"])], values)[0]
     benchmarks = [name.strip() for name in str(values["eval.benchmarks"]).split(",") if name.strip()]
-    judges = ["preference"] if values["rlft.judge"] == "pairs" else []
+    judge = values["rlft.judge"]
+    judges = [n for n in names("evals") if judge != page["rlft.judge"] and plugin("evals", n).judge == judge]
     evals = _choose("eval", list(dict.fromkeys(benchmarks + judges)), values)
     sections = {section: _section(cls, section, values) for section, cls in SECTIONS.items()}
     config = Config(
@@ -102,19 +102,18 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
     return config
 
 
-def fitting_defaults(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return the values that 0 stands for in FITTED keys: the data source's recommendation, else the task's default.
+def recommended_values(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return what 0 stands for in the task's recommended_options: the data source's value, else the task's default.
 
     values: every key; the plugins that they name must exist.
     """
-    options = knobs(plugin("tasks", str(values["task.name"])))
-    recommended = vars(plugin("tasks.data", str(values["data.source"]))).get("RECOMMENDED", {})
-    read = {
-        key: options[short]
-        for key in FITTED
-        if (short := key.removeprefix("task.")) in options and not values[key]
+    task = plugin("tasks", str(values["task.name"]))
+    defaults_of_task = knobs(task)
+    of_source = vars(plugin("tasks.data", str(values["data.source"]))).get("RECOMMENDED", {})
+    return {
+        f"task.{name}": of_source.get(f"task.{name}", defaults_of_task[name])
+        for name in task.recommended_options
     }
-    return {key: recommended.get(key, default) for key, default in read.items()}
 
 
 def checked(key: str, value: Any) -> Scalar:  # Any: unchecked input
@@ -215,6 +214,6 @@ def _check_ranges(values: Mapping[str, Scalar]) -> None:
         raise ConfigError(f"rlft.heldout must be in (0, 1), got {values['rlft.heldout']!r}")
     if int(values["rlft.completions"]) < 2:
         raise ConfigError(f"rlft.completions must be at least 2, got {values['rlft.completions']!r}")
-    for key in ("data.eval-fraction", "data.flipped-clients", "lora.dropout", "data.label-noise"):
+    for key in ("data.eval-fraction", "data.flipped-clients", "lora.dropout"):
         if not 0 <= float(values[key]) < 1:
             raise ConfigError(f"{key} must be in [0, 1), got {values[key]!r}")

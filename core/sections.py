@@ -134,6 +134,21 @@ class SiteConfig:
     wait_s: float = 60.0
 
 
+# Keys, and sections with a dot at their end, that may differ when a run is resumed. No answer of a client may depend on
+# them: a site's ledger allows them to change too. eval.max-rows is not among them, since the scores of k and of k + 1
+# rows reveal a row.
+RESUMABLE = (
+    "run.resume", "run.dir", "run.num-server-rounds", "run.log-format", "client.state-dir", "site.", "fault.", "eval.",
+    "rlft.",
+)  # fmt: skip
+PINNED = ("eval.max-rows",)
+
+
+def may_change(key: str) -> bool:
+    """Whether a key may have another value when a run is resumed."""
+    return key.startswith(RESUMABLE) and key not in PINNED
+
+
 @dataclass(frozen=True)
 class Choice:
     """A plugin and the values of its options."""

@@ -3,22 +3,24 @@
 import json
 import warnings
 from collections.abc import Mapping, MutableMapping
+from dataclasses import fields
 from io import BytesIO
-from typing import TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.lib import format as npy
 
-from core.errors import TreeMismatch
+from core.errors import FrameError, TreeMismatch
 from core.factors import is_private
 from core.framing import FACTS, Failure, facts_only
 from core.tree import Tree, flat, unflat
-from core.types import Json, Order, Update
+from core.types import HelloRequest, Json, Order, Update
 
 TREE = "tree."
 Part = TypeVar("Part", ArrayRecord, ConfigRecord)
+MessageType = type[Order] | type[Update] | type[HelloRequest]
 
 
 # by id of a tree; the tree itself is held so that its id is not reused
@@ -27,36 +29,32 @@ EncodedTrees = MutableMapping[int, tuple[Tree, ArrayRecord]]
 
 def encode_order(order: Order, encoded: EncodedTrees | None = None) -> RecordDict:
     """Encode an order. encoded: shared by the orders of a round, so that a tree that all carry is encoded once."""
-    facts = {
-        "client": order.client,
-        "adapter": order.adapter,
-        "recall": order.recall,
-        "knobs": dict(order.knobs),
-    }
-    return _encode(order.trees, facts, encoded)
+    return _encode(order.trees, _facts(Order, order), encoded)
 
 
 def decode_order(record: RecordDict) -> Order:
+    """Decode what `encode_order` encoded. Raises FrameError for a missing, unknown or mistyped field."""
     trees, facts = _decode(record)
-    return Order(trees=trees, **facts)
+    return Order(trees=trees, **_fields(Order, facts))
 
 
 def encode_update(update: Update) -> RecordDict:
-    facts = {
-        "client": update.client,
-        "examples": update.examples,
-        "tokens": update.tokens,
-        "adapter": update.adapter,
-        "metrics": dict(update.metrics),
-        "kept": update.kept,
-        "loads": update.loads,
-    }
-    return _encode(update.trees, facts)
+    return _encode(update.trees, _facts(Update, update))
 
 
 def decode_update(record: RecordDict) -> Update:
+    """Decode what `encode_update` encoded. Raises FrameError for a missing, unknown or mistyped field."""
     trees, facts = _decode(record)
-    return Update(trees=trees, **facts)
+    return Update(trees=trees, **_fields(Update, facts))
+
+
+def encode_hello_request(request: HelloRequest) -> RecordDict:
+    return facts_only(_facts(HelloRequest, request))
+
+
+def decode_hello_request(record: RecordDict) -> HelloRequest:
+    """Decode what `encode_hello_request` encoded. Raises FrameError for a missing, unknown or mistyped field."""
+    return HelloRequest(**_fields(HelloRequest, _decode(record)[1]))
 
 
 def encode_facts(facts: Json) -> RecordDict:
@@ -86,6 +84,43 @@ def size_of(record: RecordDict) -> int:
     return tensors + sum(
         len(str(v)) for r in record.values() if isinstance(r, ConfigRecord) for v in r.values()
     )
+
+
+def _facts(kind: MessageType, message: Order | Update | HelloRequest) -> dict[str, Json]:
+    """Return the fields of a message as JSON values; its trees travel as tensors.
+
+    kind: its class, so that a field of a subclass is not sent.
+    """
+    values = {f.name: getattr(message, f.name) for f in fields(kind) if f.name != "trees"}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+
+def _fields(message: MessageType, facts: Json) -> dict[str, Any]:
+    """Return the fields of a message from JSON; the other side is not trusted. A tuple holds strings.
+
+    Raises:
+        FrameError: A field is missing, unknown or of another type.
+    """
+    name, hints = message.__name__, {k: v for k, v in get_type_hints(message).items() if k != "trees"}
+    if not isinstance(facts, dict) or facts.keys() != hints.keys():
+        # names of fields, but not their content, which may be private
+        missing = sorted(hints.keys() - facts.keys()) if isinstance(facts, dict) else sorted(hints)
+        unknown = len(facts.keys() - hints.keys()) if isinstance(facts, dict) else 0
+        raise FrameError(
+            f"a message {name} lacks {', '.join(missing) or 'no field'} and has {unknown} unknown fields; do server "
+            "and site run the same version of Accord?"
+        )
+    for key, hint in hints.items():
+        kind = get_origin(hint) or hint
+        want = {tuple: list, Mapping: dict}.get(kind, kind)
+        is_valid = type(facts[key]) is want
+        if is_valid and want is list:
+            is_valid = all(type(item) is str for item in facts[key])
+        if not is_valid:
+            raise FrameError(
+                f"{key} in a message {name} must be a {want.__name__}, got a {type(facts[key]).__name__}"
+            )
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
 
 
 def _encode(trees: Mapping[str, Tree], facts: Json, encoded: EncodedTrees | None = None) -> RecordDict:

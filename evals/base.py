@@ -1,7 +1,7 @@
 """Benchmark: contract of the plugins that evaluate one model on the server."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from core.types import Metrics
 
@@ -20,6 +20,8 @@ class Talker(Protocol):
 
 class Benchmark(Protocol):
     """A plugin of evals/: a dataclass whose fields are options of the section `eval`."""
+
+    judge: ClassVar[str] = ""  # the value of rlft.judge by which this benchmark judges the policy
 
     def check(self) -> None:
         """Raise ConfigError or DataError if its data cannot be used; called before training."""

@@ -8,17 +8,20 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from core.errors import ConfigError, DataError
 from core.types import Metrics
-from evals.base import Talker
+from evals.base import Benchmark, Talker
 
 COLUMNS = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class Preference:
+class Preference(Benchmark):
     pairs: str = ""  # JSON lines with prompt, chosen and rejected; plain or .gz
+
+    judge: ClassVar[str] = "pairs"
 
     def check(self) -> None:
         _read(self.pairs)

@@ -119,16 +119,17 @@ class Run:
 
     def _context(self, *, simulation: bool) -> RunContext:
         config = self.config
-        knobs = {"run": self.folder.name, "base": self.base.fingerprint}
         return RunContext(
-            knobs={**knobs, **({"simulation": True} if simulation else {})},
+            run=self.folder.name,
+            base=self.base.fingerprint,
+            simulation=simulation,
             min_available_nodes=config.strategy.min_available_nodes,
             fraction_train=config.strategy.fraction_train,
             sampling=config.strategy.sampling,
             fault=config.fault,
             eval_every=config.eval.every,
             spool=self.folder.path,
-            task_knobs=self.task.pooled_settings,
+            task_options=self.task.pooled_options,
             on_hello=self._on_hello,
             on_round=self._on_round,
             say=console.say,

@@ -3,22 +3,10 @@
 from pathlib import Path
 
 from core.errors import CheckpointError
-from core.sections import Config
+from core.sections import Config, may_change
 from core.types import Json
 from server_app.report.reading import read_config
 
-# keys and sections (ending in a dot) that may differ when a run is resumed
-MAY_CHANGE = (
-    "run.resume",
-    "run.dir",
-    "run.num-server-rounds",
-    "run.log-format",
-    "client.state-dir",
-    "site.",
-    "fault.",
-    "eval.",
-    "rlft.",
-)
 # schedules over all rounds of a run, with the value that makes each independent of the number of rounds
 SCHEDULES = {
     "train.lr-schedule": "constant",
@@ -32,7 +20,7 @@ def check_resumable(config: Config, path: Path, *, completed: int) -> None:
     old, _ = read_config(path)
     new = dict(config.flat)
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    if refused := [k for k in changed if not k.startswith(MAY_CHANGE)]:
+    if refused := [k for k in changed if not may_change(k)]:
         changes = ", ".join(f"{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in refused)
         raise CheckpointError(f"{path.name} cannot be resumed with another configuration: {changes}")
     scheduled = [k for k, constant in SCHEDULES.items() if new.get(k) != constant]

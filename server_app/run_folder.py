@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -177,7 +177,7 @@ class RunFolder:
         for name, tree in trees.items():
             kind, tree_name = name.split("/", 1)
             parts[kind][tree_name] = tree
-        return ServerState(facts["seed"], facts["round"], parts["adapters"], parts["memory"], facts["facts"])
+        return ServerState(adapters=parts["adapters"], memory=parts["memory"], **_state_fields(facts))
 
     def commit(self, state: ServerState, record: Json) -> None:
         """Write a round: first its line of metrics, then the checkpoint, which makes the round count.
@@ -189,7 +189,9 @@ class RunFolder:
         size = metrics.stat().st_size if metrics.is_file() else 0
         trees = {f"adapters/{n}": t for n, t in state.adapters.items()}
         trees |= {f"memory/{n}": t for n, t in state.memory.items()}
-        facts = {"seed": state.seed, "round": state.round, "facts": state.facts}
+        facts = {
+            f.name: getattr(state, f.name) for f in fields(state) if f.name not in ("adapters", "memory")
+        }
         # metrics first: a line without its checkpoint is dropped when the run is resumed, see load_state
         try:
             store.append(metrics, json.dumps(record, sort_keys=True) + "\n")
@@ -241,6 +243,20 @@ class RunFolder:
         }
         text = json.dumps({**manifest, **totals}, indent=2, sort_keys=True)
         store.write_text(self.path / "manifest.json", text + "\n")
+
+
+def _state_fields(facts: Json) -> dict[str, Json]:
+    """Return the fields of a ServerState, but its trees, from the facts of a checkpoint."""
+    if "recall" not in facts:  # before 0.2.0 the loop's own fields were among those of the algorithm
+        inner = dict(facts["facts"])
+        inner["pooled"] = inner.pop("pool", {})
+        loop = {"rounds": 0, "votes": False, "clients": 0, "examples": {}, "recall": {}, "pooled": {}}
+        facts = {
+            **facts,
+            **{name: inner.pop(name, default) for name, default in loop.items()},
+            "facts": inner,
+        }
+    return {**facts, **{name: {int(c): n for c, n in facts[name].items()} for name in ("examples", "recall")}}
 
 
 def is_held(folder: Path) -> bool:

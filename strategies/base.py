@@ -3,9 +3,10 @@
 import logging
 import math
 import time
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import ClassVar, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -15,12 +16,12 @@ from core import wire
 from core.errors import ConfigError, RoundFailed, TreeMismatch
 from core.factors import is_private
 from core.naming import client_label
-from core.sections import LoraConfig, StrategyConfig
+from core.sections import Config, LoraConfig, StrategyConfig
 from core.tree import Tree, norm, same_layout
-from core.types import Client, Json, Metrics, Order, ServerState, Update
+from core.types import Client, HelloRequest, Json, Metrics, Order, OrderOption, ServerState, Update
 from strategies.aggregation.fold import Fold, Mean, Merged, Share
 from strategies.aggregation.lora import Lora
-from strategies.clients.rule import ClientRule
+from strategies.clients.rule import PLAIN, ClientRule
 from strategies.rounds.metrics import SUM, pooled_sums, weighted_mean
 from strategies.rounds.session import Exchange, RunContext, Session, collect, wait_for_nodes
 from strategies.rounds.weighting import sample
@@ -35,6 +36,12 @@ class Strategy(FlowerStrategy):
     neither, and stores nothing on self. It has no access to messages, clock or disk.
     """
 
+    order_options: ClassVar[Mapping[str, OrderOption]] = {}  # of its orders, beyond those of the task
+    metrics: ClassVar[tuple[str, ...]] = ()  # names or patterns of what clients report for it alone
+    allows_private_parts: ClassVar[bool] = True  # whether clients may have parameters that never leave them
+    server_learns: ClassVar[bool] = True  # whether the server's adapters change
+    groups_clients: ClassVar[bool] = False  # whether each group of clients has an adapter
+
     _session: Session  # of the current run; hooks must not read it
 
     def with_lora(self, lora: LoraConfig) -> Self:
@@ -45,6 +52,10 @@ class Strategy(FlowerStrategy):
                 f"{type(self).__name__.lower()!r}, which averages no adapters"
             )
         return self
+
+    def conflicts(self, config: Config) -> Iterator[str]:
+        """Yield the reasons why this strategy cannot run with other settings: keys, values and what to do."""
+        return iter(())
 
     def check_participation(self, participation: StrategyConfig) -> None:
         """Raise ConfigError if the smallest round that these settings allow is too small for the algorithm."""
@@ -84,13 +95,26 @@ class Strategy(FlowerStrategy):
         """Whether the algorithm needs the evaluation after round rnd, whatever eval.every says."""
         return False
 
-    def client_rule(self) -> ClientRule:
-        """Return how clients train, and which tensors they send and remember."""
-        return ClientRule()
+    def client_rule(self, rule: ClientRule) -> ClientRule:
+        """Return `rule` with the algorithm's changes: how clients train, which tensors they send and remember.
+
+        rule: what lora.aggregation needs; the result trains and shares nothing beyond it.
+        """
+        return rule
 
     def final(self, state: ServerState) -> dict[str, Tree]:
         """Return the adapters to export, by name; the first is used where only one can be."""
         return dict(state.adapters)
+
+    def lora_rule(self) -> ClientRule:
+        """Return which tensors lora.aggregation trains and shares."""
+        return PLAIN
+
+    @typing.final
+    def local_rule(self) -> ClientRule:
+        """Return how clients train: `client_rule`, within what lora.aggregation trains and shares."""
+        limits = self.lora_rule()
+        return self.client_rule(limits).within(limits)
 
     # --- the loop ------------------------------------------------------------
 
@@ -100,9 +124,7 @@ class Strategy(FlowerStrategy):
         Raises ConfigError if a client cannot take part, RoundFailed if too few answer. Rounds that
         `context.on_round` committed before are kept.
         """
-        s = self._session = Session(
-            context, replace(state, facts={**state.facts, "rounds": rounds, "votes": context.votes})
-        )
+        s = self._session = Session(context, replace(state, rounds=rounds, votes=context.votes))
         self._meet(grid, s, at_start=True)
         context.on_hello(s.roster.hellos)
         if state.round == 0 and not context.base_scored:
@@ -158,16 +180,16 @@ class Strategy(FlowerStrategy):
         record.setdefault("seconds", {})["evaluate"] = s.exchange.seconds
         return record
 
-    def _check_update(self, order: Order, update: Update) -> str | None:
-        """Return why an update cannot be aggregated, or None. Nothing that a client sends is trusted."""
+    def _check_update(self, order: Order, update: Update) -> Update | str:
+        """Return the update with the norms of its trees, or why it cannot be aggregated: no client is trusted."""
         fault, hello = self._session.context.fault, self._session.roster.hellos[order.client]
         if not 0 < update.examples <= fault.max_examples:
             return f"it reports {update.examples} examples; fault.max-examples = {fault.max_examples}"
-        if "rows" not in order.knobs and update.examples != hello["examples"]:
+        if "rows" not in order.options and update.examples != hello["examples"]:
             return f"it reports {update.examples} examples, but its hello reported {hello['examples']}"
         if not 0 <= update.tokens <= fault.max_examples * 1000:
             return f"it reports {update.tokens} tokens in {update.examples} examples"
-        rule, rnd = self.client_rule(), int(order.knobs["rnd"])
+        rule, rnd, norms = self.local_rule(), order.round, Metrics()
         if set(update.trees) != set(rule.sends):
             return f"it sent trees {sorted(update.trees)}, expected {sorted(rule.sends)}"
         expected = {n: t for n, t in order.trees[order.adapter].items() if rule.leaves(n, rnd)}
@@ -183,25 +205,38 @@ class Strategy(FlowerStrategy):
                 return f"{name} holds NaN or Inf, or is too large for float32"
             if name == "delta" and size > fault.max_delta_norm:
                 return f"the norm of its delta is {size:.3g}, fault.max-delta-norm = {fault.max_delta_norm:g}"
-            update.metrics[f"norm/{name}"] = size
-        return _bad_metric(update)
+            norms[f"norm/{name}"] = size
+        return _bad_metric(update) or replace(update, metrics={**update.metrics, **norms})
 
-    def _check_scores(self, order: Order, update: Update) -> str | None:
-        """Return why the scores of an evaluation cannot be used, or None."""
+    def _check_scores(self, order: Order, update: Update) -> Update | str:
+        """Return the update, or why its scores cannot be used."""
         limit = self._session.context.fault.max_examples
         if not 0 <= update.examples <= limit:
             return f"it reports {update.examples} examples; fault.max-examples = {limit}"
         if update.trees:
             return f"it sent trees {sorted(update.trees)} with its scores"
-        return _bad_metric(update)
+        return _bad_metric(update) or update
 
     def _stamp(self, s: Session, rnd: int, orders: list[Order]) -> list[Order]:
-        """Add what every order carries: round, run, task settings from the pooled counts, and the memory to recall."""
-        task_knobs = s.context.task_knobs({**s.census(), **s.state.facts.get("pool", {})})
-        recall = s.state.facts.get("recall", {})
-        common = {**s.context.knobs, **task_knobs, "clients": s.state.facts["clients"], "cohort": len(orders)}
+        """Set the fields that every order carries, and add the task's options from the counts of all clients."""
+        task_options = s.context.task_options({**s.census(), **s.state.pooled})
+        declared = self.order_options.keys() | task_options.keys()
+        if undeclared := sorted({name for o in orders for name in o.options} - declared):
+            raise ConfigError(
+                f"{type(self).__name__} adds the option {undeclared[0]!r} to orders without declaring it; name it in "
+                "order_options, so that a site's policy can check it"
+            )
         return [
-            replace(o, recall=int(recall.get(str(o.client), 0)), knobs={**common, **o.knobs, "rnd": rnd})
+            replace(
+                o,
+                run=s.context.run,
+                base=s.context.base,
+                round=rnd,
+                recall=s.state.recall.get(o.client, 0),
+                clients=s.state.clients,
+                cohort=len(orders),
+                options={**task_options, **o.options},
+            )
             for o in orders
         ]
 
@@ -241,11 +276,8 @@ class Strategy(FlowerStrategy):
         merged = Merged(tuple(s.updates), fold.result())
         state, s.metrics = self.merge_train(s.state, server_round, merged)
         s.exchange.aggregate_seconds += time.monotonic() - started
-        recall = dict(s.state.facts.get("recall", {})) | {
-            str(u.client): server_round for u in s.updates if u.kept
-        }
-        facts = {**state.facts, "recall": recall, "pool": pooled_sums(s.updates)}
-        s.state = replace(state, round=server_round, facts=facts)
+        recall = {**state.recall, **{u.client: server_round for u in s.updates if u.kept}}
+        s.state = replace(state, round=server_round, recall=recall, pooled=pooled_sums(s.updates))
         return None, MetricRecord(dict(s.metrics))
 
     def configure_evaluate(
@@ -273,8 +305,9 @@ class Strategy(FlowerStrategy):
         """
         connected = wait_for_nodes(grid, s.context) if at_start else sorted(grid.get_node_ids())
         new_nodes = s.roster.forget_all_but(connected)
+        request = HelloRequest(s.context.run, s.context.base, s.context.simulation)
         messages = [
-            Message(wire.encode_facts(dict(s.context.knobs)), dst_node_id=n, message_type="query.hello")
+            Message(wire.encode_hello_request(request), dst_node_id=n, message_type="query.hello")
             for n in new_nodes
         ]
         fault = s.context.fault
@@ -301,11 +334,12 @@ class Strategy(FlowerStrategy):
             raise RoundFailed(
                 f"{len(s.roster.nodes)} clients are still connected, fault.min-replies = {fault.min_replies}"
             )
-        facts = s.state.facts
-        clients = max(facts.get("clients", 0), len(s.roster.hellos))
-        current = {str(c): hello["examples"] for c, hello in sorted(s.roster.hellos.items())}
-        examples = {**facts.get("examples", {}), **current}
-        s.state = replace(s.state, facts={**facts, "clients": clients, "examples": examples})
+        current = {c: hello["examples"] for c, hello in sorted(s.roster.hellos.items())}
+        s.state = replace(
+            s.state,
+            clients=max(s.state.clients, len(s.roster.hellos)),
+            examples={**s.state.examples, **current},
+        )
 
     def _answers(self, grid: Grid, s: Session, messages: Iterable[Message]) -> Iterator[Message]:
         """Send the messages and yield replies as they come, until all are in or the deadline has passed."""

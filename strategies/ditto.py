@@ -7,7 +7,7 @@ Deviations: v_k begins as the w^t of the client's first round, not as w^0; AdamW
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from core.errors import ConfigError
 from core.sections import LoraConfig
@@ -20,6 +20,8 @@ from strategies.fedavg import FedAvg
 @dataclass
 class Ditto(FedAvg):
     personal_lambda: float = 0.1
+
+    allows_private_parts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,11 +37,11 @@ class Ditto(FedAvg):
             )
         return built
 
-    def client_rule(self) -> ClientRule:
+    def client_rule(self, rule: ClientRule) -> ClientRule:
         def pull(order: Order) -> Correct:
             return pull_to(order.trees[order.adapter], self.personal_lambda)
 
-        return replace(super().client_rule(), pull=pull)
+        return replace(super().client_rule(rule), pull=pull)
 
 
 PLUGIN = Ditto

@@ -7,14 +7,14 @@ AdamW where the paper has SGD.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 from core.errors import ConfigError
 from core.sections import LoraConfig, StrategyConfig
 from core.tree import Tree
-from core.types import Client, Metrics, Order, ServerState, Update
+from core.types import Client, Metrics, Order, OrderOption, ServerState, Update
 from strategies.aggregation.fold import Fold, Mean, Merged, Share
 from strategies.aggregation.lora import Lora
 from strategies.aggregation.robust import RULES, Robust, RobustRule
@@ -40,6 +40,7 @@ class FedAvg(Strategy):
     finish_steps: int = 0  # local optimiser steps of every client after the last round, which are not sent
     lora: Lora = field(default_factory=Lora)  # not an option of the strategy: set from lora.* by with_lora()
 
+    order_options: ClassVar[Mapping[str, OrderOption]] = {FINISH: OrderOption(int, ("evaluate",))}
     own_weighting: ClassVar[dict[str, str]] = dict.fromkeys(("paper", "openfedllm", "flower"), "examples")
     own_learning_rate: ClassVar[dict[str, float]] = dict.fromkeys(("paper", "openfedllm", "flower"), 1.0)
 
@@ -94,12 +95,12 @@ class FedAvg(Strategy):
             is not FedAvg.server_opt,
             f"strategy.server-learning-rate = {self.server_learning_rate}": self.eta != 1.0,
             f"strategy.robust = {self.robust!r}": self.robust != "none",
-            f"what clients of strategy.name = {name!r} send besides deltas": self.client_rule().sends
+            f"what clients of strategy.name = {name!r} send besides deltas": self.local_rule().sends
             != ("delta",),
             f"lora.client-ranks with the local steps of strategy.name = {name!r}": bool(
                 self.lora.client_ranks
             )
-            and not self.client_rule().plain,
+            and not self.local_rule().plain,
         }
         if reasons := [option for option, used in is_used.items() if used]:
             raise ConfigError(
@@ -129,17 +130,22 @@ class FedAvg(Strategy):
         size = update.metrics["norm/delta"]
         return self.clip_norm / size if self.clip_norm and size > self.clip_norm else 1.0
 
-    def client_rule(self) -> ClientRule:
+    def lora_rule(self) -> ClientRule:
         return self.lora.rule
 
     def plan_train(self, state: ServerState, rnd: int, cohort: list[Client]) -> list[Order]:
         return self.lora.orders(state, super().plan_train(state, rnd, cohort))
 
     def plan_evaluate(self, state: ServerState, rnd: int, everyone: list[Client]) -> list[Order]:
-        orders = self.lora.orders(state, super().plan_evaluate(state, rnd, everyone))
-        if not self.finish_steps or rnd != state.facts["rounds"]:
+        return self.with_finish(
+            state, rnd, self.lora.orders(state, super().plan_evaluate(state, rnd, everyone))
+        )
+
+    def with_finish(self, state: ServerState, rnd: int, orders: list[Order]) -> list[Order]:
+        """Return evaluation orders that ask for the finish steps, if `rnd` is the last round."""
+        if not self.finish_steps or rnd != state.rounds:
             return orders
-        return [replace(o, knobs={**o.knobs, FINISH: self.finish_steps}) for o in orders]
+        return [replace(o, options={**o.options, FINISH: self.finish_steps}) for o in orders]
 
     def fold(self, state: ServerState, rnd: int) -> Fold:
         if self.lora.by_product:

@@ -37,6 +37,7 @@ class FedBis(FedAvg):
         0.0  # decay of a moving average of the selector, which is scored and exported in its place; 0: off
     )
 
+    allows_private_parts: ClassVar[bool] = False
     own_weighting: ClassVar[dict[str, str]] = {"paper": "uniform"}
 
     def __post_init__(self) -> None:
@@ -91,16 +92,16 @@ class FedBis(FedAvg):
         """Return the schedule's factor on the rate: 1 in the first half, then (1 + cos(pi h)) / 2, h from 0 to 1."""
         if self.server_lr_schedule == "constant" or rnd <= self.warmup_end:
             return 1.0
-        progress = (rnd - 1 - self.warmup_end) / (state.facts["rounds"] - self.warmup_end)
+        progress = (rnd - 1 - self.warmup_end) / (state.rounds - self.warmup_end)
         return (1 + cos(pi * max(0.0, 2 * progress - 1))) / 2
 
     def gain(self, state: ServerState, rnd: int, adapter: str, updates: Sequence[Update]) -> float:
         """Return the factor on the mean of an adapter's deltas: (M/A) sum p_m."""
-        return len(state.facts["examples"]) * self.weight_sum(state, adapter, updates) / len(updates)
+        return len(state.examples) * self.weight_sum(state, adapter, updates) / len(updates)
 
     def weight_sum(self, state: ServerState, adapter: str, updates: Sequence[Update]) -> float:
         """Return sum p_m over the clients that trained the adapter; p sums to 1 over the federation."""
-        examples, weighting = state.facts["examples"], self.effective_weighting
+        examples, weighting = state.examples, self.effective_weighting
         total = len(examples) if weighting == "uniform" else sum(examples.values())
         return sum(weight(u, weighting) for u in updates if u.adapter == adapter) / total
 

@@ -12,18 +12,18 @@ authors' code. The paper has 50 warm-up rounds and groups every 50 or 100; their
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from core.errors import ConfigError
 from core.factors import first
-from core.sections import LoraConfig
+from core.sections import Config, LoraConfig
 from core.seeds import rng_for
 from core.tree import Tree
-from core.types import Client, Metrics, Order, Scalar, ServerState, Update
+from core.types import Client, Metrics, Order, OrderOption, Scalar, ServerState, Update
 from strategies.aggregation.fold import Merged
 from strategies.clients.rule import ClientRule
 from strategies.fedbis import FedBis
@@ -57,6 +57,14 @@ class FedBiscuit(FedBis):
     )
     server_rule: str = "ma"  # eq8 | ma | cluster-norm; auto: the variant's default
 
+    order_options: ClassVar[Mapping[str, OrderOption]] = {
+        **FedBis.order_options,
+        "race": OrderOption(float, ("evaluate",)),
+        "vote": OrderOption(str, ("evaluate",)),
+    }
+    metrics: ClassVar[tuple[str, ...]] = ("loss/*", "race/scored", "vote/accuracy")
+    groups_clients: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_choice("warmup", ("sequential", "interleaved"))
@@ -79,6 +87,20 @@ class FedBiscuit(FedBis):
                 "strategy.hysteresis and strategy.soft-balance need strategy.grouping = 'exact'"
             )
 
+    def conflicts(self, config: Config) -> Iterator[str]:
+        rounds = config.run.num_server_rounds
+        if self.warmup_end >= rounds:
+            yield (
+                f"strategy.selectors x strategy.warmup-rounds = {self.warmup_end} rounds of warm-up, and "
+                f"run.num-server-rounds = {rounds}: no client would train the selector of its group; lower the first "
+                "or raise the second"
+            )
+        if config.train.optimizer_state == "keep":
+            yield (
+                "train.optimizer-state = 'keep': with strategy.name = 'fedbiscuit' a client trains several selectors "
+                "in turn, so the moments of the previous one do not apply; use 'reset'"
+            )
+
     def with_lora(self, lora: LoraConfig) -> Self:
         if lora.aggregation not in STATELESS_METHODS:
             raise ConfigError(
@@ -99,8 +121,8 @@ class FedBiscuit(FedBis):
         """Return the smallest number of updates of one selector: an even share, but 1 if group sizes are free."""
         return 1 if self.soft_balance else cohort // self.selectors
 
-    def client_rule(self) -> ClientRule:
-        return replace(super().client_rule(), comparison_share=self.grouping_fraction)
+    def client_rule(self, rule: ClientRule) -> ClientRule:
+        return replace(super().client_rule(rule), comparison_share=self.grouping_fraction)
 
     # --- orders ----------------------------------------------------------------------
 
@@ -141,17 +163,16 @@ class FedBiscuit(FedBis):
             owners = dict.fromkeys(ids, max(0, rnd - 1) // self.warmup_rounds)
         else:
             owners = {c: c % self.selectors for c in ids}
-        orders = self._orders(state, ids, owners)
-        extra_knobs: dict[str, Scalar] = {}
-        if self.groups_after(rnd):
-            extra_knobs = {"compare": ",".join(self.names), **({"race": self.race} if self.race else {})}
-        if state.facts.get("votes") and (extra_knobs or rnd == state.facts["rounds"]):
+        orders = self.with_finish(state, rnd, self._orders(state, ids, owners))
+        compare = tuple(self.names) if self.groups_after(rnd) else ()
+        options: dict[str, Scalar] = {"race": self.race} if compare and self.race else {}
+        if state.votes and (compare or rnd == state.rounds):
             sizes = Counter(state.facts.get("route", {}).values())
-            extra_knobs["vote"] = ",".join(f"{name}:{sizes[name] if sizes else 1}" for name in self.names)
-        if not extra_knobs:
+            options["vote"] = ",".join(f"{name}:{sizes[name] if sizes else 1}" for name in self.names)
+        if not compare and not options:
             return orders
         trees = {a: self.lora.orders(state, [Order(0, {}, a)])[0].trees[a] for a in self.names}
-        return [replace(o, trees=trees, knobs={**o.knobs, **extra_knobs}) for o in orders]
+        return [replace(o, trees=trees, compare=compare, options={**o.options, **options}) for o in orders]
 
     def _orders(self, state: ServerState, ids: Sequence[int], owners: Mapping[int, int]) -> list[Order]:
         return self.lora.orders(state, [Order(c, {}, self.names[owners[c]]) for c in ids])

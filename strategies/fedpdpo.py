@@ -7,9 +7,11 @@ others.
 Deviations: unknown, since the full text was not available.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from core.errors import ConfigError
+from core.sections import Config
 from strategies.clients.rule import ClientRule
 from strategies.fedavg import FedAvg
 
@@ -23,8 +25,15 @@ class FedPDPO(FedAvg):
         if self.personal_steps < 0:
             raise ConfigError(f"strategy.personal-steps must not be negative, got {self.personal_steps!r}")
 
-    def client_rule(self) -> ClientRule:
-        return replace(super().client_rule(), newcomer_steps=self.personal_steps)
+    def conflicts(self, config: Config) -> Iterator[str]:
+        if not config.task_choice.build().has_private_parts:
+            yield (
+                f"strategy.name = 'fedpdpo' is for task.name = 'pdpo': with {config.task_choice.name!r} a client has "
+                "no private parts"
+            )
+
+    def client_rule(self, rule: ClientRule) -> ClientRule:
+        return replace(super().client_rule(rule), newcomer_steps=self.personal_steps)
 
 
 PLUGIN = FedPDPO

@@ -22,8 +22,8 @@ class FedProx(FedAvg):
         if self.proximal_mu < 0:
             raise ConfigError(f"strategy.proximal-mu must not be negative, got {self.proximal_mu!r}")
 
-    def client_rule(self) -> ClientRule:
-        return fedprox_rule(self.proximal_mu, super().client_rule())
+    def client_rule(self, rule: ClientRule) -> ClientRule:
+        return fedprox_rule(self.proximal_mu, super().client_rule(rule))
 
 
 PLUGIN = FedProx

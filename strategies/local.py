@@ -4,7 +4,8 @@ Source: the `local` rows of OpenFedLLM, Tables 2 and 4 (arXiv:2402.06954). Devia
 and is scored with its own adapter, where the original trains one chosen client.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from core.types import Metrics, ServerState
 from strategies.aggregation.fold import Merged
@@ -19,11 +20,13 @@ def share_nothing(name: str, rnd: int) -> bool:
 
 @dataclass
 class Local(Strategy):
+    server_learns: ClassVar[bool] = False
+
     def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
         return state, weighted_mean(merged.updates)
 
-    def client_rule(self) -> ClientRule:
-        return ClientRule(shares=share_nothing)
+    def client_rule(self, rule: ClientRule) -> ClientRule:
+        return replace(rule, shares=share_nothing)
 
 
 PLUGIN = Local

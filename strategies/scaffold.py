@@ -27,6 +27,7 @@ class Scaffold(FedAvg):
         "gradients"  # variant paper: gradients (correct with any optimiser) | steps (option II, for SGD)
     )
 
+    allows_private_parts: ClassVar[bool] = False
     own_weighting: ClassVar[dict[str, str]] = {"paper": "uniform", "openfedllm": "examples"}
     own_learning_rate: ClassVar[dict[str, float]] = {"paper": 1.0, "openfedllm": 1.0}
 
@@ -47,11 +48,11 @@ class Scaffold(FedAvg):
         zero = {name: torch.zeros_like(t) for name, t in adapters["global"].items()}
         return replace(state, memory={**state.memory, CONTROL: zero})
 
-    def client_rule(self) -> ClientRule:
+    def client_rule(self, rule: ClientRule) -> ClientRule:
         if self.variant == "openfedllm":
-            return scaffold_rule("openfedllm", "steps", super().client_rule())
+            return scaffold_rule("openfedllm", "steps", super().client_rule(rule))
         control = "steps" if self.control_variate == "steps" else "gradients"
-        return scaffold_rule("paper", control, super().client_rule())
+        return scaffold_rule("paper", control, super().client_rule(rule))
 
     def plan_train(self, state: ServerState, rnd: int, cohort: list[Client]) -> list[Order]:
         orders = super().plan_train(state, rnd, cohort)
@@ -64,7 +65,7 @@ class Scaffold(FedAvg):
         control = state.memory[CONTROL]
         after, metrics = super().merge_train(state, rnd, merged)
         for trees in merged.trees.values():
-            change = scale(trees[CONTROL], len(merged.updates) / state.facts["clients"])
+            change = scale(trees[CONTROL], len(merged.updates) / state.clients)
             control = {**control, **add({name: control[name] for name in change}, change)}
         return replace(after, memory={**after.memory, CONTROL: control}), metrics
 

@@ -3,13 +3,14 @@
 A task depends on neither clients nor rounds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from core.types import Metrics, Scalar
+from core.sections import Config
+from core.types import Metrics, OrderOption, Scalar
 
 Row = dict[str, Any]  # a canonical row: TRL's columns, plain strings or conversational message lists
 
@@ -47,13 +48,9 @@ class Batch:
     index: tuple[tuple[int, ...], ...]
     kl_logps: Tensor | None = None  # (M,) policy on mismatched completions, no grad (kto); M may be 0
     kl_ref_logps: Tensor | None = None  # (M,)
-    knobs: Mapping[str, Scalar] = field(
-        default_factory=dict
-    )  # of the order, with those of Task.pooled_settings
+    options: Mapping[str, Scalar] = field(default_factory=dict)  # of the order; see Task.pooled_options
     running: dict[str, float] = field(default_factory=dict)  # state that the task keeps between steps
-    sums: dict[str, float] = field(
-        default_factory=dict
-    )  # additive over clients; input of Task.pooled_settings
+    sums: dict[str, float] = field(default_factory=dict)  # additive over clients; see Task.pooled_options
     hits: Tensor | None = None  # (C,) int64, tokens that the policy ranks first; None for kto
     explicit: Tensor | None = None  # (C,) rewards of the client's private head, with grad; None without one
 
@@ -70,6 +67,11 @@ class Parts:
 
 
 NO_PARTS = Parts()
+
+# metrics of the implicit rewards of pairs and of thumbs
+REWARDS = (
+    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,17 @@ class Task(Protocol):
     # what the loss reads of a completion: the log-probability of all tokens | the logit of its only token
     reads: ClassVar[Literal["logps", "choices"]]
 
+    order_options: ClassVar[Mapping[str, OrderOption]] = {}  # that pooled_options() may return
+    metrics: ClassVar[
+        tuple[str, ...]
+    ] = ()  # names or patterns that loss() reports, and "sum/*" of Batch.sums
+    # keys of sections that all plugins share, but that only some tasks read; any other value than the default is
+    # refused with a task that does not name the key here
+    shared_keys: ClassVar[tuple[str, ...]] = ("data.prompt-format",)
+    recommended_options: ClassVar[
+        tuple[str, ...]
+    ] = ()  # those whose value 0 stands for the data source's advice
+    engines: ClassVar[tuple[str, ...]] = ("accord",)  # the values of train.engine that can train it
     joins_rows: ClassVar[bool] = False  # whether a row's loss depends on other rows of its micro-batch
 
     @property
@@ -112,6 +125,14 @@ class Task(Protocol):
     def private_parts(self) -> Parts:
         """The private parts that every client has in addition to the adapter."""
         return NO_PARTS
+
+    @property
+    def has_private_parts(self) -> bool:
+        return self.private_parts != NO_PARTS
+
+    def conflicts(self, config: Config) -> Iterator[str]:
+        """Yield the reasons why this task cannot run with other settings: keys, values and what to do."""
+        return iter(())
 
     def rate(self, part: str) -> float:
         """The learning rate of a private part, in multiples of train.learning-rate."""
@@ -137,9 +158,9 @@ class Task(Protocol):
         """Counts of a client's training rows, e.g. n_desirable, which the server sums over clients; may be empty."""
         return {}
 
-    def pooled_settings(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
-        """On the server: task settings for every client, from the sums over all clients; may be empty.
+    def pooled_options(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+        """On the server: options of every order, from the sums over all clients; may be empty.
 
-        pooled: the summed row_counts() and Batch.sums. The settings reach Batch.knobs. A pure function.
+        pooled: the summed row_counts() and Batch.sums. The options reach Batch.options. A pure function.
         """
         return {}

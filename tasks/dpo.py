@@ -11,7 +11,7 @@ tokenised by stories260K, train.max-length = 512 cuts 51 %; 98 % of the answers'
 which drops 31 % of the pairs: python -m benchmarks.truncation helpful-base_train.jsonl.gz --model stories260K
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from core.errors import ConfigError
+from core.sections import Config
 from core.types import Metrics
-from tasks.base import Batch, Example, Row, Task
+from tasks.base import REWARDS, Batch, Example, Row, Task
 from tasks.tokens.choice import all_certain, certainty, with_confidence
 from tasks.tokens.encode import Encoder
 
@@ -83,6 +84,9 @@ class DPO(Task):
     loss_type: str = "sigmoid"
     label_smoothing: float = 0.0
 
+    metrics: ClassVar[tuple[str, ...]] = REWARDS
+    recommended_options: ClassVar[tuple[str, ...]] = ("beta",)
+    engines: ClassVar[tuple[str, ...]] = ("accord", "trl")
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = True
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"
@@ -102,6 +106,10 @@ class DPO(Task):
                 f"task.label-smoothing is for task.loss-type = 'sigmoid', not {self.loss_type!r}; rows may have a "
                 "column label_confidence instead"
             )
+
+    def conflicts(self, config: Config) -> Iterator[str]:
+        if config.train.engine == "trl" and self.label_smoothing:
+            yield f"task.label-smoothing = {self.label_smoothing} needs train.engine = 'accord'"
 
     @property
     def reward_scale(self) -> float:

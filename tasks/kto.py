@@ -10,7 +10,7 @@ all clients, z can start from the server's estimate, and long rows are cut as in
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from core.errors import ConfigError
-from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Row, Task
+from core.sections import Config
+from core.types import Metrics, OrderOption, Scalar
+from tasks.base import REWARDS, Batch, Example, Row, Task
 from tasks.tokens.choice import all_certain, certainty, with_confidence
 from tasks.tokens.encode import Encoder
 
@@ -65,6 +66,13 @@ class KTO(Task):
     undesirable_weight: str = "auto"
     reference_point: str = "batch"
 
+    order_options: ClassVar[Mapping[str, OrderOption]] = {
+        name: OrderOption(float) for name in ("desirable-weight", "undesirable-weight", "z0")
+    }
+    metrics: ClassVar[tuple[str, ...]] = ("kl", *REWARDS, "sum/kl_sum", "sum/kl_count")
+    shared_keys: ClassVar[tuple[str, ...]] = (*Task.shared_keys, "data.allocation")
+    recommended_options: ClassVar[tuple[str, ...]] = ("beta",)
+    engines: ClassVar[tuple[str, ...]] = ("accord", "trl")
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion", "label")
     needs_reference: ClassVar[bool] = True
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"
@@ -79,6 +87,10 @@ class KTO(Task):
         for key, text in (("desirable", self.desirable_weight), ("undesirable", self.undesirable_weight)):
             if text != "auto" and not _positive(text):
                 raise ConfigError(f"task.{key}-weight must be 'auto' or a number above 0, got {text!r}")
+
+    def conflicts(self, config: Config) -> Iterator[str]:
+        if config.train.engine == "trl" and self.reference_point != "batch":
+            yield f"task.reference-point = {self.reference_point!r} needs train.engine = 'accord'"
 
     @property
     def reward_scale(self) -> float:
@@ -107,8 +119,8 @@ class KTO(Task):
             labels,
             0.0 if z is None else z,
             beta=self.beta,
-            desirable=_weight(self.desirable_weight, batch.knobs, "desirable-weight"),
-            undesirable=_weight(self.undesirable_weight, batch.knobs, "undesirable-weight"),
+            desirable=_weight(self.desirable_weight, batch.options, "desirable-weight"),
+            undesirable=_weight(self.undesirable_weight, batch.options, "undesirable-weight"),
             confidence=None if all_certain(batch.examples) else certainty(batch.examples, 0.0, ratios),
         )
         metrics: Metrics = {} if z is None else {"kl": z}
@@ -122,7 +134,7 @@ class KTO(Task):
 
     def _reference_point(self, batch: Batch) -> float | None:
         """z of this batch; None if there is nothing to estimate it from."""
-        z0 = batch.knobs.get("z0")
+        z0 = batch.options.get("z0")
         if batch.kl_logps is None or batch.kl_ref_logps is None or not len(batch.kl_logps):
             return None if z0 is None else max(0.0, float(z0))
         ratios = batch.kl_logps - batch.kl_ref_logps
@@ -145,15 +157,15 @@ class KTO(Task):
         desirable = sum(e.confidence if e.label else 1 - e.confidence for e in examples)
         return {"n_desirable": float(desirable), "n_undesirable": float(len(examples) - desirable)}
 
-    def pooled_settings(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
+    def pooled_options(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
         """Class weights from the counts of all clients; also z0 once clients have reported mismatched pairs."""
         desirable, undesirable = pooled.get("n_desirable", 0.0), pooled.get("n_undesirable", 0.0)
         fixed = [None if t == "auto" else float(t) for t in (self.desirable_weight, self.undesirable_weight)]
         weights = class_weights(desirable, undesirable, *fixed)
-        settings: dict[str, Scalar] = {"desirable-weight": weights[0], "undesirable-weight": weights[1]}
+        options: dict[str, Scalar] = {"desirable-weight": weights[0], "undesirable-weight": weights[1]}
         if pooled.get("kl_count", 0.0) > 0:
-            settings["z0"] = pooled["kl_sum"] / pooled["kl_count"]
-        return settings
+            options["z0"] = pooled["kl_sum"] / pooled["kl_count"]
+        return options
 
 
 def class_weights(
@@ -222,8 +234,8 @@ def _with_mismatched(
     return paired
 
 
-def _weight(text: str, knobs: Mapping[str, Scalar], key: str) -> float:
-    return float(knobs.get(key, 1.0)) if text == "auto" else float(text)
+def _weight(text: str, options: Mapping[str, Scalar], key: str) -> float:
+    return float(options.get(key, 1.0)) if text == "auto" else float(text)
 
 
 def _positive(text: str) -> bool:

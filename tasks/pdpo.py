@@ -23,7 +23,7 @@ from torch.nn.functional import logsigmoid
 from core.errors import ConfigError
 from core.factors import is_private
 from core.types import Metrics
-from tasks.base import Batch, Example, Parts, Row, Stage, Task
+from tasks.base import REWARDS, Batch, Example, Parts, Row, Stage, Task
 from tasks.dpo import pairs, reward_metrics
 from tasks.tokens.choice import all_certain, certainty, share_right
 from tasks.tokens.encode import Encoder
@@ -67,6 +67,8 @@ class PDPO(Task):
     head_rate: float = 0.3
     reward_rate: float = 3.0
 
+    metrics: ClassVar[tuple[str, ...]] = (*REWARDS, "explicit/margins", "explicit/accuracies", "nll")
+    recommended_options: ClassVar[tuple[str, ...]] = ("beta",)
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = True
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"

@@ -32,6 +32,8 @@ class Reward(Task):
 
     label_smoothing: float = 0.0
 
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "rewards/margins")
+    shared_keys: ClassVar[tuple[str, ...]] = ()  # it has its own prompts
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = False
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"

@@ -45,6 +45,8 @@ class Selector(Task):
     label_smoothing: float = 0.0
     antisymmetry: float = 0.0
 
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "accuracy/single_order", "order_consistency")
+    shared_keys: ClassVar[tuple[str, ...]] = ()  # it has its own prompts
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = False
     averages: ClassVar[Literal["examples", "tokens"]] = "examples"

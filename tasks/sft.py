@@ -23,6 +23,9 @@ def sft_loss(logps: Tensor, tokens: Tensor) -> Tensor:
 class SFT(Task):
     """Supervised fine-tuning on prompts with completions."""
 
+    metrics: ClassVar[tuple[str, ...]] = ("mean_token_accuracy",)
+    shared_keys: ClassVar[tuple[str, ...]] = (*Task.shared_keys, "lora.dropout")
+    engines: ClassVar[tuple[str, ...]] = ("accord", "trl")
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     needs_reference: ClassVar[bool] = False
     averages: ClassVar[Literal["examples", "tokens"]] = "tokens"

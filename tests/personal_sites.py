@@ -10,6 +10,7 @@ from core.sections import Config
 from core.types import Order
 from tasks.model.adapter import initial_adapter
 from tasks.training import engine
+from tests.orders import with_fields
 
 SMALL = {
     "data.rows-per-client": 12,
@@ -29,11 +30,11 @@ def here(path: Path, client: int = 0, **more) -> Site:
     return Site(configured(path, **{**PDPO, **more}), Node(client, 3, state_dir=str(path / f"site-{client}")))
 
 
-def order(site: Site, *, rnd: int = 1, recall: int = 0, **knobs) -> Order:
+def order(site: Site, *, rnd: int = 1, recall: int = 0, **fields) -> Order:
     base = site.base()
-    known = {"run": "r", "base": base.fingerprint, "rnd": rnd}
+    common = {"run": "r", "base": base.fingerprint, "round": rnd}
     adapter = initial_adapter(base, 42)
-    return Order(site.node.client, {"global": adapter}, recall=recall, knobs={**known, **knobs})
+    return with_fields(Order(site.node.client, {"global": adapter}, recall=recall), **common, **fields)
 
 
 def own(path: Path, rnd: int, client: int = 0) -> dict:

@@ -43,7 +43,7 @@ def federate(
         site = Site(config, Node(node - 10, clients, state_dir=str(path / f"site-{node}")))
         if message.metadata.message_type == "query.hello":
             return Message(
-                wire.encode_facts(site.hello(wire.decode_facts(message.content))), reply_to=message
+                wire.encode_facts(site.hello(wire.decode_hello_request(message.content))), reply_to=message
             )
         if away(message):
             return Message(framing.encode_failure(framing.Failure("Away", "not now")), reply_to=message)
@@ -55,14 +55,16 @@ def federate(
         records.append(record)
 
     context = RunContext(
-        knobs={"run": "r", "base": base.fingerprint},
+        run="r",
+        base=base.fingerprint,
+        simulation=True,
         min_available_nodes=clients,
         fraction_train=1.0,
         sampling="all",
         fault=FaultConfig(),
         eval_every=config.eval.every,
         spool=folder.path,
-        task_knobs=task.pooled_settings,
+        task_options=task.pooled_options,
         on_hello=lambda hellos: None,
         on_round=on_round,
     )

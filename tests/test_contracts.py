@@ -1,16 +1,28 @@
 """Contract tests of every plugin; a new plugin file is tested here without further changes."""
 
+import ast
+import contextlib
 import copy
+import importlib
 import inspect
 import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass, replace
+from itertools import product
 
 import pytest
 import torch
 
-from core.plugins import build, names, plugin
+from core.errors import ConfigError
+from core.factors import MERGED
+from core.plugins import build, knobs, names, plugin
+from core.sections import LoraConfig
 from core.types import Client, ServerState, Update
+from strategies.aggregation.lora import MERGING
 from strategies.base import Strategy
+from strategies.clients.rule import ClientRule
+from strategies.fedavg import FedAvg
 from tests.strategies.simulated_rounds import merge
 
 PACKAGES = ("strategies", "tasks", "tasks.data", "evals")
@@ -36,6 +48,46 @@ def test_a_plugin_is_a_documented_dataclass_with_defaults(package, name):
     assert build(package, name, {}) == build(package, name, {})
 
 
+def reads(cls: type, hooks: Iterable[str]) -> set[str]:
+    """The attributes of `self` that the hooks of a class read, and the methods that these call."""
+    attributes, queue = set[str](), list(hooks)
+    while queue:
+        for method in definitions(cls, queue.pop()):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+            names = {
+                node.attr
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "self"
+            }
+            queue += names - attributes
+            attributes |= names
+    return attributes
+
+
+def definitions(cls: type, name: str) -> Iterator[Callable]:
+    """The functions that a call of a method runs: the class's own, and the overridden one if it calls super()."""
+    for owner in (c for c in cls.__mro__ if name in vars(c)):
+        member = vars(owner)[name]
+        method = member.fget if isinstance(member, property) else getattr(member, "func", member)
+        if not inspect.isfunction(method):
+            return
+        yield method
+        if "super()" not in inspect.getsource(method):
+            return
+
+
+@pytest.mark.parametrize(("package", "name"), ALL)
+def test_a_plugin_ignores_no_option(package, name):
+    """An option that is inherited, but read only by a method that the plugin overrides, would have no effect."""
+    cls, contract = plugin(package, name), importlib.import_module(f"{package}.base")
+    hooks = [
+        n for c in vars(contract).values() if isinstance(c, type) for n in vars(c) if not n.startswith("_")
+    ]
+    assert {key.replace("-", "_") for key in knobs(cls)} <= reads(cls, hooks)
+
+
 @pytest.mark.parametrize("name", names("strategies"))
 def test_a_strategy_names_its_source_and_deviations(name):
     doc = inspect.getdoc(sys.modules[plugin("strategies", name).__module__])
@@ -45,13 +97,13 @@ def test_a_strategy_names_its_source_and_deviations(name):
 
 def start(strategy: Strategy) -> ServerState:
     state = strategy.init({"global": tree(0)}, seed=1)
-    facts = {"clients": len(EVERYONE), "examples": {str(c.id): c.examples for c in EVERYONE}, "rounds": 8}
-    return replace(state, facts={**state.facts, **facts})
+    examples = {c.id: c.examples for c in EVERYONE}
+    return replace(state, clients=len(EVERYONE), examples=examples, rounds=8)
 
 
 def updates(strategy: Strategy, state: ServerState, rnd: int, *, scale: float = 1.0) -> list[Update]:
     """Updates as clients would send them by the strategy's client rule, in the layout of the shared tensors."""
-    rule, replies = strategy.client_rule(), []
+    rule, replies = strategy.local_rule(), []
     for order in strategy.plan_train(state, rnd, EVERYONE):
         deltas = {n: t * scale for n, t in tree(100 * rnd + order.client).items() if rule.shares(n, rnd)}
         trees = dict.fromkeys(rule.sends, deltas)
@@ -105,3 +157,47 @@ def test_final_adapters_have_the_layout_of_the_model(name):
         {n: t.shape for n, t in x.items()} == {n: t.shape for n, t in tree(0).items()}
         for x in adapters.values()
     )
+
+
+METHODS = ("separate", "ffa", "rolora", "fedsa", "fedex", "flora", "flexlora")
+
+
+@pytest.mark.parametrize("aggregation", METHODS)
+@pytest.mark.parametrize("name", names("strategies"))
+def test_a_strategy_does_what_lora_aggregation_needs_or_refuses_it(name, aggregation):
+    """Its rule trains and shares nothing more; its orders hold the merged factors, as the plain FedAvg's do."""
+    lora = LoraConfig(r=2, alpha=4, aggregation=aggregation)
+    with contextlib.suppress(ConfigError):  # refused
+        check_lora(build("strategies", name, {}).with_lora(lora), lora)
+
+
+def check_lora(strategy: Strategy, lora: LoraConfig) -> None:
+    reference = build("strategies", "fedavg", {}).with_lora(lora)
+    for rnd in (1, 2):
+        rule, limits = strategy.local_rule(), reference.local_rule()
+        assert all(limits.trains(n, rnd) for n in tree(0) if rule.trains(n, rnd))
+        assert all(limits.shares(n, rnd) for n in tree(0) if rule.shares(n, rnd))
+    if lora.aggregation not in MERGING:
+        return
+    state = start(strategy)
+    state = replace(state, memory={**state.memory, **{f"{a}.{MERGED}": tree(1) for a in state.adapters}})
+    for orders in (strategy.plan_train(state, 2, EVERYONE), strategy.plan_evaluate(state, 2, EVERYONE)):
+        assert all(MERGED in order.trees for order in orders)
+
+
+class Forgetful(FedAvg):
+    """A strategy that ignores the rule it is given."""
+
+    def client_rule(self, rule: ClientRule) -> ClientRule:
+        return ClientRule()
+
+
+@pytest.mark.parametrize("aggregation", ["ffa", "rolora", "fedsa"])
+def test_a_client_rule_that_ignores_lora_aggregation_stays_within_it(aggregation):
+    lora = LoraConfig(r=2, alpha=4, aggregation=aggregation)
+    forgetful, limits = Forgetful().with_lora(lora).local_rule(), FedAvg().with_lora(lora).local_rule()
+    for rnd, name in product((1, 2), tree(0)):
+        assert (forgetful.trains(name, rnd), forgetful.shares(name, rnd)) == (
+            limits.trains(name, rnd),
+            limits.shares(name, rnd),
+        )

@@ -11,7 +11,7 @@ from cli.run.request import request
 from client_app.site import Node, Site
 from core.config import parse
 from core.sections import Config
-from core.types import Order
+from core.types import HelloRequest, Order
 from server_app.report.reading import read_run
 from server_app.report.stats import by_key, headline, purity
 from tasks.forward.setup import load_base
@@ -86,7 +86,7 @@ def test_prompts_of_comparison_rows_are_not_trained_on(task, tmp_path):
     assert comparison
     assert sorted(map(str, train + comparison)) == sorted(map(str, here.rows().train))
     assert not {r["prompt"] for r in train} & {r["prompt"] for r in comparison}
-    assert here.hello({})["examples"] == len(train)
+    assert here.hello(HelloRequest("r"))["examples"] == len(train)
     assert here.parts() == (train, comparison)
     other = Site(parse({"strategy.name": "fedbis", "task.name": task}), here.node)
     assert other.parts() == (other.rows().train, [])
@@ -117,22 +117,18 @@ def test_the_comparison_is_the_tasks_loss_of_each_adapter(task, tmp_path):
     """The initial adapter has the loss of the base (dpo: ln 2); one trained on these rows has another."""
     here = site(tmp_path, **{"task.name": task, "train.local-steps": 20, "train.local-epochs": 0.0})
     base = here.base()
-    knobs = {
-        "run": "r",
-        "base": base.fingerprint,
-        "rnd": 1,
-        **here.task.pooled_settings(here.hello({})["census"]),
-    }
+    common = {"run": "r", "base": base.fingerprint, "round": 1}
+    common["options"] = here.task.pooled_options(here.hello(HelloRequest("r"))["census"])
     start = {n: initial_adapter(base, 42, n) for n in ("c0", "c1")}
     assert any(not t.equal(start["c1"][n]) for n, t in start["c0"].items())
-    delta = here.train(Order(0, {"c1": start["c1"]}, "c1", knobs=knobs)).trees["delta"]
+    delta = here.train(Order(0, {"c1": start["c1"]}, "c1", **common)).trees["delta"]
     trained = {n: t + delta[n] for n, t in start["c1"].items()}
-    comparison = Order(0, {"c0": start["c0"], "c1": trained}, "c0", knobs={**knobs, "compare": "c0,c1"})
+    comparison = Order(0, {"c0": start["c0"], "c1": trained}, "c0", compare=("c0", "c1"), **common)
     update = here.evaluate(comparison)
     assert update.metrics["loss/c0"] != update.metrics["loss/c1"]
     if task == "dpo":
         assert update.metrics["loss/c0"] == pytest.approx(0.693147, abs=1e-5)
-    swapped = Order(0, {"c0": trained, "c1": start["c0"]}, "c1", knobs={**knobs, "compare": "c0,c1"})
+    swapped = Order(0, {"c0": trained, "c1": start["c0"]}, "c1", compare=("c0", "c1"), **common)
     swapped_metrics = here.evaluate(swapped).metrics
     assert (swapped_metrics["loss/c0"], swapped_metrics["loss/c1"]) == (
         update.metrics["loss/c1"],
@@ -149,12 +145,12 @@ def test_a_race_scores_less_and_places_the_same_adapter_first(tmp_path):
     more = {"task.name": "sft", "data.rows-per-client": 240, "strategy.grouping-fraction": 0.25}
     here = site(tmp_path, **more, **{"train.local-steps": 10})
     base = here.base()
-    knobs = {"run": "r", "base": base.fingerprint, "rnd": 1, "compare": "c0,c1,c2"}
+    common = {"run": "r", "base": base.fingerprint, "round": 1}
     start, noise = initial_adapter(base, 42), random_adapter(base, size=0.5)
-    delta = here.train(Order(0, {"c0": start}, "c0", knobs=knobs)).trees["delta"]
+    delta = here.train(Order(0, {"c0": start}, "c0", **common)).trees["delta"]
     trees = {"c0": start, "c1": {n: t + delta[n] for n, t in start.items()}, "c2": noise}
     full, raced, repeated = (
-        here.evaluate(Order(0, trees, "c0", knobs={**knobs, **z})).metrics
+        here.evaluate(Order(0, trees, "c0", compare=("c0", "c1", "c2"), options=z, **common)).metrics
         for z in ({}, {"race": 3.0}, {"race": 3.0})
     )
     assert "race/scored" not in full
@@ -179,8 +175,8 @@ def test_a_client_whose_comparison_rows_are_all_too_long_reports_no_losses(tmp_p
     assert here.parts()[1]
     base = here.base()
     start = initial_adapter(base, 42)
-    knobs = {"run": "r", "base": base.fingerprint, "rnd": 1, "compare": "c0,c1", "race": 3.0}
-    update = here.evaluate(Order(0, {"c0": start, "c1": start}, "c0", knobs=knobs))
+    common = {"run": "r", "base": base.fingerprint, "round": 1, "options": {"race": 3.0}}
+    update = here.evaluate(Order(0, {"c0": start, "c1": start}, "c0", compare=("c0", "c1"), **common))
     assert update.examples > 0
     assert not [name for name in update.metrics if name.startswith(("loss/", "race/"))]
 
@@ -260,8 +256,8 @@ def test_a_vote_is_the_weighted_mean_of_the_selectors_log_odds(task, tmp_path):
     trees = {name: random_adapter(base, seed, 0.3) for seed, name in enumerate(("c0", "c1"))}
 
     def metrics_of_vote(vote: str) -> dict:
-        knobs = {"run": "r", "base": base.fingerprint, "rnd": 1, "vote": vote}
-        return here.evaluate(Order(0, trees, "c1", knobs=knobs)).metrics
+        common = {"run": "r", "base": base.fingerprint, "round": 1, "options": {"vote": vote}}
+        return here.evaluate(Order(0, trees, "c1", **common)).metrics
 
     single = {vote: metrics_of_vote(vote)["vote/accuracy"] for vote in ("c0:3,c1:0", "c0:0,c1:3")}
     assert single["c0:0,c1:3"] == metrics_of_vote("c0:1,c1:1")["accuracy"], "the order's own adapter is c1"

@@ -13,6 +13,7 @@ from client_app.private_memory import Memory
 from client_app.site import Node, Site
 from core import wire
 from core.factors import is_a, is_b, is_private
+from core.types import HelloRequest
 from tasks.forward.setup import load_base
 from tasks.model.adapter import set_adapter
 from tasks.training import engine
@@ -71,8 +72,8 @@ def test_no_byte_of_a_private_tensor_is_in_a_message(tmp_path):
     sent = []
     for record in (
         wire.encode_update(site.train(request)),
-        wire.encode_update(site.evaluate(replace(request, knobs={**request.knobs, "rnd": 3}))),
-        wire.encode_facts(site.hello({})),
+        wire.encode_update(site.evaluate(replace(request, round=3))),
+        wire.encode_facts(site.hello(HelloRequest("r"))),
         wire.encode_order(request),
     ):
         message = Message(record, dst_node_id=1, message_type="train")
@@ -128,7 +129,7 @@ def test_a_client_that_joins_late_trains_its_private_parts_first(tmp_path):
     norms = []
     for request in (orders[1], replace(orders[2], trees={"global": moved}), order(site, rnd=3, recall=2)):
         update = site.train(request)
-        saved = own(tmp_path, int(request.knobs["rnd"]))
+        saved = own(tmp_path, request.round)
         norms.append(saved["private.reward.weight"].norm().item())
         assert any(t.any() for t in update.trees["delta"].values())
     steady = here(tmp_path / "steady", **{"strategy.personal-steps": 0})

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,9 @@ def test_folders_of_before_the_number_are_of_format_1(place: Path) -> None:
     state = RunFolder(place / "server").load_state()
     assert state is not None
     assert state.round == 1
+    assert state.clients == len(state.examples) > 0
+    assert all(type(client) is int for client in (*state.examples, *state.recall))
+    assert not state.facts.keys() & {"clients", "examples", "recall", "pool", "rounds", "votes"}
 
 
 def test_a_checkpoint_of_a_later_format_is_refused(place: Path) -> None:
@@ -80,6 +84,17 @@ def test_a_ledger_of_a_later_format_is_refused(tmp_path: Path) -> None:
     ledger.enter(POLICY, "a", "anna", parse({}))
     ledger.enter(POLICY, "a", "anna", parse({}))
     with (tmp_path / "ledger.jsonl").open("a") as file:
-        file.write(json.dumps({"run": "b", "pin": "0", "format": 2}) + "\n")
-    with pytest.raises(PolicyRefused, match=r"format 2.* reads format 1"):
+        file.write(json.dumps({"run": "b", "pin": "0", "format": 3}) + "\n")
+    with pytest.raises(PolicyRefused, match=r"format 3.* reads formats 1 and 2"):
         ledger.enter(POLICY, "a", "anna", parse({}))
+
+
+def test_a_run_in_a_ledger_of_the_first_format_cannot_go_on_but_counts(tmp_path: Path) -> None:
+    """Its digests were made of other fields."""
+    (tmp_path / "ledger.jsonl").write_text(json.dumps({"run": "a", "pin": "0"}) + "\n")
+    ledger, policy = Ledger(tmp_path), replace(POLICY, max_runs=2)
+    with pytest.raises(PolicyRefused, match=r"'a' .*earlier version.* start a new run"):
+        ledger.enter(policy, "a", "anna", parse({}))
+    ledger.enter(policy, "b", "anna", parse({}))
+    with pytest.raises(PolicyRefused, match="number 3"):
+        ledger.enter(policy, "c", "anna", parse({}))

@@ -72,7 +72,7 @@ def test_the_reference_stays_the_frozen_base(method, tmp_path):
     assert state is not None
     base = load_base(config.model, config.lora)
     (order,) = config.build_strategy().plan_train(state, 3, [Client(0, 12)])
-    order = replace(order, knobs={"run": "r", "base": base.fingerprint, "rnd": 3})
+    order = replace(order, run="r", base=base.fingerprint, round=3)
     report = Site(frozen_config, Node(0, 3, state_dir=str(tmp_path / "site-10"))).train(order)
     assert abs(report.metrics["loss"] - math.log(2)) > 1e-3
     assert report.metrics["rewards/margins"] > 0

@@ -272,6 +272,6 @@ def _outcome(record: RecordDict) -> str:
 def _round(record: RecordDict) -> str:
     """Return the round that a record names, for the log; "-" if it names none."""
     try:
-        return str(int(json.loads(str(record.config_records[FACTS]["json"]))["knobs"]["rnd"]))
+        return str(int(json.loads(str(record.config_records[FACTS]["json"]))["round"]))
     except (KeyError, ValueError, TypeError):
         return "-"

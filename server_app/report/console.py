@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from core.config import FITTED, defaults, fitting_defaults
+from core.config import defaults, recommended_values
 from core.logs import JsonLines, json_line
 from core.naming import client_label, client_mark
 from core.plugins import knobs, plugin
@@ -326,7 +326,7 @@ def _settings(run: Run) -> dict[str, Scalar]:
 def changed(config: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The keys whose values differ from the defaults, without run.resume."""
     default = defaults()
-    fitted = fitting_defaults({**default, **config, **dict.fromkeys(FITTED, 0.0)})
+    fitted = recommended_values({**default, **config})
     return {
         k: v
         for k, v in config.items()

@@ -11,8 +11,9 @@ from core.types import Order
 
 Memory = Mapping[str, Tree]  # a client's private trees: {"own": ...} and the algorithm's own
 Trees = dict[str, Tree]
-FINISH = "finish-steps"  # knob of an evaluation order: optimiser steps on the client's rows before it
+FINISH = "finish-steps"  # option of an evaluation order: optimiser steps on the client's rows before it
 PERSONAL = "personal"  # name of the second, personal adapter in a client's memory
+Selects = Callable[[str, int], bool]  # (name of a tensor, round)
 Correct = Callable[[str, Tensor, Tensor], Tensor]  # (name, parameter, gradient) -> gradient
 AfterStep = Callable[[str, Tensor], None]  # (name, parameter); changes the parameter in place
 
@@ -75,8 +76,8 @@ class ClientRule:
     which enforce that.
     """
 
-    shares: Callable[[str, int], bool] = share_all
-    trains: Callable[[str, int], bool] = train_all
+    shares: Selects = share_all
+    trains: Selects = train_all
     correct: Callable[[Order, Memory], Correct | None] = no_correction
     after_step: Callable[[Order, Memory, float], AfterStep | None] = no_change_after_step
     wants_gradients: bool = False
@@ -85,6 +86,12 @@ class ClientRule:
     comparison_share: float = 0.0
     newcomer_steps: int = 0
     pull: Callable[[Order], Correct] | None = None
+
+    def within(self, limits: "ClientRule") -> "ClientRule":
+        """Return this rule for the tensors that `limits` trains and shares as well."""
+        return replace(
+            self, trains=_both(self.trains, limits.trains), shares=_both(self.shares, limits.shares)
+        )
 
     @property
     def plain(self) -> bool:
@@ -110,7 +117,7 @@ class ClientRule:
 
     def finish(self, order: Order, memory: Memory, outcome: Outcome) -> tuple[Trees, Trees]:
         """Return (trees to send, trees to remember) after training; `delta` is after - before of the shared tensors."""
-        rnd = int(order.knobs["rnd"])
+        rnd = order.round
         shared = {n: t for n, t in outcome.after.items() if self.leaves(n, rnd)}
         trained = {n for n in outcome.after if self.learns(n, rnd)}
         newly_private = {n: outcome.after[n] for n in outcome.after if n in trained and n not in shared}
@@ -122,10 +129,19 @@ class ClientRule:
     def _own_tensors(self, order: Order, memory: Memory) -> Tree:
         """Return the client's own tensors, except those shared in this round: these come from the server."""
         private = memory.get("own", {})
-        return {n: t for n, t in private.items() if not self.leaves(n, int(order.knobs["rnd"]))}
+        return {n: t for n, t in private.items() if not self.leaves(n, order.round)}
 
 
 PLAIN = ClientRule()
+
+
+def _both(first: Selects, second: Selects) -> Selects:
+    """Return a function that selects what both select; one of the two itself where that is enough."""
+    if first is second or second in (share_all, train_all):
+        return first
+    if first in (share_all, train_all):
+        return second
+    return lambda name, rnd: first(name, rnd) and second(name, rnd)
 
 
 def placed_like(tree: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:

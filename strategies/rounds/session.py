@@ -28,20 +28,25 @@ MAX_POLL_S = 1.0
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 REQUIRED_FACTS = {"client", "examples", "census", "data", "skipped", "truth"}  # of a hello
 REPLIES_PER_CALL = 4  # bounds how many replies are in memory
+Check = Callable[[Order, Update], Update | str]  # the update to use, or why it cannot be used
 
 
 @dataclass(frozen=True)
 class RunContext:
     """What a run gives to the round loop: limits, what every order carries, and callbacks for results."""
 
-    knobs: Mapping[str, Scalar]  # sent with every order: run, base fingerprint, ...
+    run: str  # name of the run folder
+    base: str  # fingerprint of the base model
+    simulation: bool  # whether all clients are processes of this machine
     min_available_nodes: int
     fraction_train: float
     sampling: str
     fault: FaultConfig
     eval_every: int
     spool: Path  # folder for updates that wait for their turn
-    task_knobs: Callable[[Mapping[str, float]], dict[str, Scalar]]  # task settings from the pooled counts
+    task_options: Callable[
+        [Mapping[str, float]], dict[str, Scalar]
+    ]  # options of orders from the pooled counts
     on_hello: Callable[[Mapping[int, Json]], None]  # receives the clients' hellos by client
     on_round: Callable[[ServerState, Json], None]  # commits the round: state and record
     say: Callable[[str], None] = log.info  # prints a line for the user
@@ -171,11 +176,10 @@ class Session:
         self,
         replies: Iterable[Message],
         use: Callable[[Update], None],
-        check: Callable[[Order, Update], str | None],
+        check: Check,
     ) -> None:
         """Sort replies into updates and failures as they come.
 
-        check(order, update): why the update cannot be used, or None.
         use(update): called with the usable updates in order of client, whatever order they arrive in.
         """
         deadline_s = self.context.fault.round_deadline_s
@@ -207,7 +211,7 @@ class Session:
             log.info("client=%s failed: %s", client, reason)
 
 
-def _read(order: Order, reply: Message, check: Callable[[Order, Update], str | None]) -> Update | str:
+def _read(order: Order, reply: Message, check: Check) -> Update | str:
     """Return the update in a reply, or why it has none. Replies are not trusted: a malformed one is only reported."""
     try:
         if failure := wire.failure_of(reply):
@@ -218,7 +222,7 @@ def _read(order: Order, reply: Message, check: Callable[[Order, Update], str | N
                 f"the reply names client {update.client}, adapter {update.adapter!r}; "
                 f"the order was for client {order.client}, adapter {order.adapter!r}"
             )
-        return check(order, update) or update
+        return check(order, update)
     except Exception as error:
         return f"unreadable reply ({type(error).__name__})"
 

@@ -63,6 +63,8 @@ class Toy:
     def __post_init__(self) -> None:
         if not 1 <= self.types <= len(TASTES):
             raise ConfigError(f"data.types must be in 1..{len(TASTES)}, got {self.types}")
+        if not 0 <= self.label_noise < 1:
+            raise ConfigError(f"data.label-noise must be in [0, 1), got {self.label_noise!r}")
         if self.rows_per_client < 1 or self.eval_rows_per_client < 0:
             raise ConfigError(
                 "data.rows-per-client must be above 0 and data.eval-rows-per-client not negative, "

@@ -1,14 +1,14 @@
 """Evaluate held-out examples under the current adapter, with TRL's metric names; metrics without data are absent."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from core.types import Metrics
-from tasks.base import Batch, Example, Row, Task
+from tasks.base import REWARDS, Batch, Example, Row, Task
 from tasks.forward.batches import by_budget
 from tasks.forward.logprobs import choice_logits, completion_scores, predictions
 from tasks.forward.modes import reference
@@ -21,6 +21,14 @@ from tasks.tokens.choice import calibration_error, log_odds, margins, share_righ
 from tasks.tokens.encode import Encoder, key_of
 
 TOKENS = 4096  # scored in one pass
+# names and patterns of what evaluate() returns, by Task.reads; for choices those of the task's loss come on top
+SCORES: Mapping[str, tuple[str, ...]] = {
+    "logps": (
+        *REWARDS, "logps/accuracies", "length/accuracies", "kl", "loss", "mean_token_accuracy",
+        "explicit/margins", "explicit/accuracies", "combined/accuracies", "combined/weight", "combined/lambda",
+    ),
+    "choices": ("loss", "ece", "length/accuracies"),
+}  # fmt: skip
 KL_ROWS = 32  # rows whose exact KL is computed; each takes two passes, and two full vocabularies per token
 
 

@@ -61,6 +61,13 @@ def encode_rows(base: Base, task: Task, rows: Sequence[Row], config: Config, cac
     return _encoded_rows(*cache.examples(key, make))
 
 
+# names and patterns of what every local training reports, by engine; the task's own come on top
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "accord": ("loss", "grad_norm", "learning_rate"),
+    "trl": ("loss", "grad_norm", "learning_rate", "entropy", "logits/*", "mean_token_accuracy"),
+}
+
+
 def train(
     base: Base,
     task: Task,
@@ -69,7 +76,8 @@ def train(
     *,
     seed: int,
     data_seed: int,
-    knobs: Mapping[str, Scalar],
+    rnd: int,
+    options: Mapping[str, Scalar],
     cache: Cache,
     hooks: LocalHooks,
 ) -> TrainReport:
@@ -81,11 +89,20 @@ def train(
             )
         from tasks.training import trl_engine  # importing trl takes seconds
 
-        return trl_engine.train(
-            base, task, examples, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, hooks=hooks
-        )
-    return loop.train(
-        base, task, examples, cfg, seed=seed, data_seed=data_seed, knobs=knobs, cache=cache, hooks=hooks
+        train_with = trl_engine.train
+    else:
+        train_with = loop.train
+    return train_with(
+        base,
+        task,
+        examples,
+        cfg,
+        seed=seed,
+        data_seed=data_seed,
+        rnd=rnd,
+        options=options,
+        cache=cache,
+        hooks=hooks,
     )
 
 

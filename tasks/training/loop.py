@@ -29,13 +29,15 @@ from tasks.training.stepper import PLAIN, LocalHooks, Stepper
 
 __all__ = ["TrainReport", "evaluate", "local_batches", "train"]
 
+NO_OPTIONS: Mapping[str, Scalar] = {}
+
 
 @dataclass(frozen=True)
 class TrainReport:
     steps: int  # optimiser steps
     rows: int  # rows trained on, counted with repetition
     metrics: Metrics  # means over batches, under TRL's names; a metric without data is absent
-    sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.pooled_settings
+    sums: Metrics = field(default_factory=dict)  # additive over clients, for Task.pooled_options
     gradients: Tree | None = field(
         default=None, compare=False
     )  # mean over the steps, if hooks.wants_gradients
@@ -53,10 +55,10 @@ def train(
     *,
     seed: int,
     data_seed: int = 0,
-    knobs: Mapping[str, Scalar] | None = None,
+    rnd: int = 1,
+    options: Mapping[str, Scalar] = NO_OPTIONS,
     cache: Cache | None = None,
     hooks: LocalHooks = PLAIN,
-    steps: int | None = None,
 ) -> TrainReport:
     """Train the base's current adapter in place, at a constant learning rate.
 
@@ -65,9 +67,9 @@ def train(
     Args:
         seed: seeds the batches and dropout; differs by run, round and client.
         data_seed: seeds what is fixed for a client in all rounds (KTO's mismatched pairs).
-        knobs: settings of the order, such as those of Task.pooled_settings.
-        hooks: changes by the algorithm and by the client's private memory.
-        steps: replaces cfg.local_steps; hooks.private_steps come on top.
+        rnd: the round, which decides the rows that are drawn.
+        options: of the order, such as those of Task.pooled_options.
+        hooks: changes by the algorithm and by the client's private memory; private_steps come on top of cfg's.
 
     Raises:
         DataError: `examples` is empty.
@@ -75,16 +77,16 @@ def train(
     started = time.perf_counter()
     if not examples:
         raise DataError("a client without usable rows cannot train")
-    stages = (Stage(hooks.private_steps, is_private), *task.stages(steps or cfg.local_steps))
+    stages = (Stage(hooks.private_steps, is_private), *task.stages(cfg.local_steps))
     stages = [stage for stage in stages if stage.steps]
     steps = sum(stage.steps for stage in stages)
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
-    batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=int((knobs or {}).get("rnd", 1)))
+    batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=rnd)
     refs: Mapping[str, tuple[float, ...]] = {}
     if task.needs_reference:
         drawn = sorted({row for micro in batches for batch in micro for row in batch})
         refs = reference_logps(base, [examples[row] for row in drawn], cache or Cache(None))
-    scorer = _BatchScorer(base, task, refs, dict(knobs or {}))
+    scorer = _BatchScorer(base, task, refs, options)
     history: list[Metrics] = []
     gradients: Tree = {}
     moments: dict[str, Tree] = {}
@@ -116,14 +118,14 @@ def row_losses(
     examples: Sequence[Example],
     *,
     refs: Mapping[str, tuple[float, ...]],
-    knobs: Mapping[str, Scalar],
+    options: Mapping[str, Scalar],
 ) -> list[float]:
     """The task's loss of each prepared example under the base's current adapter.
 
     A quantity over several rows (KTO's reference point) is computed over the rows that are scored at once. The mean
     of the losses, weighted by `weight`, is the loss of all examples.
     """
-    scorer = _BatchScorer(base, task, refs, knobs)
+    scorer = _BatchScorer(base, task, refs, options)
     losses: list[float] = []
     base.model.eval()
     with torch.no_grad():
@@ -154,9 +156,9 @@ class _BatchScorer:
     """Computes batches and their losses at the model's current weights, and collects the task's sums."""
 
     def __init__(
-        self, base: Base, task: Task, refs: Mapping[str, tuple[float, ...]], knobs: Mapping[str, Scalar]
+        self, base: Base, task: Task, refs: Mapping[str, tuple[float, ...]], options: Mapping[str, Scalar]
     ) -> None:
-        self.base, self.task, self.refs, self.knobs = base, task, refs, knobs
+        self.base, self.task, self.refs, self.options = base, task, refs, options
         self.running: dict[str, float] = {}
         self.sums: dict[str, float] = {}
         self.untouched = is_untouched(base)
@@ -199,7 +201,7 @@ class _BatchScorer:
             index=tuple(tuple(range(at, at + n)) for at, n in zip(starts, sizes, strict=True)),
             kl_logps=kl_logps,
             kl_ref_logps=kl_ref_logps,
-            knobs=self.knobs,
+            options=self.options,
             running=self.running,
             sums=self.sums,
             hits=hits,

@@ -1,23 +1,22 @@
 """The learning rate and the number of local steps of a client in one round."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 
 from core.sections import TrainConfig
-from core.types import Scalar
+from core.types import Order
 
 
-def of_round(train: TrainConfig, rows: int, knobs: Mapping[str, Scalar], rounds: int) -> TrainConfig:
+def of_round(train: TrainConfig, rows: int, order: Order, rounds: int) -> TrainConfig:
     """`train` with the learning rate and the local steps of this round for a client with `rows` training rows.
 
-    knobs: those of the client's order. "rnd" is the round; "clients" (N) and "cohort" (K, the orders of the round) are
-    read where epochs are configured; "rows" and "steps-factor" are set by strategy.name = centralized, whose only
-    order stands for that many clients.
+    order: the client's. Its numbers of clients N and of orders in the round K are read where epochs are configured;
+    the options "rows" and "steps-factor" are set by strategy.name = centralized, whose only order stands for that many
+    clients.
     """
-    rate = learning_rate(train, int(knobs["rnd"]), rounds)
-    return replace(train, learning_rate=rate, local_steps=local_steps(train, rows, knobs, rounds))
+    rate = learning_rate(train, order.round, rounds)
+    return replace(train, learning_rate=rate, local_steps=local_steps(train, rows, order, rounds))
 
 
 def learning_rate(train: TrainConfig, rnd: int, rounds: int) -> float:
@@ -34,23 +33,23 @@ def learning_rate(train: TrainConfig, rnd: int, rounds: int) -> float:
     )
 
 
-def local_steps(train: TrainConfig, rows: int, knobs: Mapping[str, Scalar], rounds: int) -> int:
+def local_steps(train: TrainConfig, rows: int, order: Order, rounds: int) -> int:
     """Optimiser steps of a client with n = `rows` training rows in one round.
 
     By default train.local-steps. With local-epochs e: ceil(e n / batch). With total-epochs E (the dynamic steps of
     FedLLM-Bench): ceil(n E / (T K/N) / batch), since a client takes part in T K/N of the T rounds on average. Epochs
     are exact fractions of the configured decimal, so that ceil does not round up on a binary rounding error.
     """
-    factor = int(knobs.get("steps-factor", 1))
+    factor = int(order.options.get("steps-factor", 1))
     if train.local_epochs:
         epochs = Fraction(str(train.local_epochs))
     elif train.total_epochs:
-        share = Fraction(factor * int(knobs["cohort"]), int(knobs["clients"]))
+        share = Fraction(factor * order.cohort, order.clients)
         epochs = Fraction(str(train.total_epochs)) / (rounds * share)
     else:
         return train.local_steps * factor
     # An order over all rows stands for `factor` clients, each of which has 1/N of the rows.
-    part = Fraction(rows, int(knobs["clients"]) if knobs.get("rows") == "all" else 1)
+    part = Fraction(rows, order.clients if order.options.get("rows") == "all" else 1)
     return factor * math.ceil(
         epochs * part / (train.per_device_batch_size * train.gradient_accumulation_steps)
     )

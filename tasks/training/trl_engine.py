@@ -42,7 +42,7 @@ from tasks.sft import SFT
 from tasks.tokens.cache import Cache
 from tasks.tokens.choice import check_certain
 from tasks.tokens.encode import key_of
-from tasks.training.loop import TrainReport, local_batches
+from tasks.training.loop import NO_OPTIONS, TrainReport, local_batches
 from tasks.training.stepper import PLAIN, Correct, LocalHooks
 
 IGNORED = -100  # label that torch's cross-entropy ignores
@@ -59,10 +59,10 @@ def train(
     *,
     seed: int,
     data_seed: int = 0,
-    knobs: Mapping[str, Scalar] | None = None,
+    rnd: int = 1,
+    options: Mapping[str, Scalar] = NO_OPTIONS,
     cache: Cache | None = None,
     hooks: LocalHooks = PLAIN,
-    steps: int | None = None,
 ) -> TrainReport:
     """Like tasks.training.loop.train, by SFTTrainer, DPOTrainer or KTOTrainer; TrainReport.sums stays empty.
 
@@ -76,7 +76,7 @@ def train(
     started = time.perf_counter()
     if not examples:
         raise DataError("a client without usable rows cannot train")
-    steps = steps or cfg.local_steps
+    steps = cfg.local_steps
     size = min(cfg.per_device_batch_size, len(examples))
     _refuse(task, size)
     if layers := unnamed_layers(base.model):
@@ -86,13 +86,13 @@ def train(
         )
     check_certain(examples)
     examples = task.prepare(examples, seed=data_seed, max_length=cfg.max_length)
-    batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=int((knobs or {}).get("rnd", 1)))
+    batches = local_batches(len(examples), cfg, steps=steps, seed=seed, rnd=rnd)
     rows = [examples[row] for micro in batches for batch in micro for row in batch]
     refs = reference_logps(base, rows, cache) if cache and task.needs_reference else None
     with _undisturbed(base), tempfile.TemporaryDirectory() as folder:
         arguments = {**_arguments(base, cfg), "output_dir": folder, "max_steps": steps, "seed": seed % 2**32}
         arguments["per_device_train_batch_size"] = size
-        trainer = _trainer(base, task, rows, arguments, refs, knobs or {})
+        trainer = _trainer(base, task, rows, arguments, refs, options)
         trainer.base, trainer.correct = base, hooks.correct
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -185,7 +185,7 @@ def _trainer(
     rows: Sequence[Example],
     arguments: dict[str, Any],  # Any: fields of TrainingArguments
     refs: References | None,
-    knobs: Mapping[str, Scalar],
+    options: Mapping[str, Scalar],
 ) -> _OnTokens:
     """The trainer of the task, with the frozen base as its reference."""
     weights_before = [(parameter, parameter.data) for parameter in base.flat.parameters.values()]
@@ -202,8 +202,8 @@ def _trainer(
         config = KTOConfig(
             **arguments,
             beta=task.beta,
-            desirable_weight=_weight(task.desirable_weight, knobs, "desirable-weight"),
-            undesirable_weight=_weight(task.undesirable_weight, knobs, "undesirable-weight"),
+            desirable_weight=_weight(task.desirable_weight, options, "desirable-weight"),
+            undesirable_weight=_weight(task.undesirable_weight, options, "undesirable-weight"),
         )
         trainer = _KTOOnTokens(**common, args=config, train_dataset=Dataset.from_dict(_kto(rows, refs)))
     base.model.delete_adapter("ref")  # TRL's reference would be this copy of the initial adapter
@@ -246,8 +246,8 @@ def _references(rows: Sequence[Example], refs: References | None, first: str, se
     return {first: [values[0] for values in logps], second: [values[1] for values in logps]}
 
 
-def _weight(text: str, knobs: Mapping[str, Scalar], key: str) -> float:
-    return float(knobs.get(key, 1.0)) if text == "auto" else float(text)
+def _weight(text: str, options: Mapping[str, Scalar], key: str) -> float:
+    return float(options.get(key, 1.0)) if text == "auto" else float(text)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from flwr.app import Context, Message, RecordDict
 
 from client_app.main import app
 from core import wire
+from core.types import HelloRequest
 from tests.loopback import Loopback
 
 WHO = {"partition-id": 0, "num-partitions": 2}
@@ -12,7 +13,9 @@ WHO = {"partition-id": 0, "num-partitions": 2}
 
 def hello(node: dict, **keys) -> Message:
     config = {k.replace("__", ".").replace("_", "-"): v for k, v in keys.items()}
-    message = Message(wire.encode_facts({}), dst_node_id=10, message_type="query.hello")
+    message = Message(
+        wire.encode_hello_request(HelloRequest("r")), dst_node_id=10, message_type="query.hello"
+    )
     grid = Loopback([10], lambda _, m: app(m, Context(1, 10, node, RecordDict(), config)))
     (reply,) = grid.send_and_receive([message])
     return reply

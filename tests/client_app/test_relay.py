@@ -35,8 +35,8 @@ def failure(record) -> str:
 def train_order(tmp_path) -> tuple[Site, Order]:
     site = Site(parse({**SMALL, "train.local-steps": 150}), Node(1, 3, state_dir=str(tmp_path / "here")))
     base = site.base()
-    known = {"run": "r", "base": base.fingerprint, "rnd": 1}
-    return site, Order(1, {"global": initial_adapter(base, 42)}, knobs=known)
+    common = {"run": "r", "base": base.fingerprint, "round": 1}
+    return site, Order(1, {"global": initial_adapter(base, 42)}, **common)
 
 
 def test_the_clientapp_loads_no_model_library_and_no_configuration():

@@ -7,12 +7,13 @@ import pytest
 from client_app.site import Node, Site
 from core.config import parse
 from core.errors import BaseMismatch, ConfigError, DataError
+from core.types import HelloRequest
 from tasks.training import engine
 from tests.client_app.orders import order
 
 
 def test_hello_tells_counts_and_fingerprints_and_no_row(site):
-    said = site(1).hello({})
+    said = site(1).hello(HelloRequest("r"))
     assert said["client"] == 1
     assert said["examples"] == 12
     texts = [v for row in site(1).rows().train for v in row.values() if isinstance(v, str)]
@@ -31,24 +32,24 @@ def test_names_come_from_the_data_in_a_simulation_only(tmp_path):
     numbers = {"partition-id": 0, "num-partitions": 2}
     smaller = {"owners": 1, "rows": 1}
 
-    def hello(knobs: dict, **facts) -> dict:
-        said = Site(config, Node.read({**numbers, **facts})).hello(knobs)
+    def hello(simulation: bool, **facts) -> dict:
+        said = Site(config, Node.read({**numbers, **facts})).hello(HelloRequest("r", simulation=simulation))
         return {key: said[key] for key in ("name", "left_out") if key in said}
 
     named = {"name": "w-ada", "left_out": {"smaller": {**smaller, "names": ["w-cyd"]}}}
-    assert hello({"simulation": True}) == named
-    assert hello({}) == {"left_out": {"smaller": smaller}}
+    assert hello(True) == named
+    assert hello(False) == {"left_out": {"smaller": smaller}}
     # as `accord site` and `accord start` give a site's facts, with a name of the provisioning and without one
     for name in ("", "north"):
-        said = hello({"simulation": True}, **{"state-dir": str(tmp_path), "data-path": "", "site-name": name})
+        said = hello(True, **{"state-dir": str(tmp_path), "data-path": "", "site-name": name})
         assert said == {**({"name": name} if name else {}), "left_out": {"smaller": smaller}}
-    own = hello({"simulation": True}, **{"data-path": str(rows), "site-name": "north"})
+    own = hello(True, **{"data-path": str(rows), "site-name": "north"})
     assert own == {"name": "north"}
 
 
 def test_another_base_is_refused(site):
     with pytest.raises(BaseMismatch, match="client 0 has a different base model"):
-        site().hello({"base": "0" * 32})
+        site().hello(HelloRequest("r", "0" * 32))
 
 
 def test_evaluation_scores_heldout_rows_and_sends_no_tree(site):
@@ -81,7 +82,7 @@ def test_a_file_without_rows_is_refused(site, tmp_path):
     config = parse({"data.source": "jsonl"})
     empty = Site(config, Node(0, 1, data_path=str(tmp_path / "empty.jsonl"), state_dir=str(tmp_path)))
     with pytest.raises(DataError, match=r"empty\.jsonl holds no row"):
-        empty.hello({})
+        empty.hello(HelloRequest("r"))
 
 
 def test_an_edited_file_is_read_again(site, tmp_path):
@@ -89,9 +90,9 @@ def test_an_edited_file_is_read_again(site, tmp_path):
     row = '{"prompt": "question %d", "chosen": "yes", "rejected": "no"}\n'
     path.write_text("".join(row % i for i in range(8)))
     here = Site(parse({"data.source": "jsonl"}), Node(0, 1, data_path=str(path), state_dir=str(tmp_path)))
-    before = here.hello({})
+    before = here.hello(HelloRequest("r"))
     path.write_text("".join(row % i for i in range(12)))
-    after = here.hello({})
+    after = here.hello(HelloRequest("r"))
     assert (before["examples"], after["examples"]) == (6, 9)
     assert before["data"] != after["data"]
 

@@ -9,6 +9,7 @@ import torch
 from client_app.site import Node, Site
 from core.errors import ConfigError
 from core.tree import add, scale
+from core.types import HelloRequest
 from tasks.forward.setup import loads
 from tasks.model.adapter import initial_adapter
 from tests.client_app.orders import Bent, order
@@ -109,11 +110,11 @@ def test_the_rate_falls_with_the_rounds_and_is_reported(site):
 def test_trl_runs_rules_that_leave_the_steps_alone(site):
     """Refused when the client is asked who it is, before anything is trained."""
     one = site(train__engine="trl")
-    one.hello({})
+    one.hello(HelloRequest("r"))
     with pytest.raises(
         ConfigError, match=r"strategy.name = 'fedavg' changes the local .*steps.*'trl' cannot do"
     ):
-        Bent(one.config, one.node).hello({})
+        Bent(one.config, one.node).hello(HelloRequest("r"))
 
 
 def test_ten_rounds_load_the_base_once(site):

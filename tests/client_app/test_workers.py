@@ -19,7 +19,7 @@ def test_two_processes_answer_as_one(tmp_path):
     here = Site(parse(dict(SMALL)), Node(1, 3, state_dir=str(tmp_path / "here")))
     base = here.base()
     trees = {"global": initial_adapter(base, 42)}
-    orders = [Order(1, trees, knobs={"run": "r", "base": base.fingerprint, "rnd": rnd}) for rnd in (1, 2)]
+    orders = [Order(1, trees, run="r", base=base.fingerprint, round=rnd) for rnd in (1, 2)]
     with Place(tmp_path, launcher=LAUNCHER).going() as place:
         process = place.ready()
         hello = wire.decode_facts(place.ask("hello", wire.encode_facts({"base": base.fingerprint})))

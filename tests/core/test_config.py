@@ -4,7 +4,7 @@ from dataclasses import fields
 import pytest
 
 from core import __version__, config
-from core.config import CHOOSERS, FITTED, defaults, parse
+from core.config import CHOOSERS, defaults, parse
 from core.errors import ConfigError
 from core.plugins import knobs, names, plugin
 from core.sections import SECTIONS
@@ -33,7 +33,8 @@ def test_every_knob_of_a_plugin_is_on_the_page_with_its_default():
             for short, default in knobs(plugin(package, name)).items():
                 key = f"{section}.{short}"
                 assert key in defaults(), f"{package}.{name} has {key}, pyproject.toml does not"
-                assert defaults()[key] == (0.0 if key in FITTED else default), key
+                advised = short in getattr(plugin(package, name), "recommended_options", ())
+                assert defaults()[key] == (0.0 if advised else default), key
 
 
 def test_a_key_left_at_0_takes_what_fits_the_rows_and_else_the_tasks_own_default():
@@ -78,7 +79,7 @@ def test_an_override_arrives():
         ({**RLFT, "data.flipped-clients": 0.2}, "rlft.judge = 'auto' knows what clients want"),
         (
             {"rlft.epochs": 1},
-            "needs task.name = 'selector' or 'reward', whose adapters can judge answers; 'dpo'",
+            "needs one of the tasks reward, selector, whose adapters can judge answers; 'dpo'",
         ),
         ({**RLFT, "strategy.name": "local"}, "the server has no selector"),
         ({**RLFT, "lora.aggregation": "fedsa"}, "the server has no selector"),
@@ -112,15 +113,18 @@ def test_an_override_arrives():
             "strategy.sampling must be one of uniform | weighted | all | openfedllm",
         ),
         ({"fault.min-replies": 9}, "fault.min-replies = 9 is above strategy.min-available-nodes = 2"),
-        ({"data.allocation": "ktor"}, "data.allocation = 'ktor' is for task.name = 'kto', not 'dpo'"),
-        ({"lora.dropout": 0.1}, "lora.dropout = 0.1 is for task.name = 'sft'"),
+        (
+            {"data.allocation": "ktor"},
+            "data.allocation = 'ktor' has no effect with task.name = 'dpo'; it is for kto",
+        ),
+        ({"lora.dropout": 0.1}, "lora.dropout = 0.1 has no effect with task.name = 'dpo'; it is for sft"),
         (
             {"task.name": "selector", "data.prompt-format": "alpaca"},
             "data.prompt-format = 'alpaca' has no effect with task.name = 'selector'",
         ),
         (
             {"train.engine": "trl", "task.name": "kto", "task.reference-point": "pooled"},
-            "task.reference-point = 'pooled' need train.engine = 'accord'",
+            "task.reference-point = 'pooled' needs train.engine = 'accord'",
         ),
         (
             {"train.optimizer-state": "keep", "train.engine": "trl"},

@@ -16,14 +16,16 @@ from tests.loopback import Loopback
 
 X = {"w": torch.zeros(2)}
 CONTEXT = RunContext(
-    knobs={"run": "r"},
+    run="r",
+    base="",
+    simulation=True,
     min_available_nodes=3,
     fraction_train=1.0,
     sampling="uniform",
     fault=FaultConfig(round_deadline_s=0.3, start_timeout_s=0.3, max_delta_norm=100.0),
     eval_every=1,
     spool=Path(tempfile.gettempdir()),
-    task_knobs=lambda pooled: {"seen": pooled.get("n", 0.0), "kl": pooled.get("kl_sum", -1.0)},
+    task_options=lambda pooled: {"seen": pooled.get("n", 0.0), "kl": pooled.get("kl_sum", -1.0)},
     on_hello=lambda hellos: None,
     on_round=lambda state, record: None,
 )
@@ -45,7 +47,7 @@ def answer(node: int, message: Message, *, bad=None) -> Message | None:
         return Message(
             wire.encode_update(Update(client, 4, "global", {}, {"acc": client / 10})), reply_to=message
         )
-    delta = {"w": torch.tensor([(client + 1) / 10, order.knobs["rnd"] / 10])}
+    delta = {"w": torch.tensor([(client + 1) / 10, order.round / 10])}
     update = Update(client, client + 1, "global", {"delta": delta}, metrics)
     if bad and client == 1:
         return bad(message, update)

@@ -13,7 +13,7 @@ EVERYONE = [Client(c, 10 + c) for c in range(12)]
 GROUPED = 7  # the first round after the warm-up
 
 
-def begin(strategy: FedBiscuit, clients: list[Client] = EVERYONE, **facts) -> ServerState:
-    said = {"clients": len(clients), "examples": {str(c.id): c.examples for c in clients}, "rounds": 12}
+def begin(strategy: FedBiscuit, clients: list[Client] = EVERYONE, **fields) -> ServerState:
     state = strategy.init({"global": LAYOUT}, seed=3)
-    return replace(state, facts={**said, **facts})
+    examples = {c.id: c.examples for c in clients}
+    return replace(state, **{"clients": len(clients), "examples": examples, "rounds": 12, **fields})

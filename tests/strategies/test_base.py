@@ -1,5 +1,7 @@
 """The round loop, over a Grid in this process."""
 
+from dataclasses import replace
+
 import pytest
 
 from core.errors import ConfigError
@@ -29,17 +31,17 @@ def test_a_resumed_run_is_the_same_run():
     half = federate(1)[0][-1]
     resumed = federate(3, state=half)[0][-1]
     assert resumed.adapters["global"]["w"].equal(whole.adapters["global"]["w"])
-    assert resumed.facts == whole.facts
+    assert replace(resumed, adapters={}) == replace(whole, adapters={})
 
 
 def test_task_settings_are_computed_from_the_pooled_counts_and_the_last_rounds_sums():
     seen = []
 
-    def task_knobs(pooled):
+    def task_options(pooled):
         seen.append((pooled["n"], pooled.get("kl_sum")))
         return {}
 
-    federate(2, task_knobs=task_knobs)
+    federate(2, task_options=task_options)
     assert seen[0] == (3.0, None)
     assert seen[-1] == (3.0, 6.0)
 

@@ -25,7 +25,7 @@ def test_fedavg_by_hand():
 
 def test_local_shares_nothing_and_moves_nothing():
     strategy = Local()
-    assert not strategy.client_rule().shares("anything", 1)
+    assert not strategy.local_rule().shares("anything", 1)
     state = strategy.init({"global": X}, 0)
     assert merge(strategy, state, 1, [Update(0, 3, "global", {"delta": {}}, {"loss": 1.0})])[0] is state
 
@@ -33,4 +33,4 @@ def test_local_shares_nothing_and_moves_nothing():
 def test_centralized_asks_one_client_for_everyones_steps():
     strategy = Centralized()
     orders = strategy.plan_train(strategy.init({"global": X}, 0), 1, [Client(2, 5), Client(4, 9)])
-    assert [(o.client, dict(o.knobs)) for o in orders] == [(2, {"rows": "all", "steps-factor": 2})]
+    assert [(o.client, dict(o.options)) for o in orders] == [(2, {"rows": "all", "steps-factor": 2})]

@@ -8,18 +8,18 @@ from core.types import Client, ServerState, Update
 from strategies.fedbis import FedBis
 from tests.strategies.simulated_rounds import merge
 
-HELD = {"0": 40, "1": 30, "2": 20, "3": 10}
+HELD = {0: 40, 1: 30, 2: 20, 3: 10}
 D = [0.4, -1.0, 2.0, 3.0]
 
 
-def state(**facts) -> ServerState:
+def state(**fields) -> ServerState:
     x = {"w": torch.zeros(1, dtype=torch.float64)}
-    return ServerState(0, 0, {"global": x}, facts={"clients": 4, "examples": HELD, **facts})
+    return ServerState(0, 0, {"global": x}, clients=4, examples=HELD, **fields)
 
 
 def updates(*clients: int) -> list[Update]:
     deltas = {c: {"delta": {"w": torch.tensor([D[c]], dtype=torch.float64)}} for c in clients}
-    return [Update(c, HELD[str(c)], "global", deltas[c], {}) for c in clients]
+    return [Update(c, HELD[c], "global", deltas[c], {}) for c in clients]
 
 
 def test_uniform_is_the_plain_mean():

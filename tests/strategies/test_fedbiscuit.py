@@ -20,8 +20,7 @@ def told(orders: list[Order], best: dict[int, int], silent: tuple[int, ...] = ()
     out = []
     for order in orders:
         if order.client not in silent:
-            compared = str(order.knobs.get("compare", "")).split(",") if "compare" in order.knobs else []
-            losses = {f"loss/{n}": 0.5 if n == f"c{best[order.client]}" else 0.7 for n in compared}
+            losses = {f"loss/{n}": 0.5 if n == f"c{best[order.client]}" else 0.7 for n in order.compare}
             out.append(Update(order.client, 5, order.adapter, {}, {"acc": 0.5, **losses}))
     return out
 
@@ -73,11 +72,11 @@ def test_only_a_round_before_a_new_grouping_asks_for_the_losses():
     for rnd in range(12):
         orders = strategy.plan_evaluate(state, rnd, EVERYONE)
         due = rnd in (6, 8, 10)
-        assert all((o.knobs.get("compare") == "c0,c1,c2") == due for o in orders)
+        assert all((o.compare == ("c0", "c1", "c2")) == due for o in orders)
         assert all(set(o.trees) == (set(NAMES) if due else {o.adapter}) for o in orders)
-        assert not any("race" in o.knobs for o in orders)
+        assert not any("race" in o.options for o in orders)
         raced = FedBiscuit(race=3.0).plan_evaluate(state, rnd, EVERYONE)
-        assert [o.knobs.get("race") for o in raced] == [3.0 if due else None] * 12
+        assert [o.options.get("race") for o in raced] == [3.0 if due else None] * 12
 
 
 @pytest.mark.parametrize("how", ["exact", "greedy"])
@@ -114,7 +113,7 @@ def test_nobody_answering_a_grouping_leaves_it_as_it_was():
 def test_a_client_never_seen_joins_the_smallest_group_and_stays():
     strategy = FedBiscuit()
     route = {"0": "c0", "1": "c0", "2": "c1", "3": "c2", "4": "c2"}
-    state = begin(strategy, route=route)
+    state = begin(strategy, facts={"route": route})
     orders = strategy.plan_train(state, GROUPED, [Client(0, 10), Client(9, 10)])
     assert [o.adapter for o in orders] == ["c0", "c1"]
     state, _ = merge(strategy, state, GROUPED, [Update(9, 10, "c1", {"delta": LAYOUT}, {})])
@@ -147,8 +146,8 @@ def test_a_state_from_disk_gives_the_same_orders(tmp_path):
     for rnd in (3, 12, 13):
         for plan in (strategy.plan_train, strategy.plan_evaluate):
             ours, theirs = plan(state, rnd, EVERYONE), plan(read, rnd, EVERYONE)
-            assert [(o.client, o.adapter, dict(o.knobs)) for o in ours] == [
-                (o.client, o.adapter, dict(o.knobs)) for o in theirs
+            assert [(o.client, o.adapter, o.compare, dict(o.options)) for o in ours] == [
+                (o.client, o.adapter, o.compare, dict(o.options)) for o in theirs
             ]
             assert all(
                 t.equal(b.trees[n][k])
@@ -162,12 +161,12 @@ def test_a_state_from_disk_gives_the_same_orders(tmp_path):
 
 def test_a_run_leaves_every_selector_and_the_largest_groups_first():
     strategy = FedBiscuit()
-    state = begin(strategy, route={"0": "c2", "1": "c2", "2": "c1"})
+    state = begin(strategy, facts={"route": {"0": "c2", "1": "c2", "2": "c1"}})
     assert list(strategy.final(state)) == ["c2", "c1", "c0"]
 
 
 def test_rows_are_set_aside_and_what_stays_at_a_client_is_refused():
-    assert FedBiscuit(grouping_fraction=0.2).client_rule() == replace(PLAIN, comparison_share=0.2)
+    assert FedBiscuit(grouping_fraction=0.2).local_rule() == replace(PLAIN, comparison_share=0.2)
     for method in ("fedsa", "fedex", "flora", "flexlora"):
         with pytest.raises(ConfigError, match="several selectors"):
             FedBiscuit().with_lora(LoraConfig(aggregation=method))
@@ -198,13 +197,13 @@ def test_selectors_vote_when_clients_are_grouped_and_at_the_end_where_they_can()
     """Round 6 groups, 12 is the last: U adapters; 7 and 8 ask for one each. The weights are the sizes of the groups."""
     strategy = FedBiscuit()
     state = begin(strategy, votes=True)
-    for rnd, wanted in ((6, ("compare", "vote")), (7, ()), (12, ("compare", "vote"))):
+    for rnd, wanted in ((6, True), (7, False), (12, True)):
         for order in strategy.plan_evaluate(state, rnd, EVERYONE):
-            assert tuple(k for k in ("compare", "vote") if k in order.knobs) == wanted
+            assert (bool(order.compare), "vote" in order.options) == (wanted, wanted)
             assert set(order.trees) == (set(NAMES) if wanted else {order.adapter})
-    routed = replace(state, facts={**state.facts, "route": {"0": "c0", "1": "c0", "2": "c2"}, "rounds": 13})
+    routed = replace(state, facts={**state.facts, "route": {"0": "c0", "1": "c0", "2": "c2"}}, rounds=13)
     last = strategy.plan_evaluate(routed, 13, EVERYONE)[0]
-    assert last.knobs["vote"] == "c0:2,c1:0,c2:1"
-    assert "compare" not in last.knobs
+    assert last.options["vote"] == "c0:2,c1:0,c2:1"
+    assert not last.compare
     assert set(last.trees) == set(NAMES)
-    assert "vote" not in strategy.plan_evaluate(begin(strategy), 6, EVERYONE)[0].knobs
+    assert "vote" not in strategy.plan_evaluate(begin(strategy), 6, EVERYONE)[0].options

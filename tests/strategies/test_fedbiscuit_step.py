@@ -33,8 +33,8 @@ def test_the_vectors(entry, options, first):
         return {name: tree64(tree) for name, tree in trees.items()}
 
     strategy = FedBiscuit(**options)
-    facts = {"clients": 10, "examples": {str(c): n for c, n in enumerate(sizes)}}
-    state = ServerState(0, 0, selectors(document["init"]), facts=facts)
+    fields = {"clients": 10, "examples": dict(enumerate(sizes))}
+    state = ServerState(0, 0, selectors(document["init"]), **fields)
     wanted = document["state_after_each_round"][entry]
     for i, (clients, deltas) in enumerate(zip(document["rounds"], document["deltas"], strict=True)):
         updates = [

@@ -13,7 +13,7 @@ from tests.strategies.simulated_rounds import close, merge, tree64, vector
 
 def controlled(strategy, x, clients: int) -> ServerState:
     state = strategy.init({"global": x}, 0)
-    return replace(state, facts={"clients": clients})
+    return replace(state, clients=clients)
 
 
 def test_three_rounds_of_the_reference():
@@ -58,9 +58,9 @@ def test_the_control_goes_down_with_the_order():
     strategy = build("strategies", "scaffold", {})
     (order,) = strategy.plan_train(controlled(strategy, {"w": torch.ones(1)}, 2), 1, [Client(0, 5)])
     assert order.trees["control"]["w"].tolist() == [0.0]
-    assert strategy.client_rule().sends == ("delta", "control")
-    assert strategy.client_rule().wants_gradients
-    assert not build("strategies", "scaffold", {"control-variate": "steps"}).client_rule().wants_gradients
+    assert strategy.local_rule().sends == ("delta", "control")
+    assert strategy.local_rule().wants_gradients
+    assert not build("strategies", "scaffold", {"control-variate": "steps"}).local_rule().wants_gradients
 
 
 @pytest.mark.parametrize(

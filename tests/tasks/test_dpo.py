@@ -147,4 +147,4 @@ def test_rows_become_pairs() -> None:
     (example,) = DPO().examples(rows, encode)
     assert [len(c) for c in example.completions] == [2, 3]
     assert encode.skipped == {"too long": 1}
-    assert DPO().row_counts([example]) == DPO().pooled_settings({}) == {}
+    assert DPO().row_counts([example]) == DPO().pooled_options({}) == {}

@@ -89,7 +89,7 @@ def test_the_published_vectors(case: str) -> None:
     ],
 )
 def test_auto_weights_are_inside_the_band_of_the_paper(n_d: int, n_u: int, want: tuple[float, float]) -> None:
-    settings = KTO().pooled_settings({"n_desirable": n_d, "n_undesirable": n_u})
+    settings = KTO().pooled_options({"n_desirable": n_d, "n_undesirable": n_u})
     assert (settings["desirable-weight"], settings["undesirable-weight"]) == pytest.approx(want)
     assert "z0" not in settings
 
@@ -110,11 +110,11 @@ def test_only_free_weights_move_and_they_reach_the_band(n_d: int, n_u: int, w_d,
 
 def test_weights_reach_the_loss() -> None:
     """r = z = 0: each loss is w / 2."""
-    settings = KTO().pooled_settings({"n_desirable": 10, "n_undesirable": 30})
-    loss, _ = KTO().loss(batch([0.0, 0.0], [True, False], knobs=settings))
+    settings = KTO().pooled_options({"n_desirable": 10, "n_undesirable": 30})
+    loss, _ = KTO().loss(batch([0.0, 0.0], [True, False], options=settings))
     assert loss.item() == pytest.approx((3.0 + 1.0) / 4)
     loss, _ = KTO(desirable_weight="2", undesirable_weight="4").loss(
-        batch([0.0, 0.0], [True, False], knobs=settings)
+        batch([0.0, 0.0], [True, False], options=settings)
     )
     assert loss.item() == pytest.approx((2.0 + 4.0) / 4)
 
@@ -149,9 +149,9 @@ def test_without_mismatched_pairs_z_is_the_servers_or_zero() -> None:
     _, metrics = KTO().loss(alone)
     assert "kl" not in metrics
     assert alone.sums == {}
-    _, metrics = KTO().loss(batch([1.0], [True], knobs={"z0": 0.4}))
+    _, metrics = KTO().loss(batch([1.0], [True], options={"z0": 0.4}))
     assert metrics["kl"] == 0.4
-    _, metrics = KTO().loss(batch([1.0], [True], knobs={"z0": -0.4}))
+    _, metrics = KTO().loss(batch([1.0], [True], options={"z0": -0.4}))
     assert metrics["kl"] == 0.0
 
 
@@ -160,20 +160,20 @@ def test_the_pooled_point_runs_from_the_servers_value() -> None:
     running: dict[str, float] = {}
     sums: dict[str, float] = {}
     task = KTO(reference_point="pooled")
-    options = {"knobs": {"z0": 1.0}, "running": running, "sums": sums}
+    options = {"options": {"z0": 1.0}, "running": running, "sums": sums}
     _, first = task.loss(batch([0.0], [True], [3.0], **options))
     assert first["kl"] == pytest.approx(34 / 32)
     _, second = task.loss(batch([0.0], [True], [-1.0], **options))
     assert second["kl"] == pytest.approx((34 * 31 / 32 - 1) / 32)
     assert sums == {"kl_sum": 2.0, "kl_count": 2.0}
-    assert task.pooled_settings({"n_desirable": 1, "n_undesirable": 1, **sums})["z0"] == 1.0
+    assert task.pooled_options({"n_desirable": 1, "n_undesirable": 1, **sums})["z0"] == 1.0
 
 
 def test_the_pooled_point_fades_by_every_row_of_a_batch() -> None:
     """Two rows of 3 fade z0 = 1 by (31/32)^2: (32 (31/32)^2 + 6) / (32 (31/32)^2 + 2)."""
     running: dict[str, float] = {}
     faded = 32 * (31 / 32) ** 2
-    rows = batch([0.0, 0.0], [True, True], [3.0, 3.0], knobs={"z0": 1.0}, running=running)
+    rows = batch([0.0, 0.0], [True, True], [3.0, 3.0], options={"z0": 1.0}, running=running)
     _, metrics = KTO(reference_point="pooled").loss(rows)
     assert metrics["kl"] == pytest.approx((faded + 6) / (faded + 2), rel=1e-12)
 
@@ -226,8 +226,8 @@ def test_the_pooled_point_is_nearly_unbiased_at_batch_size_1(base: Base) -> None
         errors["batch"].append(train(base, KTO(), rows, cfg, seed=0).metrics["kl"] - mean)
         first = train(base, pooled, rows, cfg, seed=1)
         assert first.sums["kl_sum"] / first.sums["kl_count"] == pytest.approx(mean, abs=1e-4)
-        settings = pooled.pooled_settings({**pooled.row_counts(rows), **first.sums})
-        errors["pooled"].append(train(base, pooled, rows, cfg, seed=2, knobs=settings).metrics["kl"] - mean)
+        settings = pooled.pooled_options({**pooled.row_counts(rows), **first.sums})
+        errors["pooled"].append(train(base, pooled, rows, cfg, seed=2, options=settings).metrics["kl"] - mean)
     bias = {name: sum(values) / len(values) for name, values in errors.items()}
     assert bias["batch"] > 0.8
     assert abs(bias["pooled"]) < 0.15
@@ -240,7 +240,7 @@ def test_clients_of_one_class_or_one_row_train(base: Base, labels: list[bool], r
     task = KTO(reference_point=reference_point)
     set_adapter(base, tiny.random_adapter(base))
     cfg = TrainConfig(learning_rate=1e-3, local_steps=2, per_device_batch_size=2, max_length=32)
-    report = train(base, task, rows, cfg, seed=0, knobs=task.pooled_settings(task.row_counts(rows)))
+    report = train(base, task, rows, cfg, seed=0, options=task.pooled_options(task.row_counts(rows)))
     assert report.metrics["loss"] == report.metrics["loss"] > 0  # a number, not NaN
     assert ("kl" in report.metrics) == (len(rows) > 1)
     assert ("kl_count" in report.sums) == (len(rows) > 1)

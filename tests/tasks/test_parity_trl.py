@@ -24,7 +24,7 @@ from tasks.model.adapter import save_adapter, set_adapter
 from tasks.model.base import Base
 from tasks.sft import SFT
 from tasks.tokens.encode import Encoder
-from tasks.training.loop import train
+from tasks.training.loop import NO_OPTIONS, train
 from tasks.training.stepper import LocalHooks
 from tests import tiny
 
@@ -87,7 +87,7 @@ def trl_side(base: Base, adapter: Tree, tmp_path: Path):
     return measure
 
 
-def ours(base: Base, adapter: Tree, task, rows, *, join=None, knobs=None) -> tuple[float, Tree]:
+def ours(base: Base, adapter: Tree, task, rows, *, join=None, options=NO_OPTIONS) -> tuple[float, Tree]:
     """Loss and gradients of our engine on all rows as one batch, before any step."""
     set_adapter(base, adapter)
     examples = task.examples(rows, Encoder(base.tokenizer, "none", LENGTH))
@@ -99,7 +99,7 @@ def ours(base: Base, adapter: Tree, task, rows, *, join=None, knobs=None) -> tup
         return gradient
 
     cfg = TrainConfig(per_device_batch_size=len(rows), local_steps=1, max_length=LENGTH)
-    report = train(base, task, examples, cfg, seed=0, hooks=LocalHooks(correct=keep), knobs=knobs)
+    report = train(base, task, examples, cfg, seed=0, hooks=LocalHooks(correct=keep), options=options)
     return report.metrics["loss"], seen
 
 

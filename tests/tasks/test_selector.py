@@ -128,7 +128,9 @@ def test_loss_and_gradient_are_those_of_full_logits(base: Base, task) -> None:
     loss.backward()
     want = base.flat.gradients[0].clone()
     cfg = replace(CFG, optimizer="sgd", max_grad_norm=0.0, per_device_batch_size=len(made))
-    report = train(base, task, made, cfg, seed=1, steps=1, hooks=LocalHooks(wants_gradients=True))
+    report = train(
+        base, task, made, replace(cfg, local_steps=1), seed=1, hooks=LocalHooks(wants_gradients=True)
+    )
     assert report.metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
     set_adapter(base, start)
     assert report.gradients is not None

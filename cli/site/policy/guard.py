@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cli.site.policy.ledger import Ledger
-from cli.site.policy.order import admit_order
+from cli.site.policy.order import admit_hello, admit_order
 from cli.site.policy.release import release, release_facts
 from cli.site.policy.rules import Policy
 from client_app.claim import Claim
 from client_app.site import Site
 from core.errors import AccordError, BaseMismatch, PolicyRefused, SiteError
-from core.types import Json, Order, Update
+from core.types import HelloRequest, Json, Order, Update
 from tasks.forward.setup import is_pickled
 from tasks.scoring.race import FIRST
 
@@ -30,12 +30,14 @@ class GuardedSite:
     policy: Policy
     claim: Claim
 
-    def hello(self, knobs: Json) -> Json:
+    def hello(self, request: HelloRequest) -> Json:
         with self._errors_without_details("hello"):
-            order = Order(self.site.node.client, {}, "", knobs=knobs)
-            self._admit("hello", order)
-            self._check_row_counts("hello", order)
-            return release_facts(self.policy, self.site.hello(knobs))
+            self._admit_run()
+            admit_hello(request)
+            self._enter(request)
+            train, _, _ = self.site.counts()
+            self._check_row_counts("hello", [train])
+            return release_facts(self.policy, self.site.hello(request))
 
     def train(self, order: Order) -> Update:
         with self._errors_without_details("train"):
@@ -57,10 +59,12 @@ class GuardedSite:
             raise SiteError(f"{kind} failed with {type(error).__name__}; see this site's log") from None
 
     def _act(self, kind: str, order: Order) -> Update:
-        self._admit(kind, order)
-        run, ledger = str(order.knobs["run"]), self.ledger
+        self._admit_run()
+        admit_order(self.policy, self.site.config, self.site.node.client, kind, order)
+        self._enter(order)
+        run, ledger = order.run, self.ledger
         ledger.check(self.policy, run, kind, order)
-        self._check_row_counts(kind, order)
+        self._check_row_counts(kind, self._rows_of(kind, order))
         update = self.site.train(order) if kind == "train" else self.site.evaluate(order)
         update = release(self.policy, self.site.config, kind, order, update, ledger.secret())
         ledger.spend(self.policy, run, kind, order, update)
@@ -70,24 +74,28 @@ class GuardedSite:
     def ledger(self) -> Ledger:
         return Ledger(self.site.state_dir / "policy" / str(self.site.node.client))
 
-    def _admit(self, kind: str, order: Order) -> None:
-        """Check the order: first what needs no base model, then the base model; then enter the run in the ledger."""
+    def _admit_run(self) -> None:
+        """Check what needs no message: origin and configuration of the run."""
+        self.policy.admit(self.claim, self.site.config)
+
+    def _enter(self, message: Order | HelloRequest) -> None:
+        """Check the base model, which loads it, then enter the run in the ledger."""
         policy, config = self.policy, self.site.config
-        policy.admit(self.claim, config)
-        admit_order(policy, config, self.site.node.client, kind, order)
         if not policy.allow_bin:
             policy.check_files(config.model.name, pickled=is_pickled(config.model))
-        policy.check_base(config.model.name, self.site.base(str(order.knobs["base"])).fingerprint)
-        self.ledger.enter(policy, str(order.knobs["run"]), self.claim.owner, config)
+        policy.check_base(config.model.name, self.site.base(message.base).fingerprint)
+        self.ledger.enter(policy, message.run, self.claim.owner, config)
 
-    def _check_row_counts(self, kind: str, order: Order) -> None:
-        """Raise PolicyRefused if an answer would be computed from so few rows that it could reveal one."""
+    def _rows_of(self, kind: str, order: Order) -> list[int]:
+        """Return the numbers of rows that each part of an answer would be computed from."""
         train, comparison, heldout = self.site.counts()
-        row_counts = [
-            train if kind == "hello" else heldout if kind == "evaluate" else self.site.drawn(order, train)
-        ]
-        if "compare" in order.knobs:
-            row_counts.append(min(comparison, FIRST) if order.knobs.get("race") else comparison)
+        row_counts = [heldout if kind == "evaluate" else self.site.drawn(order, train)]
+        if order.compare:
+            row_counts.append(min(comparison, FIRST) if order.options.get("race") else comparison)
+        return row_counts
+
+    def _check_row_counts(self, kind: str, row_counts: list[int]) -> None:
+        """Raise PolicyRefused if an answer would be computed from so few rows that it could reveal one."""
         if min(row_counts) < self.policy.min_rows:
             raise PolicyRefused(
                 f"{kind} would use fewer rows than this site's policy requires, min-rows = {self.policy.min_rows}"

@@ -3,30 +3,17 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cli.site.policy.rules import Policy
 from core import store
 from core.errors import PolicyRefused
-from core.sections import Config
+from core.sections import Config, may_change
 from core.tree import flat
 from core.types import Json, Order, Update
 
-# Keys that may change while a run goes on: a resumed run may change them, or no answer of a client depends on them.
-UNPINNED = (
-    "run.dir",
-    "run.resume",
-    "run.log-format",
-    "run.num-server-rounds",
-    "fault.",
-    "rlft.",
-    "eval.benchmarks",
-    "eval.prompts",
-)
-
-
-FORMAT = 1  # of the lines; a line without a number is of format 1
+FORMAT = 2  # of the lines; a line without a number is of format 1, whose runs cannot go on
 
 
 @dataclass(frozen=True)
@@ -44,8 +31,13 @@ class Ledger:
 
         Raises PolicyRefused beyond max-runs, and if the run's configuration or owner has changed since it began.
         """
-        pins = {line["run"]: line["pin"] for line in self._lines() if "pin" in line}
-        pin = digest([owner, [[k, v] for k, v in config.flat if not k.startswith(UNPINNED)]])
+        entries = {line["run"]: line for line in self._lines() if "pin" in line}
+        pins = {name: line["pin"] for name, line in entries.items()}
+        pin = digest([owner, [[k, v] for k, v in config.flat if not may_change(k)]])
+        if run in pins and entries[run].get("format", 1) != FORMAT:
+            raise PolicyRefused(
+                f"run {run!r} began at this site with an earlier version of Accord; start a new run"
+            )
         if run in pins and pins[run] != pin:
             raise PolicyRefused(f"run {run!r} began at this site with another configuration or owner")
         if run not in pins:
@@ -67,7 +59,7 @@ class Ledger:
         if answer in {line.get("answer") for line in self._lines() if line["run"] == run}:
             return
         self._check_budget(policy, run, kind)
-        self._append({"run": run, "kind": kind, "order": key_of(order), "answer": answer})
+        self._append({"run": run, "kind": kind, "order": key_of(order), "answer": answer, "format": FORMAT})
 
     def _check_budget(self, policy: Policy, run: str, kind: str) -> None:
         """Raise PolicyRefused if no answer of this kind is left, in this run or in all runs."""
@@ -101,10 +93,10 @@ class Ledger:
 
     def _lines(self) -> list[Json]:
         lines = store.lines(self.folder / "ledger.jsonl")
-        if numbers := {line.get("format", 1) for line in lines} - {FORMAT}:
+        if numbers := {line.get("format", 1) for line in lines} - {1, FORMAT}:
             raise PolicyRefused(
                 f"this site's ledger has lines of format {min(map(str, numbers))}, and this version of Accord reads "
-                f"format {FORMAT}; update Accord at this site"
+                f"formats 1 and {FORMAT}; update Accord at this site"
             )
         return lines
 
@@ -116,8 +108,10 @@ class Ledger:
 
 def key_of(order: Order) -> str:
     """Return a digest that identifies an order by its content."""
+    facts = {f.name: getattr(order, f.name) for f in fields(order) if f.name not in ("trees", "options")}
+    facts["options"] = sorted(order.options.items())
     trees = [[name, content(tree)] for name, tree in sorted(order.trees.items())]
-    return digest([order.client, order.adapter, order.recall, sorted(order.knobs.items()), trees])
+    return digest([facts, trees])
 
 
 def content_of(update: Update) -> str:

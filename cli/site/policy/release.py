@@ -4,14 +4,14 @@ import hashlib
 import hmac
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 
 from cli.site.policy.ledger import content
 from cli.site.policy.rules import Policy, quote
+from client_app.declarations import declared_metrics, is_declared
 from core.errors import PolicyRefused
 from core.factors import is_private
 from core.sections import Config
@@ -34,9 +34,19 @@ def release(policy: Policy, config: Config, kind: str, order: Order, update: Upd
     trees = {name: _clipped(policy, tree) for name, tree in update.trees.items()}
     if policy.updates == "noised":
         trees = {name: _noised(policy, tree, secret, order, name) for name, tree in trees.items()}
-    metrics = {n: float(v) for n, v in update.metrics.items() if _may_leave(policy, n, v)}
-    counts = {"examples": policy.rounded(update.examples), "tokens": policy.rounded(update.tokens)}
-    return replace(update, trees=trees, metrics=metrics, **counts)
+    declared = declared_metrics(config)
+    metrics = {n: float(v) for n, v in update.metrics.items() if _may_leave(policy, declared, n, v)}
+    # field by field: a field that is not named here stays at the site
+    return Update(
+        client=update.client,
+        examples=policy.rounded(update.examples),
+        adapter=update.adapter,
+        trees=trees,
+        metrics=metrics,
+        tokens=policy.rounded(update.tokens),
+        kept=update.kept,
+        loads=update.loads,
+    )
 
 
 def release_facts(policy: Policy, hello: Mapping[str, Json]) -> Json:
@@ -64,12 +74,11 @@ def release_facts(policy: Policy, hello: Mapping[str, Json]) -> Json:
 
 def _check_trees(config: Config, kind: str, order: Order, update: Update) -> None:
     """Raise PolicyRefused unless the update has the strategy's trees in the trained adapter's layout, all finite."""
-    rule = config.build_strategy().client_rule()
+    rule = config.build_strategy().local_rule()
     sends = set(rule.sends) if kind == "train" else set()
     if set(update.trees) != sends:
         raise PolicyRefused(f"{kind} would send trees {sorted(update.trees)}; allowed are {sorted(sends)}")
-    rnd = int(order.knobs["rnd"])
-    shapes = {n: t.shape for n, t in order.trees[order.adapter].items() if rule.leaves(n, rnd)}
+    shapes = {n: t.shape for n, t in order.trees[order.adapter].items() if rule.leaves(n, order.round)}
     for name, tree in update.trees.items():
         if bad := [n for n, t in tree.items() if is_private(n) or shapes.get(n) != t.shape]:
             raise PolicyRefused(
@@ -94,18 +103,18 @@ def _noised(policy: Policy, tree: Tree, secret: bytes, order: Order, name: str) 
     and averaging repetitions does not remove it; answers that differ in any bit have independent noise, so that their
     difference does not cancel it.
     """
-    text = "\x1f".join([str(order.knobs["run"]), str(order.knobs["rnd"]), order.adapter, name, content(tree)])
+    text = "\x1f".join([order.run, str(order.round), order.adapter, name, content(tree)])
     key = hmac.new(secret, text.encode(), hashlib.sha256).digest()
     draw = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big")))
     sigma = policy.noise_multiplier * policy.max_norm
     return {n: t + torch.from_numpy(draw.normal(0.0, sigma, tuple(t.shape))).to(t) for n, t in tree.items()}
 
 
-def _may_leave(policy: Policy, name: str, value: Json) -> bool:
+def _may_leave(policy: Policy, declared: Iterable[str], name: str, value: Json) -> bool:
     if type(value) not in (int, float) or not math.isfinite(value):
         log.warning("policy drops metric=%s: it is not a finite number", quote(name))
         return False
-    if not policy.allows_metric(name):
+    if not (is_declared(name, declared) and policy.allows_metric(name)):
         log.info("policy drops metric=%s", quote(name))
         return False
     return True

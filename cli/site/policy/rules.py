@@ -17,12 +17,6 @@ from core.types import Scalar
 
 ANY = "*"
 UNLIMITED = 10**9
-# The metrics of Accord's tasks and strategies: means over a site's rows, sums over them, and seconds.
-METRICS = (
-    "loss", "loss/*", "nll", "kl", "ece", "accuracy", "accuracy/single_order", "order_consistency", "grad_norm",
-    "learning_rate", "mean_token_accuracy", "rewards/*", "logps/*", "length/accuracies", "explicit/*", "combined/*",
-    "race/scored", "vote/accuracy", "sum/kl_sum", "sum/kl_count", "seconds/*", "truth/*",
-)  # fmt: skip
 MIN_HASH_DIGITS = 8  # hex digits of a bundle's hash that Flower writes into the name of its folder
 
 
@@ -53,7 +47,9 @@ class Policy:
     updates: Literal["clear", "clipped", "noised"] = "clipped"  # how updates are protected before they leave
     max_norm: float = 1.0  # largest L2 norm of a tree, unless updates = "clear"
     noise_multiplier: float = 0.0  # for "noised": standard deviation of the noise in multiples of max-norm
-    metrics: tuple[str, ...] = METRICS  # names or patterns of metrics that may leave; others are dropped
+    metrics: tuple[str, ...] = (
+        ANY,
+    )  # which of the metrics that task and strategy declare may leave; patterns
     facts: tuple[str, ...] = ()  # extra facts in the hello: census, data, skipped, truth
 
     @staticmethod
@@ -166,7 +162,7 @@ OPEN: Mapping[str, Any] = {  # the defaults with `open = true`
     "targets": (ANY,), "sources": (ANY,),
     "max_runs": UNLIMITED, "max_rounds": UNLIMITED, "max_total_rounds": UNLIMITED, "max_steps": UNLIMITED,
     "max_epochs": float(UNLIMITED), "max_order_bytes": UNLIMITED << 10, "min_rows": 1, "round_counts_to": 1,
-    "updates": "clear", "metrics": (ANY,), "facts": FACTS,
+    "updates": "clear", "facts": FACTS,
 }  # fmt: skip
 
 

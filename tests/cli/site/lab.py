@@ -101,9 +101,9 @@ def write_rows(path: Path, count: int = 60) -> None:
 
 def order(rnd: int = 1, run: str = "r", recall: int = 0, base=BASE, shift: float = 0.0) -> Order:
     tree = {n: t + shift for n, t in initial_adapter(base, 42).items()}
-    known = {"run": run, "base": base.fingerprint, "rnd": rnd, "clients": 3, "cohort": 3}
-    return Order(0, {"global": tree}, recall=recall, knobs=known)
+    common = {"run": run, "base": base.fingerprint, "round": rnd, "clients": 3, "cohort": 3}
+    return Order(0, {"global": tree}, recall=recall, **common)
 
 
 def hello(run: str = "r", **more: object) -> RecordDict:
-    return wire.encode_facts({"run": run, "base": BASE.fingerprint, **more})
+    return wire.encode_facts({"run": run, "base": BASE.fingerprint, "simulation": False, **more})

@@ -11,7 +11,7 @@ from core import wire
 from core.config import parse
 from core.errors import DataError
 from core.framing import FACTS
-from core.types import Json
+from core.types import HelloRequest, Json
 from tasks.data.clients.rows import client_rows
 from tasks.data.reading.places import PlacedRow
 
@@ -63,9 +63,9 @@ def test_a_fault_after_reading_is_named_or_counted(tmp_path, fault):
     for seed in (1, 2, 3):
         flat = {**KEYS, **keys, "run.seed": seed}
         with pytest.raises(DataError, match=f"anna.jsonl line 10: .*{why}") as error:
-            Site(parse(flat), node).hello({})
+            Site(parse(flat), node).hello(HelloRequest("r"))
         assert SECRET not in str(error.value)
-        said = Site(parse({**flat, "data.on-bad-row": "skip"}), node).hello({})
+        said = Site(parse({**flat, "data.on-bad-row": "skip"}), node).hello(HelloRequest("r"))
         assert sum(said["skipped"].values()) == 1
         assert SECRET not in str(said)
 
@@ -75,7 +75,7 @@ def test_what_leaves_a_site_names_no_file_and_no_column_of_its_own(tmp_path):
     facts = {"partition-id": 0, "num-partitions": 1, "data-path": str(path), "state-dir": str(tmp_path)}
 
     def said(keys: dict) -> Json:
-        request = Request("hello", keys, wire.encode_facts({}), Claim("1", "", "app"))
+        request = Request("hello", keys, wire.encode_hello_request(HelloRequest("r")), Claim("1", "", "app"))
         return json.loads(str(handle(request, facts).config_records[FACTS]["json"]))
 
     kind, reason = said(KEYS)["failure"]

@@ -16,6 +16,7 @@ from core.tree import flat, norm
 from core.types import Order
 from tasks.forward.setup import load_base
 from tests.cli.site.lab import KEYS, MARKER, POLICY, hello, order, refused, write_rows
+from tests.orders import with_fields
 
 Twist = Callable[[Order], Order]
 
@@ -31,9 +32,8 @@ class Attack:
     own_file: bool = True
 
 
-def knob(**knobs: object) -> Twist:
-    named = {k.replace("_", "-"): v for k, v in knobs.items()}
-    return lambda o: replace(o, knobs={**o.knobs, **named})
+def fields(**changes: object) -> Twist:
+    return lambda o: with_fields(o, **changes)
 
 
 def adapter(name: str) -> Twist:
@@ -58,11 +58,11 @@ ATTACKS = [
     Attack("a score of one row", FEW, {"eval.max-rows": 1}, kind="evaluate"),
     Attack("a held-out set of few rows", FEW, {"data.eval-fraction": 0.05}, kind="evaluate"),
     Attack("a comparison on few rows", FEW, {**SELECTORS, "strategy.grouping-fraction": 0.02},
-           knob(compare="global"), "evaluate"),
-    Attack("a comparison of the fedavg kind", "compare with strategy.name", twist=knob(compare="global"),
+           fields(compare=("global",)), "evaluate"),
+    Attack("a comparison of the fedavg kind", "compare with strategy.name", twist=fields(compare=("global",)),
            kind="evaluate"),
-    Attack("a comparison of nothing", "compare names 'c9'", SELECTORS, knob(compare="c9"), "evaluate", open=False),
-    Attack("a vote on answers", "vote with task.name", twist=knob(vote="global:1"), kind="evaluate", open=False),
+    Attack("a comparison of nothing", "compare names 'c9'", SELECTORS, fields(compare=("c9",)), "evaluate", open=False),
+    Attack("a vote on answers", "vote with task.name", SELECTORS, fields(vote="global:1"), "evaluate", open=False),
     Attack("another task", "task.name = 'sft'", {"task.name": "sft"}),
     Attack("another strategy", "strategy.name = 'fedprox'", {"strategy.name": "fedprox"}),
     Attack("the advisor", "strategy.name = 'probe'", {"strategy.name": "probe"}),
@@ -73,15 +73,17 @@ ATTACKS = [
            own_file=False),
     Attack("a data set of the server's", "data.source = 'hub'", {"data.source": "hub", "data.dataset": "json"}),
     Attack("a place to write to", "client.state-dir = 'SECRET", {"client.state-dir": "SECRET"}),
-    Attack("rows of everybody", "train with knob 'rows'", twist=knob(rows="all", steps_factor=3), open=False),
+    Attack("rows of everybody", "train with the option 'rows'", twist=fields(rows="all", steps_factor=3), open=False),
     Attack("rows dealt anew", "task.name = 'kto'", KTOR, open=False),
     Attack("a run of endless rounds", "num-server-rounds = 1000000", {"run.num-server-rounds": 10**6}),
-    Attack("a round beyond the last", "train in round 4; expected 1 to 3", twist=knob(rnd=4)),
-    Attack("steps without end", "passes over the rows", {"train.total-epochs": 30.0}, knob(clients=10**5), open=False),
-    Attack("a knob that nobody knows", "train with knob 'dump'", twist=knob(dump="rows")),
-    Attack("a knob of the evaluation", "train with knob 'finish-steps'", twist=knob(finish_steps=3)),
-    Attack("a number that is none", "z0 = nan", twist=knob(z0=float("nan"))),
-    Attack("a run named by a path", "run = '../../x'", twist=knob(run="../../x"), open=False),
+    Attack("a round beyond the last", "train in round 4; expected 1 to 3", twist=fields(round=4)),
+    Attack("steps without end", "passes over the rows", {"train.total-epochs": 30.0}, fields(clients=10**5),
+           open=False),
+    Attack("an option that nothing declares", "train with the option 'dump'", twist=fields(dump="rows")),
+    Attack("an option of the evaluation", "train with the option 'finish-steps'", twist=fields(finish_steps=3)),
+    Attack("a number that is none", "race = nan", SELECTORS, fields(compare=("global",), race=float("nan")), "evaluate",
+           open=False),
+    Attack("a run named by a path", "run = '../../x'", twist=fields(run="../../x"), open=False),
     Attack("an adapter named by a path", "a tree named '../x'", twist=adapter("../x")),
     Attack("an adapter named by a log line", r"a tree named 'x\\nE", twist=adapter("x\nERROR forged")),
     Attack("a memory before the first", "recall = -1 in round 1", twist=lambda o: replace(o, recall=-1), open=False),
@@ -134,13 +136,13 @@ def test_updates_are_clipped_whatever_the_server_asks(lab):
 
 def test_the_hello_says_counts_and_a_base(lab):
     site = lab()
-    assert refused(site.send("hello", hello(everything=True))).startswith("hello with knob 'everything'")
+    assert refused(site.send("hello", hello(everything=True))).startswith("a message HelloRequest")
     said = site.send("hello", hello())
     assert said.keys() == {
         "client", "clients", "base", "examples", "census", "data", "skipped", "truth", "loads",
     }  # fmt: skip
     assert (said["examples"], said["data"], said["skipped"], said["truth"]) == (30, "", {}, None)
-    free = lab("free", policy=None).send("hello", hello(everything=True))
+    free = lab("free", policy=None).send("hello", hello())
     assert free["data"], "without a policy: a digest of its rows"
 
 

@@ -54,7 +54,6 @@ def own_part() -> RecordDict:
 
 
 NAMES = [[name, list(t.shape)] for name, t in BASE.adapter.items()]
-KNOBS = order().knobs
 MALFORMED: dict[str, Callable[[Path], RecordDict]] = {
     "a pickle": lambda path: forged(pickle.dumps(Bomb(path))),
     "an array of pickles": lambda path: forged(npy(np.array([Bomb(path)], object))),
@@ -72,10 +71,12 @@ MALFORMED: dict[str, Callable[[Path], RecordDict]] = {
     "JSON without end": lambda path: forged(text="[" * 100_000),
     "no JSON": lambda path: forged(text="{"),
     "fields too many": lambda path: forged(trees={}),
-    "a knob that is a list": lambda path: forged(knobs={**KNOBS, "run": ["r"]}),
-    "a knob that is true": lambda path: forged(knobs={**KNOBS, "rnd": True}),
-    "a number without end": lambda path: forged(knobs={**KNOBS, "rnd": 10**400}),
-    "knobs that are text": lambda path: forged(knobs="all"),
+    "a run that is a list": lambda path: forged(run=["r"]),
+    "a round that is true": lambda path: forged(round=True),
+    "a number without end": lambda path: forged(round=10**400),
+    "options that are text": lambda path: forged(options="all"),
+    "a comparison of numbers": lambda path: forged(compare=[1]),
+    "a field that no order has": lambda path: forged(rows="all"),
     "an adapter that is a list": lambda path: forged(adapter=["global"]),
     "a memory that is a path": lambda path: forged(recall="../../x"),
     "nothing": lambda path: RecordDict(),
@@ -155,5 +156,6 @@ def test_a_client_without_a_site_process_keeps_an_errors_text_as_well(caplog):
     answer = train(asked, Context(7, 1, node, RecordDict(), {})).content["facts"]
     assert isinstance(answer, ConfigRecord)
     kind, reason = json.loads(str(answer["json"]))["failure"]
-    assert (kind, reason.partition(":")[0]) == ("TypeError", "unexpected error at wire.py")
+    assert kind == "FrameError"
+    assert "1 unknown" in reason
     assert MARKER not in reason + caplog.text

@@ -22,10 +22,11 @@ from core import __version__, wire
 from core.config import parse
 from core.errors import SiteError
 from core.framing import FACTS, pack, unpack
-from core.types import Order
+from core.types import HelloRequest, Order
 from tasks.model.adapter import initial_adapter
 from tests.cli.site.resident import SMALL, Place
 from tests.federation.conftest import free_port, wait_until
+from tests.orders import with_fields
 
 pytestmark = pytest.mark.slow
 OURS = {"accord": __version__, "format": FORMAT}
@@ -50,10 +51,10 @@ def here(tmp_path) -> Site:
     return Site(parse(dict(SMALL)), Node(1, 3, state_dir=str(tmp_path / "here")))
 
 
-def order(site: Site, rnd: int = 1, **knobs) -> Order:
+def order(site: Site, rnd: int = 1, **fields) -> Order:
     base = site.base()
-    known = {"run": "r", "base": base.fingerprint, "rnd": rnd}
-    return Order(1, {"global": initial_adapter(base, 42)}, knobs={**known, **knobs})
+    common = {"run": "r", "base": base.fingerprint, "round": rnd}
+    return with_fields(Order(1, {"global": initial_adapter(base, 42)}), **common, **fields)
 
 
 def failure(record) -> str:
@@ -64,7 +65,7 @@ def failure(record) -> str:
 def test_a_resident_site_answers_with_the_same_bytes(served, here):
     """Trained here and there from one order: the trees are the same bytes; the base was loaded once, at the hello."""
     said = wire.decode_facts(served.ask("hello", wire.encode_facts({}), run=1))
-    assert said == {**here.hello({}), "loads": 1}
+    assert said == {**here.hello(HelloRequest("r")), "loads": 1}
     there = [wire.decode_update(served.ask("train", wire.encode_order(order(here)), run=1)) for _ in range(2)]
     want = here.train(order(here))
     for update in there:

@@ -35,12 +35,12 @@ def adapter(seed: int, size: float = 1.0) -> Tree:
 
 
 def begin(chosen: Strategy, x: Tree) -> ServerState:
-    return replace(chosen.init({"global": x}, 7), facts={"clients": len(EVERYONE)})
+    return replace(chosen.init({"global": x}, 7), clients=len(EVERYONE))
 
 
 def trained(chosen: Strategy, order: Order, rnd: int) -> Update:
     """An update as a client makes it by the rule: what trains moves, what is shared is sent."""
-    rule, rng = chosen.client_rule(), torch.Generator().manual_seed(100 * rnd + order.client)
+    rule, rng = chosen.local_rule(), torch.Generator().manual_seed(100 * rnd + order.client)
     delta = {
         n: 0.1 * torch.randn(t.shape, generator=rng)
         for n, t in order.trees[order.adapter].items()

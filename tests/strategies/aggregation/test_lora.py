@@ -42,7 +42,7 @@ def test_flora_starts_anew_each_round_from_its_seed():
 )
 def test_what_trains_and_travels(method, rnd, trains, up, down):
     chosen = strategy(method)
-    rule, state = chosen.client_rule(), begin(chosen, adapter(0))
+    rule, state = chosen.local_rule(), begin(chosen, adapter(0))
     order = chosen.plan_train(state, rnd, EVERYONE)[0]
     letters = lambda names: "".join(sorted({"A" if is_a(n) else "B" for n in names}))  # noqa: E731
     names = list(state.adapters["global"])
@@ -78,7 +78,7 @@ def test_what_fixes_tensors_goes_with_every_server_rule(method, name, keys):
     chosen = strategy(method, name, **{k.replace(".", "__"): v for k, v in keys.items()})
     state = begin(chosen, adapter(0))
     for rnd in (1, 2, 3):
-        before, rule = state.adapters["global"], chosen.client_rule()
+        before, rule = state.adapters["global"], chosen.local_rule()
         state = a_round(chosen, state, rnd)[0]
         for n, t in state.adapters["global"].items():
             assert t.equal(before[n]) is not rule.shares(n, rnd), (n, rnd)

@@ -44,7 +44,7 @@ def locally(
     memory: Memory | None = None,
 ) -> tuple[Tree, dict[str, Tree], dict[str, Tree]]:
     """(local model, what is sent, what is kept) after a step for each of `gradients`."""
-    order, memory = Order(0, {"global": x, "control": c}, knobs={"rnd": 1}), memory or {}
+    order, memory = Order(0, {"global": x, "control": c}, round=1), memory or {}
     flat = Flat({n: nn.Parameter(t.clone()) for n, t in x.items()})
     stepper = Stepper(
         flat,
@@ -161,7 +161,7 @@ def test_tensors_that_do_not_train_or_travel_have_no_control_and_are_not_correct
     assert sent["control"].keys() == sent["delta"].keys() == kept["control"].keys() == {"a"}
     close({"b": after["b"]}, {"b": x["b"] - 0.1 * (gradients[0]["b"] + gradients[1]["b"])}, atol=1e-12)
     resting = rule.finish(
-        Order(0, {"global": x, "control": c}, knobs={"rnd": 2}), kept, Outcome(x, x, 2, 0.1, {"b": x["b"]})
+        Order(0, {"global": x, "control": c}, round=2), kept, Outcome(x, x, 2, 0.1, {"b": x["b"]})
     )
     assert resting[0]["control"] == {}
     close(resting[1]["control"], kept["control"], atol=0)

@@ -12,7 +12,7 @@ def tree(value: float, *names: str) -> dict:
 
 
 def order(rnd: int = 1) -> Order:
-    return Order(0, {"global": tree(1.0)}, knobs={"rnd": rnd})
+    return Order(0, {"global": tree(1.0)}, round=rnd)
 
 
 def values(tree) -> dict[str, float]:

@@ -23,8 +23,7 @@ from tasks.model.adapter import initial_adapter
 site = Site(parse(json.loads(sys.argv[1])), Node(0, 1, state_dir=sys.argv[2]))
 base = site.base()
 trees = {"global": initial_adapter(base, 42)}
-knobs = {"rnd": 1, "run": "r", "base": base.fingerprint, "clients": 1, "cohort": 1}
-site.train(Order(0, trees, knobs=knobs))
+site.train(Order(0, trees, run="r", base=base.fingerprint, round=1, clients=1, cohort=1))
 # not ru_maxrss: that begins with the peak of the process that started this one
 (peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
 print(int(peak.split()[1]) * 1024)

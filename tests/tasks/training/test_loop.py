@@ -118,11 +118,11 @@ def test_accumulated_micro_batches_equal_one_batch(base: Base, task, examples) -
     def gradients_of(cfg: TrainConfig) -> Tree:
         tree: Tree = {}
         options = {"hooks": LocalHooks(correct=lambda name, p, g: tree.setdefault(name, g.clone()))}
-        trained(base, task, examples, cfg, tiny.random_adapter(base), steps=1, **options)
+        trained(base, task, examples, cfg, tiny.random_adapter(base), **options)
         return tree
 
-    whole = gradients_of(replace(CFG, per_device_batch_size=6))
-    parts = gradients_of(replace(CFG, per_device_batch_size=2, gradient_accumulation_steps=3))
+    whole = gradients_of(replace(CFG, local_steps=1, per_device_batch_size=6))
+    parts = gradients_of(replace(CFG, local_steps=1, per_device_batch_size=2, gradient_accumulation_steps=3))
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
 
@@ -132,7 +132,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_rows_by_weight(base: Base, task,
     set_adapter(base, tiny.random_adapter(base))
     examples = task.prepare(examples, seed=1, max_length=64)
     refs = reference_logps(base, examples, Cache(None)) if task.needs_reference else {}
-    rows = row_losses(base, task, examples, refs=refs, knobs={"z0": 0.5})
+    rows = row_losses(base, task, examples, refs=refs, options={"z0": 0.5})
     weights = [weight(task, [example]) for example in examples]
     with torch.no_grad():
         whole = float(_BatchScorer(base, task, refs, {"z0": 0.5}).loss(examples)[0])
@@ -163,9 +163,9 @@ def test_frozen_tensors_keep_their_values_and_are_not_reported(base: Base) -> No
     cfg = replace(CFG, optimizer="sgd", max_grad_norm=0.0, weight_decay=0.1)
     learns = lambda name: ".lora_B." in name  # noqa: E731
     hooks = LocalHooks(trains=learns, wants_gradients=True)
-    got, report = trained(base, DPO(beta=0.1), PAIRS, cfg, start, steps=1, hooks=hooks)
+    got, report = trained(base, DPO(beta=0.1), PAIRS, replace(cfg, local_steps=1), start, hooks=hooks)
     assert all(p.requires_grad for p in base.flat.parameters.values()), "as before"
-    whole, _ = trained(base, DPO(beta=0.1), PAIRS, cfg, start, steps=1)
+    whole, _ = trained(base, DPO(beta=0.1), PAIRS, replace(cfg, local_steps=1), start)
     for name, value in got.items():
         torch.testing.assert_close(value, whole[name] if learns(name) else start[name], rtol=0, atol=0)
         assert not whole[name].equal(start[name]), name
@@ -190,7 +190,7 @@ def test_an_untouched_adapter_starts_at_exactly_the_reference(base: Base) -> Non
     references = reference_logps(base, PAIRS, cache)
     wrong = {key: (values[0] - 1.0, values[1]) for key, values in references.items()}
     cache.add_references(reference_key(base.fingerprint, base.numerics), wrong)
-    _, report = trained(base, DPO(beta=0.1), PAIRS, steps=1, cache=cache)
+    _, report = trained(base, DPO(beta=0.1), PAIRS, replace(CFG, local_steps=1), cache=cache)
     assert report.metrics["loss"] == pytest.approx(0.6931471805599453, abs=1e-7)
     assert report.metrics["rewards/margins"] == 0.0
     assert report.metrics["rewards/accuracies"] == 0.0
@@ -233,7 +233,7 @@ def test_row_sampling_of_openfedllm_takes_a_subset_per_round(base: Base) -> None
         )
     assert local_batches(100, cfg, steps=3, seed=1, rnd=5) != local_batches(100, cfg, steps=3, seed=2, rnd=5)
     few = replace(cfg, per_device_batch_size=1)
-    ends = [trained(base, DPO(beta=0.1), PAIRS, few, knobs={"rnd": rnd}, steps=1)[0] for rnd in (1, 2)]
+    ends = [trained(base, DPO(beta=0.1), PAIRS, replace(few, local_steps=1), rnd=rnd)[0] for rnd in (1, 2)]
     assert not same(*ends)
 
 

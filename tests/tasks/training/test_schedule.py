@@ -1,14 +1,16 @@
 """The learning rate of a round and its number of local steps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from core.sections import TrainConfig
+from core.types import Order
 from tasks.training.schedule import learning_rate, local_steps, of_round
 from tests.vectors import OPENFEDLLM
 
-FEDERATION = {"rnd": 1, "clients": 4, "cohort": 2}
+FEDERATION = Order(0, {}, round=1, clients=4, cohort=2)
 
 
 @pytest.mark.parametrize("name", ["cosine_lr_sft_T200", "cosine_lr_chatbotpa_T200"])
@@ -44,9 +46,9 @@ def test_dynamic_steps_equal_fedllm_benchs():
         per_device_batch_size=inputs["batch_size"],
         gradient_accumulation_steps=inputs["grad_accum"],
     )
-    knobs = {"clients": inputs["num_clients"], "cohort": inputs["sample_clients"]}
+    order = Order(0, {}, clients=inputs["num_clients"], cohort=inputs["sample_clients"])
     for rows, steps in vector["outputs"]["steps"].items():
-        assert local_steps(train, int(rows), knobs, inputs["num_rounds"]) == steps, rows
+        assert local_steps(train, int(rows), order, inputs["num_rounds"]) == steps, rows
 
 
 def test_steps_of_epochs_computed_by_hand():
@@ -72,11 +74,11 @@ def test_the_order_over_all_rows_takes_the_steps_of_the_cohort(epochs):
     """Four clients of 24 rows; two of them are sampled each round."""
     train = TrainConfig(**epochs, per_device_batch_size=4)
     alone = local_steps(train, 24, FEDERATION, 8)
-    knobs = {**FEDERATION, "cohort": 1, "rows": "all", "steps-factor": 2}
-    assert local_steps(train, 4 * 24, knobs, 8) == 2 * alone
+    order = replace(FEDERATION, cohort=1, options={"rows": "all", "steps-factor": 2})
+    assert local_steps(train, 4 * 24, order, 8) == 2 * alone
 
 
 def test_the_config_of_a_round_has_its_rate_and_steps():
     train = TrainConfig(lr_schedule="linear", learning_rate=1.0, local_epochs=1.0, per_device_batch_size=4)
-    config = of_round(train, 12, {**FEDERATION, "rnd": 3}, 4)
+    config = of_round(train, 12, replace(FEDERATION, round=3), 4)
     assert (config.learning_rate, config.local_steps) == (0.5, 3)

@@ -33,6 +33,7 @@ TASKS = {
     "kto": KTO(desirable_weight="1.25"),
 }
 CFG = TrainConfig(learning_rate=1e-2, local_steps=3, per_device_batch_size=4, max_length=64)
+ONE_STEP = replace(CFG, local_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,11 @@ def rows(task, count: int = 10) -> list[Example]:
     ]
 
 
-def after(engine, base: Base, task, **options) -> tuple[loop.TrainReport, dict[str, torch.Tensor]]:
+def after(
+    engine, base: Base, task, cfg: TrainConfig = CFG, **options
+) -> tuple[loop.TrainReport, dict[str, torch.Tensor]]:
     start = get_adapter(base)
-    report = engine.train(base, task, rows(task), CFG, seed=11, **options)
+    report = engine.train(base, task, rows(task), cfg, seed=11, **options)
     end = get_adapter(base)
     set_adapter(base, start)
     return report, end
@@ -87,7 +90,7 @@ def test_loss_and_gradient_equal_those_of_the_loop(base, name):
             gradient[name] = grad.clone()
             return grad
 
-        report, _ = after(engine, base, TASKS[name], hooks=LocalHooks(correct=keep), steps=1)
+        report, _ = after(engine, base, TASKS[name], ONE_STEP, hooks=LocalHooks(correct=keep))
         results.append((report.metrics["loss"], gradient))
     (theirs, their_gradient), (ours, our_gradient) = results
     assert theirs == pytest.approx(ours, rel=1e-5)
@@ -114,7 +117,7 @@ def test_accumulated_micro_batches_are_one_step(base, name):
     ends = []
     for engine in (trl_engine, loop):
         start = get_adapter(base)
-        engine.train(base, TASKS[name], rows(TASKS[name]), cfg, seed=11, steps=2)
+        engine.train(base, TASKS[name], rows(TASKS[name]), replace(cfg, local_steps=2), seed=11)
         ends.append(get_adapter(base))
         set_adapter(base, start)
     assert distance(*ends) < 1e-3
@@ -131,7 +134,7 @@ def test_the_reference_is_the_frozen_base_in_every_round(base):
             frozen = completion_logps(base, forks)
         ratios = (policy - frozen).view(-1, 2)
         closed_form = -logsigmoid(0.1 * (ratios[:, 0] - ratios[:, 1])).mean()
-        report = trl_engine.train(base, DPO(beta=0.1), batch, CFG, seed=1, steps=1)
+        report = trl_engine.train(base, DPO(beta=0.1), batch, replace(CFG, local_steps=1), seed=1)
         assert report.metrics["loss"] == pytest.approx(float(closed_form), rel=1e-5)
         assert abs(report.metrics["loss"] - math.log(2)) > 1e-3
         assert list(base.model.peft_config) == ["default"]
@@ -149,10 +152,10 @@ def test_cached_references_change_nothing(base, name):
 def test_cached_references_are_read(base):
     """One nat more for every chosen completion under the reference: beta less of reward."""
     cache = Cache(None)
-    before = after(trl_engine, base, DPO(beta=0.1), cache=cache, steps=1)[0].metrics
+    before = after(trl_engine, base, DPO(beta=0.1), ONE_STEP, cache=cache)[0].metrics
     references = cache.references(reference_key(base.fingerprint, base.numerics))
     references |= {key: (values[0] + 1, values[1]) for key, values in references.items()}
-    moved = after(trl_engine, base, DPO(beta=0.1), cache=cache, steps=1)[0].metrics
+    moved = after(trl_engine, base, DPO(beta=0.1), ONE_STEP, cache=cache)[0].metrics
     assert moved["rewards/chosen"] - before["rewards/chosen"] == pytest.approx(-0.1, abs=1e-5)
 
 
@@ -190,12 +193,12 @@ def test_rows_with_mismatched_completions_keep_them(base):
 
 
 def test_class_weights_of_the_order_are_applied(base):
-    knobs = {"desirable-weight": 2.0, "undesirable-weight": 3.0}
+    weights = {"desirable-weight": 2.0, "undesirable-weight": 3.0}
     plain, weighed = (
-        after(trl_engine, base, task, steps=1, **options)[0].metrics["loss"]
-        for task, options in ((KTO(beta=0.1), {}), (KTO(beta=0.1), {"knobs": knobs}))
+        after(trl_engine, base, task, ONE_STEP, **options)[0].metrics["loss"]
+        for task, options in ((KTO(beta=0.1), {}), (KTO(beta=0.1), {"options": weights}))
     )
-    ours = after(loop, base, KTO(beta=0.1), steps=1, knobs=knobs)[0].metrics["loss"]
+    ours = after(loop, base, KTO(beta=0.1), ONE_STEP, options=weights)[0].metrics["loss"]
     assert weighed == pytest.approx(ours, rel=1e-5)
     assert weighed > 2 * plain
 
@@ -215,7 +218,7 @@ def test_only_the_weights_change(name, tmp_path_factory, tmp_path, monkeypatch, 
     configs = causal.config.to_dict(), causal.generation_config.to_dict()
     trainable = [n for n, p in fresh.model.named_parameters() if p.requires_grad]
     capfd.readouterr()
-    trl_engine.train(fresh, TASKS[name], rows(TASKS[name]), CFG, seed=11, steps=1)
+    trl_engine.train(fresh, TASKS[name], rows(TASKS[name]), replace(CFG, local_steps=1), seed=11)
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.rglob("*"))
     assert random.getstate() == draws[0]

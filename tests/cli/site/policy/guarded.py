@@ -9,8 +9,9 @@ from client_app.claim import Claim
 from client_app.site import Node, Site
 from core.config import parse
 from core.tree import Tree
-from core.types import Order
+from core.types import HelloRequest, Order
 from tasks.model.adapter import initial_adapter
+from tests.orders import with_fields
 
 SMALL = {"data.rows-per-client": 24, "data.eval-rows-per-client": 24, "train.local-steps": 3}
 CLAIM = Claim("7", "anna", "accord.accord-fl.0.1.0.0123abcd")
@@ -28,17 +29,16 @@ def guarded(
 
 
 def order(
-    guard: GuardedSite, *, tree: Tree | None = None, rnd: int = 1, recall: int = 0, run: str = "r", **knobs
+    guard: GuardedSite, *, tree: Tree | None = None, rnd: int = 1, recall: int = 0, run: str = "r", **fields
 ) -> Order:
     base = guard.site.base()
-    known = {"run": run, "base": base.fingerprint, "rnd": rnd, "clients": 3, "cohort": 3}
+    common = {"run": run, "base": base.fingerprint, "round": rnd, "clients": 3, "cohort": 3}
     trees = {"global": tree or initial_adapter(base, 42)}
-    more = {k.replace("_", "-"): v for k, v in knobs.items()}
-    return Order(guard.site.node.client, trees, recall=recall, knobs={**known, **more})
+    return with_fields(Order(guard.site.node.client, trees, recall=recall), **common, **fields)
 
 
-def greeting(guard: GuardedSite, run: str = "r") -> dict:
-    return {"run": run, "base": guard.site.base().fingerprint}
+def greeting(guard: GuardedSite, run: str = "r") -> HelloRequest:
+    return HelloRequest(run, guard.site.base().fingerprint)
 
 
 def with_policy(guard: GuardedSite, **changes: object) -> GuardedSite:

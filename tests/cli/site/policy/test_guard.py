@@ -1,5 +1,7 @@
 """A real site behind its policy: what it still answers, and that nothing of it goes round the checks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,6 +9,7 @@ from safetensors.torch import load_file
 from cli.site.policy.ledger import Ledger
 from core.errors import BaseMismatch, PolicyRefused
 from core.tree import norm
+from core.types import HelloRequest
 from tests import tiny
 from tests.cli.site.policy.guarded import STRICT, greeting, guarded, order, with_policy
 
@@ -51,7 +54,7 @@ def test_a_base_of_another_fingerprint_is_refused_before_rows_are_read(tmp_path)
     with pytest.raises(PolicyRefused, match=r"model.name = 'toy' .* this site allows 000000000000"):
         guard.hello(greeting(guard))
     with pytest.raises(BaseMismatch):
-        guarded(tmp_path).hello({"run": "r", "base": "f" * 64})
+        guarded(tmp_path).hello(HelloRequest("r", "f" * 64))
 
 
 def test_pickled_weights_are_for_policies_that_allow_them(tmp_path):
@@ -63,9 +66,9 @@ def test_pickled_weights_are_for_policies_that_allow_them(tmp_path):
         guarded(tmp_path, model__name=str(folder)), models=((str(folder), ""),), allow_bin=False
     )
     with pytest.raises(PolicyRefused, match="allow-bin"):
-        guard.hello({"run": "r", "base": ""})
+        guard.hello(HelloRequest("r"))
     assert not list(tmp_path.rglob("converted"))
-    assert with_policy(guard, allow_bin=True).hello({"run": "r", "base": ""})["client"] == 0
+    assert with_policy(guard, allow_bin=True).hello(HelloRequest("r"))["client"] == 0
 
 
 def test_what_is_refused_costs_nothing_and_leaves_no_memory(tmp_path):
@@ -93,8 +96,7 @@ def test_selectors_are_compared_within_the_policy(tmp_path):
     guard = with_policy(guarded(tmp_path, STRICT, **keys), **policy)
     tree = order(guard).trees["global"]
     both = {"trees": {"c0": tree, "c1": tree}, "adapter": "c0"}
-    asked = order(guard, compare="c0,c1", vote="c0:1,c1:2")
-    asked = type(asked)(asked.client, knobs=asked.knobs, **both)
+    asked = replace(order(guard, compare=("c0", "c1"), vote="c0:1,c1:2"), **both)
     assert {"loss/c0", "loss/c1", "vote/accuracy"} <= guard.evaluate(asked).metrics.keys()
     few = with_policy(guard, min_rows=20)
     with pytest.raises(PolicyRefused, match=r"evaluate .* min-rows = 20"):

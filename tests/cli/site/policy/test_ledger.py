@@ -16,7 +16,7 @@ POLICY = Policy(**{**OPEN, "max_runs": 2, "max_rounds": 2, "max_total_rounds": 3
 
 
 def order(rnd: int, value: float = 0.0) -> Order:
-    return Order(0, {"global": {"a": torch.full((2,), value)}}, knobs={"rnd": rnd})
+    return Order(0, {"global": {"a": torch.full((2,), value)}}, round=rnd)
 
 
 def update(value: float, **more: object) -> Update:

@@ -17,7 +17,7 @@ from core.types import Order, Update
 CONFIG = parse({})
 OPENED = Policy(**OPEN)
 TREE = {"x.lora_A.weight": torch.full((2, 3), 3.0), "x.lora_B.weight": torch.full((4, 2), 4.0)}
-ORDER = Order(0, {"global": {n: torch.zeros_like(t) for n, t in TREE.items()}}, knobs={"run": "r", "rnd": 1})
+ORDER = Order(0, {"global": {n: torch.zeros_like(t) for n, t in TREE.items()}}, run="r", round=1)
 SAID = {"client": 1, "clients": 3, "examples": 57, "skipped": {"is empty": 3}, "census": {"n_desirable": 34.0},
         "data": "ab12", "base": "cd34", "truth": 1, "own-words": "a row"}  # fmt: skip
 
@@ -49,8 +49,10 @@ def noise(value: float = 0.0, **changes) -> torch.Tensor:
     """What was added to a tree of 100 000 equal numbers, in multiples of the noise that is meant."""
     big = {"x.lora_A.weight": torch.full((100_000, 1), value)}
     policy = replace(OPENED, updates="noised", max_norm=2.0, noise_multiplier=1.5)
-    order = replace(ORDER, trees={"global": big}, **{k: v for k, v in changes.items() if k == "knobs"})
-    more = {k: v for k, v in changes.items() if k != "knobs"}
+    order = replace(
+        ORDER, trees={"global": big}, **{k: v for k, v in changes.items() if k in ("run", "round")}
+    )
+    more = {k: v for k, v in changes.items() if k not in ("run", "round")}
     return (
         sub(out(policy, order=order, trees={"delta": big}, **more).trees["delta"], big)["x.lora_A.weight"]
         / 3.0
@@ -73,8 +75,8 @@ def test_the_same_answer_has_the_same_noise_so_that_a_mean_of_repeats_tells_noth
     [
         {"value": 1e-6},
         {"secret": b"t" * 32},
-        {"knobs": {"run": "r", "rnd": 2}},
-        {"knobs": {"run": "q", "rnd": 1}},
+        {"round": 2},
+        {"run": "q"},
     ],
 )
 def test_noise_of_two_answers_has_nothing_in_common(change):
@@ -134,8 +136,13 @@ def test_metrics_are_numbers_under_known_names_and_others_are_dropped(caplog):
         "nll": True,
     }
     policy = Policy(updates="clear", min_rows=1, round_counts_to=1)
-    assert out(policy, metrics=metrics).metrics == {"loss": 0.5, "loss/c0": 1.0}
+    assert out(policy, metrics=metrics).metrics == {"loss": 0.5}
     assert "drops metric='rows'" in caplog.text
+    selectors = parse({"strategy.name": "fedbiscuit"})
+    assert release(policy, selectors, "train", ORDER, update(metrics=metrics), b"s").metrics == {
+        "loss": 0.5,
+        "loss/c0": 1.0,  # which fedbiscuit declares
+    }
     assert "the prompt" not in caplog.text
 
 
