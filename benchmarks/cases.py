@@ -16,7 +16,10 @@ from tasks.kto import rotated
 from tasks.training import loop
 
 ROWS = {"dpo": 8, "kto": 16, "sft": 16, "selector": 8}  # rows (pairs for dpo, selector) of one optimiser step
-# hidden, intermediate, layers, heads, key-value heads, vocabulary; the head is tied to the embedding
+DIMENSIONS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "vocab_size",
+)  # fmt: skip
 SHAPES = {
     "tiny": (128, 352, 4, 4, 4, 8_192),
     "15m": (288, 768, 6, 6, 6, 32_000),
@@ -45,20 +48,10 @@ class Case:
 
 def build_model(folder: Path, model: str, vocabulary: int) -> None:
     """A Llama with random weights and a tokenizer whose words are its token ids, saved under `folder`."""
-    hidden, intermediate, layers, heads, kv_heads, default_vocabulary = SHAPES[model]
-    vocabulary = vocabulary or default_vocabulary
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        tie_word_embeddings=True,
-        pad_token_id=PAD,
-        bos_token_id=None,
-        eos_token_id=EOS,
-    )
+    shape = dict(zip(DIMENSIONS, SHAPES[model], strict=True))
+    vocabulary = shape["vocab_size"] = vocabulary or shape["vocab_size"]
+    special = {"pad_token_id": PAD, "bos_token_id": None, "eos_token_id": EOS}
+    config = LlamaConfig(**shape, **special, tie_word_embeddings=True)
     torch.manual_seed(SEED)
     LlamaForCausalLM(config).save_pretrained(folder)
     ids = {"<pad>": PAD, "<eos>": EOS, **{f"w{i}": i for i in range(2, vocabulary)}}
