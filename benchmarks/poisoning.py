@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.options import options
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.config import parse
 from core.errors import AccordError
 from core.sections import Config

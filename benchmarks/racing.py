@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks.options import options
 from benchmarks.poisoning import Keys, read_setting
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.config import parse
 from core.sections import Config
 from core.tree import Tree, add

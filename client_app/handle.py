@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import Protocol
 
 from client_app.claim import Claim
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from client_app.workers import site_of
 from core import wire
 from core.config import parse

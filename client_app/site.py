@@ -2,29 +2,29 @@
 
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from client_app import comparison, personal_model
 from client_app.declarations import check_metrics
+from client_app.hello import describe
+from client_app.node import Node
 from client_app.private_memory import Memory
 from core.errors import BaseMismatch, ConfigError
 from core.factors import MERGED
 from core.sections import Config, TrainConfig
 from core.seeds import seed_for
 from core.tree import Tree
-from core.types import HelloRequest, Json, Metrics, Order, Scalar, Update
+from core.types import HelloRequest, Json, Metrics, Order, Update
 from strategies.base import Strategy
 from strategies.clients.rule import FINISH, PERSONAL, ClientRule, Outcome
 from strategies.rounds.metrics import SUM
 from tasks.base import Example, Row, Task
 from tasks.data.base import Planted
-from tasks.data.clients import partition
 from tasks.data.clients.rows import ClientRows, client_rows, forget_tables, stamp
-from tasks.data.clients.split import answers_key, prompt_key, share_in, split_rows
+from tasks.data.clients.split import set_aside
 from tasks.forward import processes
 from tasks.forward.setup import load_base
 from tasks.model.adapter import get_adapter, get_private, initial_adapter, set_adapter
@@ -36,37 +36,6 @@ from tasks.tokens.encode import Encoder
 from tasks.training import engine, schedule
 from tasks.training.loop import TrainReport
 from tasks.training.stepper import PLAIN, LocalHooks
-
-MAX_COMPARISON_ROWS = 200
-
-
-@dataclass(frozen=True)
-class Node:
-    """A client's identity and paths, from its node config."""
-
-    client: int  # partition-id
-    clients: int  # num-partitions
-    data_path: str = ""  # the client's own private file; "": its share of the configured source
-    state_dir: str = ""
-    name: str = ""  # given by `accord provision`
-    simulated: bool = False  # the node config holds only the two numbers above, as in a simulation
-
-    @staticmethod
-    def read(node_config: Mapping[str, Scalar]) -> "Node":
-        """Raises ConfigError if the node config lacks partition-id or num-partitions, or they are out of range."""
-        try:
-            client, clients = int(node_config["partition-id"]), int(node_config["num-partitions"])
-        except (KeyError, ValueError) as error:
-            raise ConfigError(
-                "a SuperNode needs --node-config 'partition-id=I num-partitions=N', "
-                f"got {dict(node_config)!r}"
-            ) from error
-        if not 0 <= client < clients:
-            raise ConfigError(
-                f"partition-id must be from 0 to num-partitions - 1 = {clients - 1}, got {client}"
-            )
-        texts = [str(node_config.get(key, "")) for key in ("data-path", "state-dir", "site-name")]
-        return Node(client, clients, *texts, simulated=len(node_config) == 2)
 
 
 @dataclass(frozen=True)
@@ -118,24 +87,12 @@ class Site:
         return _rows(self.config, self.node, everyone, stamp(self.config, self.node.data_path))
 
     def parts(self, *, everyone: bool = False) -> tuple[list[Row], list[Row]]:
-        """Split the client's training rows into rows to train on and rows on which adapters are compared.
-
-        All rows of a prompt are on one side. Where that is impossible (one prompt for all rows, or whole prompts would
-        give more than twice the wanted number of comparison rows), all rows of an answer are on one side.
-        """
-        rows, share = self.rows(everyone=everyone).train, self._rule().comparison_share
+        """Split the client's training rows into rows to train on and rows on which adapters are compared."""
+        rows, share = self.rows(everyone=everyone).train, self.rule().comparison_share
         if not share:
             return rows, []
-        share = min(share, MAX_COMPARISON_ROWS / len(rows))
-        most = 2 * max(2, share * len(rows))
         seed = seed_for(self.config.run.seed, "aside", self.node.client)
-        train, comparison_rows = partition.held_out([prompt_key(row["prompt"]) for row in rows], share, seed)
-        if not comparison_rows or len(comparison_rows) > most:
-            split = split_rows(rows, share, seed)
-            train, comparison_rows = split.train, split.heldout
-        if len(comparison_rows) > most:
-            train, comparison_rows = partition.held_out([answers_key(row) for row in rows], share, seed)
-        return [rows[n] for n in train], [rows[n] for n in comparison_rows]
+        return set_aside(rows, share, seed)
 
     def counts(self) -> tuple[int, int, int]:
         """Return the numbers of usable rows to train on, to compare adapters on, and held out."""
@@ -143,7 +100,7 @@ class Site:
         train, comparison_rows = [
             engine.encode_rows(base, self.task, rows, self.config, self.cache).usable for rows in parts
         ]
-        heldout = engine.heldout_of(base, self.task, self._heldout(), self.config, self.cache)
+        heldout = engine.heldout_of(base, self.task, self.heldout(), self.config, self.cache)
         return len(train), len(comparison_rows), len(heldout)
 
     def drawn(self, order: Order, rows: int) -> int:
@@ -153,60 +110,12 @@ class Site:
 
     def hello(self, request: HelloRequest) -> Json:
         """Describe this client and its data in counts and fingerprints; no row is included."""
-        self._rule()  # so that a strategy that the engine cannot run is refused before the first round
-        base, rows = self.base(request.base), self.rows()
-        train, comparison_rows = self.parts()
-        examples = engine.encode_training_rows(base, self.task, train, self.config, self.cache)
-        shared = share_in(comparison_rows, {prompt_key(row["prompt"]) for row in train})
-        untrained = [
-            engine.encode_rows(base, self.task, comparison_rows, self.config, self.cache),
-            engine.encode_heldout_rows(base, self.task, self._heldout(), self.config, self.cache),
-        ]
-        skipped = Counter(rows.skipped)
-        for part in (examples, *untrained):
-            skipped.update(part.skipped)
-        # names of the columns of a site's own file, and of files next to it, may be private
-        own_file = bool(self.node.data_path)
-        columns = rows.columns.outside() if own_file else rows.columns
-        return {
-            "client": self.node.client,
-            "clients": self.node.clients,
-            **self._names(rows, request),
-            "examples": len(examples.usable),
-            "skipped": dict(skipped),
-            "columns": {"used": list(columns.used), "ignored": list(columns.ignored)},
-            "unread": [] if own_file else list(rows.unread),
-            "remarks": dict(examples.remarks),
-            "census": self.task.row_counts(examples.usable),
-            "data": rows.fingerprint,
-            "base": base.fingerprint,
-            "truth": rows.truth,
-            "heldout": rows.split.facts(),
-            **(
-                {}
-                if shared is None
-                else {"aside": {"rows": len(comparison_rows), "shared": round(shared, 4)}}
-            ),
-        }
-
-    def _names(self, rows: ClientRows, request: HelloRequest) -> Json:
-        """Return the client's name, and the owners of rows that are not clients.
-
-        Names come from the data only in a simulation: file names and worker ids may identify people.
-        """
-        if self.node.simulated and request.simulation:
-            name, left_out = rows.owner, rows.left_out
-        else:
-            name = self.node.name
-            left_out = {
-                reason: {key: value for key, value in facts.items() if key != "names"}
-                for reason, facts in rows.left_out.items()
-            }
-        return {key: value for key, value in (("name", name), ("left_out", left_out)) if value}
+        self.rule()  # so that a strategy that the engine cannot run is refused before the first round
+        return describe(self, request)
 
     def train(self, order: Order) -> Update:
         """Run one local training from the order's adapter and recalled memory; return the trees to share."""
-        started, rnd, rule = time.monotonic(), order.round, self._rule()
+        started, rnd, rule = time.monotonic(), order.round, self.rule()
         memory = Memory(self.state_dir, order.run, self.node.client)
         base = self.base(order.base)
         recalled = memory.load(order.recall)
@@ -268,16 +177,16 @@ class Site:
             weights = comparison.ballots(str(order.options["vote"]))
             trees = self._adapters(base, order, weights)
             comparisons |= comparison.vote(
-                base, self.task, self._heldout(), trees, weights, self.config, self.cache
+                base, self.task, self.heldout(), trees, weights, self.config, self.cache
             )
         order = self._complete(base, order)
-        tree = self._rule().scored(order, self._with_private_parts(base, recalled))
+        tree = self.rule().scored(order, self._with_private_parts(base, recalled))
         merged = order.trees.get(MERGED)
         finish = int(order.options.get(FINISH, 0))
         if finish:
             tree = self._fine_tuned(base, order, tree, finish)
         set_adapter(base, tree, merged)
-        metrics: Metrics = engine.evaluate(base, self.task, self._heldout(), self.config, self.cache)
+        metrics: Metrics = engine.evaluate(base, self.task, self.heldout(), self.config, self.cache)
         metrics |= self._truth(base, order.round)
         last = order.round == self.config.run.num_server_rounds
         if last and (finish or recalled.keys() & {"own", PERSONAL}) and processes.is_leader():
@@ -300,7 +209,7 @@ class Site:
         client = self.node.client if typed else None
         return truth.grade_model(base, encoder, source, seed=self.config.run.seed, client=client)
 
-    def _heldout(self) -> list[Row]:
+    def heldout(self) -> list[Row]:
         heldout, most = self.rows().heldout, self.config.eval.max_rows
         return heldout[:most] if most else heldout
 
@@ -365,7 +274,7 @@ class Site:
         tree = {**initial_adapter(base, self.config.run.seed, order.adapter), **tree}
         return replace(order, trees={**order.trees, order.adapter: tree})
 
-    def _rule(self) -> ClientRule:
+    def rule(self) -> ClientRule:
         """Return the strategy's client rule. Raises ConfigError if the engine cannot carry it out."""
         rule = self.strategy.local_rule()
         if self.config.train.engine == "trl" and not rule.plain:

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable
 
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.sections import Config
 from core.types import HelloRequest, Json, Order, Update
 from tasks.forward import processes

@@ -1,7 +1,6 @@
 """Strategy: hooks that an algorithm overrides, and the round loop that calls them."""
 
 import logging
-import math
 import time
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,17 +12,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from core import wire
-from core.errors import ConfigError, RoundFailed, TreeMismatch
-from core.factors import is_private
+from core.errors import ConfigError, RoundFailed
 from core.naming import client_label
 from core.sections import Config, LoraConfig, StrategyConfig
-from core.tree import Tree, norm, same_layout
-from core.types import Client, HelloRequest, Json, Metrics, Order, OrderOption, ServerState, Update
+from core.tree import Tree
+from core.types import Client, Json, Metrics, Order, OrderOption, ServerState, Update
 from strategies.aggregation.fold import Fold, Mean, Merged, Share
 from strategies.aggregation.lora import Lora
+from strategies.clients.checks import checked_scores, checked_update
 from strategies.clients.rule import PLAIN, ClientRule
-from strategies.rounds.metrics import SUM, pooled_sums, weighted_mean
-from strategies.rounds.session import Exchange, RunContext, Session, collect, wait_for_nodes
+from strategies.rounds.meeting import meet
+from strategies.rounds.metrics import base_loads, by_client, pooled_sums, split_seconds, weighted_mean
+from strategies.rounds.session import Exchange, RunContext, Session, collect
 from strategies.rounds.weighting import sample
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class Strategy(FlowerStrategy):
         `context.on_round` committed before are kept.
         """
         s = self._session = Session(context, replace(state, rounds=rounds, votes=context.votes))
-        self._meet(grid, s, at_start=True)
+        meet(grid, s, at_start=True)
         context.on_hello(s.roster.hellos)
         if state.round == 0 and not context.base_scored:
             context.on_round(
@@ -133,7 +133,7 @@ class Strategy(FlowerStrategy):
             )
         for rnd in range(state.round + 1, rounds + 1):
             started = time.monotonic()
-            self._meet(grid, s, at_start=False)
+            meet(grid, s, at_start=False)
             record = self._train(grid, s, rnd)
             if (
                 rnd == rounds
@@ -152,16 +152,16 @@ class Strategy(FlowerStrategy):
         messages = self.configure_train(rnd, ArrayRecord(), ConfigRecord(), grid)
         self.aggregate_train(rnd, self._answers(grid, s, messages))
         remarks = self.remarks(s.updates)
-        times = {**_split(s.updates, s.exchange.seconds), "aggregate": s.exchange.aggregate_seconds}
+        times = {**split_seconds(s.updates, s.exchange.seconds), "aggregate": s.exchange.aggregate_seconds}
         return {
             "round": rnd,
             "participants": [u.client for u in s.updates],
             "failed": dict(s.failed),
             **({"remarks": remarks} if remarks else {}),
-            "train": {"mean": s.metrics, "clients": _by_client(s.updates)},
+            "train": {"mean": s.metrics, "clients": by_client(s.updates)},
             "bytes_down": s.exchange.bytes_down,
             "bytes_up": s.exchange.bytes_up,
-            "loads": _loads(s.updates, {}),
+            "loads": base_loads(s.updates, {}),
             "seconds": times,
         }
 
@@ -173,49 +173,12 @@ class Strategy(FlowerStrategy):
             before = f"{record['failed'][client]}; " if client in record["failed"] else ""
             record["failed"][client] = f"{before}evaluation: {reason}"
         if s.updates:
-            record["eval"] = {"mean": s.metrics, "clients": _by_client(s.updates)}
+            record["eval"] = {"mean": s.metrics, "clients": by_client(s.updates)}
         record["bytes_down"] = record.get("bytes_down", 0) + s.exchange.bytes_down
         record["bytes_up"] = record.get("bytes_up", 0) + s.exchange.bytes_up
-        record["loads"] = _loads(s.updates, record.get("loads", {}))
+        record["loads"] = base_loads(s.updates, record.get("loads", {}))
         record.setdefault("seconds", {})["evaluate"] = s.exchange.seconds
         return record
-
-    def _check_update(self, order: Order, update: Update) -> Update | str:
-        """Return the update with the norms of its trees, or why it cannot be aggregated: no client is trusted."""
-        fault, hello = self._session.context.fault, self._session.roster.hellos[order.client]
-        if not 0 < update.examples <= fault.max_examples:
-            return f"it reports {update.examples} examples; fault.max-examples = {fault.max_examples}"
-        if "rows" not in order.options and update.examples != hello["examples"]:
-            return f"it reports {update.examples} examples, but its hello reported {hello['examples']}"
-        if not 0 <= update.tokens <= fault.max_examples * 1000:
-            return f"it reports {update.tokens} tokens in {update.examples} examples"
-        rule, rnd, norms = self.local_rule(), order.round, Metrics()
-        if set(update.trees) != set(rule.sends):
-            return f"it sent trees {sorted(update.trees)}, expected {sorted(rule.sends)}"
-        expected = {n: t for n, t in order.trees[order.adapter].items() if rule.leaves(n, rnd)}
-        for name, tree in update.trees.items():
-            if private := [n for n in tree if is_private(n)]:
-                return f"it sent the private tensor {private[0]!r} in {name}"
-            try:
-                same_layout(expected, tree, where=name)
-            except TreeMismatch as error:
-                return str(error)
-            size = norm(tree)
-            if not math.isfinite(size):
-                return f"{name} holds NaN or Inf, or is too large for float32"
-            if name == "delta" and size > fault.max_delta_norm:
-                return f"the norm of its delta is {size:.3g}, fault.max-delta-norm = {fault.max_delta_norm:g}"
-            norms[f"norm/{name}"] = size
-        return _bad_metric(update) or replace(update, metrics={**update.metrics, **norms})
-
-    def _check_scores(self, order: Order, update: Update) -> Update | str:
-        """Return the update, or why its scores cannot be used."""
-        limit = self._session.context.fault.max_examples
-        if not 0 <= update.examples <= limit:
-            return f"it reports {update.examples} examples; fault.max-examples = {limit}"
-        if update.trees:
-            return f"it sent trees {sorted(update.trees)} with its scores"
-        return _bad_metric(update) or update
 
     def _stamp(self, s: Session, rnd: int, orders: list[Order]) -> list[Order]:
         """Set the fields that every order carries, and add the task's options from the counts of all clients."""
@@ -261,7 +224,14 @@ class Strategy(FlowerStrategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         s = self._session
         fold = self.fold(s.state, server_round)
-        s.receive(replies, fold.add, self._check_update)
+        rule, fault, hellos = self.local_rule(), s.context.fault, s.roster.hellos
+        s.receive(
+            replies,
+            fold.add,
+            lambda order, update: checked_update(
+                order, update, rule, fault, int(hellos[order.client]["examples"])
+            ),
+        )
         if len(s.updates) < (quorum := s.context.quorum(len(s.orders))):
             names = s.roster.names
             reasons = "; ".join(
@@ -289,57 +259,12 @@ class Strategy(FlowerStrategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         s = self._session
-        s.receive(replies, lambda update: None, self._check_scores)
+        s.receive(replies, lambda update: None, lambda order, update: checked_scores(update, s.context.fault))
         s.state, s.metrics = self.merge_evaluate(s.state, server_round, s.updates)
         return MetricRecord(dict(s.metrics))
 
     def summary(self) -> None:
         log.info("strategy=%s", self)
-
-    # --- the network -----------------------------------------------------------
-
-    def _meet(self, grid: Grid, s: Session, *, at_start: bool) -> None:
-        """Ask new nodes for a hello (query.hello) and drop disconnected ones.
-
-        at_start: wait until enough nodes are connected, and refuse the run if one of them cannot take part.
-        """
-        connected = wait_for_nodes(grid, s.context) if at_start else sorted(grid.get_node_ids())
-        new_nodes = s.roster.forget_all_but(connected)
-        request = HelloRequest(s.context.run, s.context.base, s.context.simulation)
-        messages = [
-            Message(wire.encode_hello_request(request), dst_node_id=n, message_type="query.hello")
-            for n in new_nodes
-        ]
-        fault = s.context.fault
-        timeout_s = fault.start_timeout_s if at_start else min(fault.start_timeout_s, fault.round_deadline_s)
-        hellos = [m for m in collect(grid, messages, timeout_s, {}) if m.metadata.src_node_id in new_nodes]
-        # Flower's own error replies, for a node that is gone, have another source and are not among the hellos
-        silent = set(new_nodes) - {m.metadata.src_node_id for m in hellos}
-        problems = s.roster.enter(hellos, fault.max_examples, s.failed)
-        if at_start and len(hellos) > len(s.roster.nodes) + len(s.roster.refused):
-            raise ConfigError(
-                f"{len(problems)} of {len(new_nodes)} clients cannot take part: {'; '.join(problems)}"
-            )
-        problems += [f"node {n} sent no hello within {timeout_s:g} s" for n in sorted(silent)]
-        for problem in problems:
-            log.warning("client left out: %s", problem)
-            if at_start:
-                s.context.say(f"client left out: {problem}")
-        if at_start and len(s.roster.nodes) < s.context.min_available_nodes:
-            raise RoundFailed(
-                f"{len(s.roster.nodes)} clients can take part, strategy.min-available-nodes = "
-                f"{s.context.min_available_nodes} ({'; '.join(problems)})"
-            )
-        if len(s.roster.nodes) < fault.min_replies:
-            raise RoundFailed(
-                f"{len(s.roster.nodes)} clients are still connected, fault.min-replies = {fault.min_replies}"
-            )
-        current = {c: hello["examples"] for c, hello in sorted(s.roster.hellos.items())}
-        s.state = replace(
-            s.state,
-            clients=max(s.state.clients, len(s.roster.hellos)),
-            examples={**s.state.examples, **current},
-        )
 
     def _answers(self, grid: Grid, s: Session, messages: Iterable[Message]) -> Iterator[Message]:
         """Send the messages and yield replies as they come, until all are in or the deadline has passed."""
@@ -356,29 +281,3 @@ class Strategy(FlowerStrategy):
             yield reply
             s.exchange.seconds = time.monotonic() - started
         s.exchange.seconds = time.monotonic() - started
-
-
-def _bad_metric(update: Update) -> str | None:
-    bad = [name for name, value in update.metrics.items() if not math.isfinite(value)]
-    return f"metric {bad[0]!r} is {update.metrics[bad[0]]}" if bad else None
-
-
-def _by_client(updates: Sequence[Update]) -> Json:
-    return {
-        str(u.client): {n: v for n, v in u.metrics.items() if not n.startswith(SUM)}
-        | {"examples": u.examples}
-        for u in updates
-    }
-
-
-def _loads(updates: Sequence[Update], before: Mapping[str, int]) -> dict[str, int]:
-    """Return how often each client loaded its base model, added to `before`; clients that loaded none are absent."""
-    new = {str(u.client): u.loads for u in updates if type(u.loads) is int and u.loads > 0}
-    return {client: before.get(client, 0) + new.get(client, 0) for client in sorted({*before, *new})}
-
-
-def _split(updates: Sequence[Update], seconds: float) -> dict[str, float]:
-    """Split an exchange's wall time along its slowest client; 'wire' is what this client does not account for."""
-    times = [(u.metrics.get("seconds/load", 0.0), u.metrics.get("seconds/train", 0.0)) for u in updates]
-    load, train = max(times, key=sum, default=(0.0, 0.0))
-    return {"load": load, "train": train, "wire": max(0.0, seconds - load - train)}

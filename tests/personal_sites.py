@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from client_app import personal_model
+from client_app.node import Node
 from client_app.private_memory import Memory
-from client_app.site import Node, Site
+from client_app.site import Site
 from core.config import parse
 from core.sections import Config
 from core.types import Order

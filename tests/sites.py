@@ -5,7 +5,8 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core import framing, wire
 from core.sections import Config, FaultConfig
 from core.types import ServerState

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cli.run.request import request
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.config import parse
 from core.sections import Config
 from core.types import HelloRequest, Order

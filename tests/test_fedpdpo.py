@@ -9,8 +9,9 @@ from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
 from client_app import personal_model
+from client_app.node import Node
 from client_app.private_memory import Memory
-from client_app.site import Node, Site
+from client_app.site import Site
 from core import wire
 from core.factors import is_a, is_b, is_private
 from core.types import HelloRequest

@@ -65,6 +65,7 @@ ONLY_IN = {
         "core/wire.py",
         "server_app/main.py",
         "strategies/base.py",
+        "strategies/rounds/meeting.py",
         "strategies/rounds/session.py",
     },
     "peft": {

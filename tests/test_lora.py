@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.config import parse
 from core.factors import is_a, is_b, modules
 from core.sections import Config

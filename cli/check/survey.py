@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 from cli.check.holdings import Holding, rendered, tokens, uncut_lengths
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.errors import ConfigError
 from core.sections import Config
 from tasks.base import Example

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from client_app.site import Node
+from client_app.node import Node
 from core.errors import ConfigError
 from core.files import read_toml
 from core.types import Scalar

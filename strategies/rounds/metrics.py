@@ -1,8 +1,8 @@
 """Means and sums of client metrics over the federation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from core.types import Metrics, Update
+from core.types import Json, Metrics, Update
 
 SUM = "sum/"  # prefix of additive quantities: the server sums them and the task computes its settings from the sums
 
@@ -33,3 +33,25 @@ def pooled_sums(updates: Sequence[Update]) -> Metrics:
                 short = name.removeprefix(SUM)
                 out[short] = out.get(short, 0.0) + value
     return out
+
+
+def by_client(updates: Sequence[Update]) -> Json:
+    """Return the metrics of each client, with its rows as "examples", for a round's record."""
+    return {
+        str(u.client): {n: v for n, v in u.metrics.items() if not n.startswith(SUM)}
+        | {"examples": u.examples}
+        for u in updates
+    }
+
+
+def base_loads(updates: Sequence[Update], before: Mapping[str, int]) -> dict[str, int]:
+    """Return how often each client loaded its base model, added to `before`; clients that loaded none are absent."""
+    new = {str(u.client): u.loads for u in updates if type(u.loads) is int and u.loads > 0}
+    return {client: before.get(client, 0) + new.get(client, 0) for client in sorted({*before, *new})}
+
+
+def split_seconds(updates: Sequence[Update], seconds: float) -> dict[str, float]:
+    """Split an exchange's wall time along its slowest client; 'wire' is what this client does not account for."""
+    times = [(u.metrics.get("seconds/load", 0.0), u.metrics.get("seconds/train", 0.0)) for u in updates]
+    load, train = max(times, key=sum, default=(0.0, 0.0))
+    return {"load": load, "train": train, "wire": max(0.0, seconds - load - train)}

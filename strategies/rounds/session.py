@@ -12,15 +12,13 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from core import wire
-from core.errors import PolicyRefused, RoundFailed
+from core.errors import PolicyRefused
 from core.sections import FaultConfig
 from core.types import Client, Json, Metrics, Order, Scalar, ServerState, Update
 from strategies.rounds.in_order import InOrder
 
 log = logging.getLogger(__name__)
 
-CONNECT_POLL_S = 0.1  # between two looks at which nodes are connected
-QUIET_S = 3.0  # wait this long for missing clients before reporting them
 MIN_POLL_S = 0.02  # between two requests for replies
 POLL_SHARE = 0.02  # wait this share of the time waited so far before the next request
 MAX_POLL_S = 1.0
@@ -251,23 +249,3 @@ def collect(
         if waiting:  # requests for many messages take long: spend at most half of the time on them
             now = time.monotonic()
             time.sleep(max(MIN_POLL_S, min(MAX_POLL_S, POLL_SHARE * (now - sent)), now - started))
-
-
-def wait_for_nodes(grid: Grid, context: RunContext) -> list[int]:
-    """Wait until at least min_available_nodes are connected and return the connected nodes.
-
-    Raises RoundFailed after fault.start-timeout-s.
-    """
-    started, reported = time.monotonic(), -1
-    while len(nodes := sorted(grid.get_node_ids())) < context.min_available_nodes:
-        waited = time.monotonic() - started
-        if waited > QUIET_S and len(nodes) != reported:
-            reported = len(nodes)
-            context.say(f"waiting  {reported} of {context.min_available_nodes} clients are connected")
-        if waited > context.fault.start_timeout_s:
-            raise RoundFailed(
-                f"{len(nodes)} clients connected within {context.fault.start_timeout_s:g} s, "
-                f"strategy.min-available-nodes = {context.min_available_nodes}; start more SuperNodes or lower it"
-            )
-        time.sleep(CONNECT_POLL_S)
-    return nodes

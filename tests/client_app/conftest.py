@@ -2,7 +2,8 @@
 
 import pytest
 
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.config import parse
 from tests.client_app.orders import SMALL
 

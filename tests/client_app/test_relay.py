@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from client_app.node import Node
 from client_app.relay import relay
-from client_app.site import Node, Site
+from client_app.site import Site
 from core import wire
 from core.config import parse
 from core.framing import FACTS

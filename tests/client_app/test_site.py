@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.config import parse
 from core.errors import BaseMismatch, ConfigError, DataError
 from core.types import HelloRequest

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.errors import ConfigError
 from core.tree import add, scale
 from core.types import HelloRequest

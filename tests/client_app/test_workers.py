@@ -4,7 +4,8 @@ import psutil
 import pytest
 import torch
 
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core import wire
 from core.config import parse
 from core.types import Order

@@ -8,7 +8,7 @@ from flwr.app import Error, Message
 from core import framing, wire
 from core.errors import RoundFailed
 from strategies.fedavg import FedAvg
-from strategies.rounds import session
+from strategies.rounds import meeting
 from tests.loopback import Loopback
 from tests.strategies.plain_clients import CONTEXT, X, answer, federate
 
@@ -82,7 +82,7 @@ def test_too_few_are_left_when_a_policy_refuses():
 
 
 def test_waiting_for_clients_is_said(monkeypatch):
-    monkeypatch.setattr(session, "QUIET_S", 0.05)
+    monkeypatch.setattr(meeting, "QUIET_S", 0.05)
     told: list[str] = []
     with pytest.raises(RoundFailed, match="2 clients connected within"):
         FedAvg().run(

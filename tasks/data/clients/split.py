@@ -10,9 +10,11 @@ from typing import Literal
 
 from core.types import Json
 from tasks.base import Row
+from tasks.data.clients import partition
 
 # What stays on one side of a split. source: the source's own split; none: nothing is held out.
 Unit = Literal["source", "prompt", "row", "none"]
+MAX_COMPARISON_ROWS = 200
 ANSWERS = ("chosen", "rejected", "completion")
 
 
@@ -124,3 +126,20 @@ def _rank(key: str, seed: int) -> bytes:
     return hashlib.blake2b(
         key.encode("utf-8", "surrogatepass"), digest_size=16, key=seed.to_bytes(8, "big")
     ).digest()
+
+
+def set_aside(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Split training rows into those to train on and a share, at most MAX_COMPARISON_ROWS, to compare adapters on.
+
+    All rows of a prompt are on one side. Where that is impossible (one prompt for all rows, or whole prompts would give
+    more than twice the wanted number of comparison rows), all rows of an answer are on one side.
+    """
+    share = min(share, MAX_COMPARISON_ROWS / len(rows))
+    most = 2 * max(2, share * len(rows))
+    train, comparison = partition.held_out([prompt_key(row["prompt"]) for row in rows], share, seed)
+    if not comparison or len(comparison) > most:
+        split = split_rows(rows, share, seed)
+        train, comparison = split.train, split.heldout
+    if len(comparison) > most:
+        train, comparison = partition.held_out([answers_key(row) for row in rows], share, seed)
+    return [rows[n] for n in train], [rows[n] for n in comparison]

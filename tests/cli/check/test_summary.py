@@ -10,7 +10,8 @@ from cli.check import survey
 from cli.check.rehearsal import rehearse
 from cli.run.launch import launch
 from cli.run.request import request
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.config import parse
 from core.errors import AccordError, ConfigError
 from tasks.training import engine

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from client_app.handle import Claim, Request, handle
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core import wire
 from core.config import parse
 from core.errors import DataError

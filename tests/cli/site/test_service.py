@@ -16,8 +16,9 @@ import psutil
 import pytest
 import torch
 
+from client_app.node import Node
 from client_app.relay import FORMAT, METHOD, ask
-from client_app.site import Node, Site
+from client_app.site import Site
 from core import __version__, wire
 from core.config import parse
 from core.errors import SiteError

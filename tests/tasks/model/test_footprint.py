@@ -15,7 +15,8 @@ from tests import tiny
 
 CLIENT = """
 import json, sys
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.config import parse
 from core.types import Order
 from tasks.model.adapter import initial_adapter

@@ -6,7 +6,8 @@ from pathlib import Path
 from cli.site.policy.guard import GuardedSite
 from cli.site.policy.rules import Policy
 from client_app.claim import Claim
-from client_app.site import Node, Site
+from client_app.node import Node
+from client_app.site import Site
 from core.config import parse
 from core.tree import Tree
 from core.types import HelloRequest, Order
