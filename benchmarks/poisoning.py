@@ -17,9 +17,10 @@ from pathlib import Path
 from benchmarks.options import options
 from client_app.node import Node
 from client_app.site import Site
-from core.config import parse
+from core.config import defaults, parse
 from core.errors import AccordError
 from core.sections import Config
+from core.settings import read_setting
 from core.tree import norm, scale
 from core.types import Client, Metrics, ServerState, Update
 from strategies.aggregation.fold import Merged
@@ -47,18 +48,14 @@ def main() -> None:
     parser.add_argument("--defences", nargs="+", default=list(DEFENCES), choices=list(DEFENCES))
     args = parser.parse_args()
     try:
-        table(args.seeds, args.attacks, args.defences, dict(read_setting(text) for text in args.settings))
+        table(
+            args.seeds,
+            args.attacks,
+            args.defences,
+            dict(read_setting(text, defaults()) for text in args.settings),
+        )
     except AccordError as error:
         raise SystemExit(f"poisoning.py: {error}") from error
-
-
-def read_setting(text: str) -> tuple[str, bool | int | float | str]:
-    """Parse KEY=VALUE, with a JSON value or a string."""
-    key, _, value = text.partition("=")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 def table(seeds: Sequence[int], attacks: Sequence[str], defences: Sequence[str], keys: Keys) -> None:
@@ -107,7 +104,7 @@ class World:
         self, strategy: Strategy, state: ServerState, rnd: int, common: Mapping[str, str]
     ) -> ServerState:
         orders = strategy.plan_train(state, rnd, [Client(c, 1) for c in range(CLIENTS)])
-        fold, updates = strategy.fold(state, rnd), []
+        fold, updates = strategy.fold(state, rnd, Path(tempfile.gettempdir())), []
         for order in orders:
             order = replace(order, **common, round=rnd, clients=CLIENTS, cohort=len(orders))
             update = self.attacked(self.site(order.client).train(order))

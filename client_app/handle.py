@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Protocol
 
 from client_app.claim import Claim
@@ -11,6 +10,7 @@ from client_app.node import Node
 from client_app.site import Site
 from client_app.workers import site_of
 from core import wire
+from core.caches import Holds, cached
 from core.config import parse
 from core.errors import AccordError, SiteError
 from core.framing import Failure, RecordDict, encode_failure
@@ -79,16 +79,11 @@ def _answer(request: Request, site: Responder) -> RecordDict:
     return wire.encode_update(replace(update, loads=loads() - before))
 
 
-def release() -> None:
-    """Drop the cached site with its rows and tokens; the base model stays loaded."""
-    site_for.cache_clear()
-
-
-@lru_cache(maxsize=4)
+@cached(Holds.RUN, maxsize=4)
 def _parsed(flat: tuple[tuple[str, Scalar], ...]) -> Config:
     return parse(dict(flat))
 
 
-@lru_cache(maxsize=1)  # a site holds the tokens of one client of one run
+@cached(Holds.RUN, maxsize=1)  # a site holds the tokens of one client of one run
 def site_for(config: Config, node: Node) -> Site:
     return site_of(config, node)

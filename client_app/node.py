@@ -16,6 +16,7 @@ class Node:
     data_path: str = ""  # the client's own private file; "": its share of the configured source
     state_dir: str = ""
     name: str = ""  # given by `accord provision`
+    data_source: str = ""  # the data source that reads data_path; "": the one that its ending names
     simulated: bool = False  # the node config holds only the two numbers above, as in a simulation
 
     @staticmethod
@@ -32,5 +33,6 @@ class Node:
             raise ConfigError(
                 f"partition-id must be from 0 to num-partitions - 1 = {clients - 1}, got {client}"
             )
-        texts = [str(node_config.get(key, "")) for key in ("data-path", "state-dir", "site-name")]
+        keys = ("data-path", "state-dir", "site-name", "data-source")
+        texts = [str(node_config.get(key, "")) for key in keys]
         return Node(client, clients, *texts, simulated=len(node_config) == 2)

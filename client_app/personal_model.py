@@ -21,7 +21,7 @@ from tasks.forward.setup import load_base
 from tasks.model.adapter import save_adapter, set_adapter
 from tasks.model.attach import targets_of
 from tasks.model.base import Base
-from tasks.scoring.generate import Talker
+from tasks.scoring.generate import TextGenerator
 from tasks.tokens.encode import Encoder
 
 # folders: one for PeftModel.from_pretrained, one for the tensors that peft cannot load
@@ -62,15 +62,15 @@ def export(
 class PersonalModel:
     """A client's personal model, loaded."""
 
-    talker: Talker
+    generator: TextGenerator
     reward_scale: float
     factor: float  # lambda
 
     def rewards(self, prompt: str, answers: Sequence[str]) -> list[float]:
         """Return each answer's reward: implicit + lambda x explicit, the latter if the client has a reward head."""
-        example = self.talker.encoder.example(prompt, list(answers))
+        example = self.generator.encoder.example(prompt, list(answers))
         assert example is not None, "an encoder that truncates never skips a row"
-        base, forks = self.talker.base, [(example.prompt, example.completions)]
+        base, forks = self.generator.base, [(example.prompt, example.completions)]
         with torch.no_grad():
             logps, _, explicit = completion_scores(base, forks)
         with reference(base):
@@ -95,5 +95,7 @@ def load(model: ModelConfig, folder: Path) -> PersonalModel:
         )
     tree: Tree = load_file(folder / ADAPTER / "adapter_model.safetensors")
     set_adapter(base, {**tree, **trees[PRIVATE]})
-    talker = Talker(base, Encoder(base.tokenizer, facts["prompt_format"], facts["max_length"]))
-    return PersonalModel(talker, facts["reward_scale"], 1.0 if facts["lambda"] is None else facts["lambda"])
+    generator = TextGenerator(base, Encoder(base.tokenizer, facts["prompt_format"], facts["max_length"]))
+    return PersonalModel(
+        generator, facts["reward_scale"], 1.0 if facts["lambda"] is None else facts["lambda"]
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from core import __version__
+from core.addresses import split_address
 from core.errors import AccordError, ConfigError, SiteError
 from core.framing import Failure, RecordDict, encode_failure, pack, unpack
 
@@ -100,7 +101,7 @@ def _listens(address: str) -> bool:
     """Whether a process listens at the address. (A gRPC channel could tell too, but then takes 0.2 s to close.)"""
     try:
         _connect(address).close()
-    except (OSError, ValueError):  # ValueError: the port is not a number
+    except (OSError, ValueError, ConfigError):  # the last two for an address of another form
         return False
     return True
 
@@ -114,8 +115,7 @@ def _connect(address: str) -> socket.socket:
             connection.close()
             raise
         return connection
-    host, _, port = address.rpartition(":")
-    return socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S)
+    return socket.create_connection(split_address(address), timeout=CONNECT_S)
 
 
 def _token(path: str) -> str:

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from client_app import comparison, personal_model
@@ -12,6 +12,7 @@ from client_app.declarations import check_metrics
 from client_app.hello import describe
 from client_app.node import Node
 from client_app.private_memory import Memory
+from core.caches import Holds, cached
 from core.errors import BaseMismatch, ConfigError
 from core.factors import MERGED
 from core.sections import Config, TrainConfig
@@ -23,7 +24,7 @@ from strategies.clients.rule import FINISH, PERSONAL, ClientRule, Outcome
 from strategies.rounds.metrics import SUM
 from tasks.base import Example, Row, Task
 from tasks.data.base import Planted
-from tasks.data.clients.rows import ClientRows, client_rows, forget_tables, stamp
+from tasks.data.clients.rows import ClientRows, client_rows, stamp
 from tasks.data.clients.split import set_aside
 from tasks.forward import processes
 from tasks.forward.setup import load_base
@@ -35,7 +36,7 @@ from tasks.tokens.cache import Cache
 from tasks.tokens.encode import Encoder
 from tasks.training import engine, schedule
 from tasks.training.loop import TrainReport
-from tasks.training.stepper import PLAIN, LocalHooks
+from tasks.training.stepper import NO_HOOKS, LocalHooks
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Site:
         return base
 
     def rows(self, *, everyone: bool = False) -> ClientRows:
-        return _rows(self.config, self.node, everyone, stamp(self.config, self.node.data_path))
+        version = stamp(self.config, self.node.data_path, self.node.data_source)
+        return _rows(self.config, self.node, everyone, version)
 
     def parts(self, *, everyone: bool = False) -> tuple[list[Row], list[Row]]:
         """Split the client's training rows into rows to train on and rows on which adapters are compared."""
@@ -244,7 +246,7 @@ class Site:
         rounds = self.config.run.num_server_rounds
         cfg = schedule.of_round(self.config.train, len(examples.usable), order, rounds)
         cfg = replace(cfg, local_steps=steps, optimizer_state="reset")
-        self._fit(base, order, tree, examples.usable, cfg, PLAIN, FINISH)
+        self._fit(base, order, tree, examples.usable, cfg, NO_HOOKS, FINISH)
         return {**get_adapter(base), **get_private(base)}
 
     def _with_private_parts(self, base: Base, memory: dict[str, Tree]) -> dict[str, Tree]:
@@ -285,13 +287,8 @@ class Site:
         return rule
 
 
-@lru_cache(maxsize=32)  # an actor of a simulation serves many clients; `files` changes with the files
+@cached(Holds.RUN, maxsize=32)  # an actor of a simulation serves many clients; `files` changes with the files
 def _rows(config: Config, node: Node, everyone: bool, files: Json) -> ClientRows:
     task = config.task_choice.build()
-    return client_rows(config, task, node.client, node.clients, path=node.data_path, everyone=everyone)
-
-
-def forget_rows() -> None:
-    """Drop the cached rows of all clients of this process."""
-    _rows.cache_clear()
-    forget_tables()
+    options = {"path": node.data_path, "reader": node.data_source, "everyone": everyone}
+    return client_rows(config, task, node.client, node.clients, **options)

@@ -1,17 +1,17 @@
 """Parse the configuration once into a frozen Config; no other code reads string keys."""
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from core.combinations import check_combinations
 from core.errors import ConfigError
 from core.plugins import knobs, names, plugin
 from core.sections import SECTIONS, Choice, Config
+from core.tables import did_you_mean, typed
 from core.types import Scalar
 
 PAGE = Path(__file__).parents[1] / "pyproject.toml"
@@ -82,8 +82,7 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
         values |= missing
         choices["task"] = _choose("task", [str(values["task.name"])], values)[0]
     benchmarks = [name.strip() for name in str(values["eval.benchmarks"]).split(",") if name.strip()]
-    judge = values["rlft.judge"]
-    judges = [n for n in names("evals") if judge != page["rlft.judge"] and plugin("evals", n).judge == judge]
+    judges = _judges(str(values["rlft.judge"])) if values["rlft.judge"] != page["rlft.judge"] else []
     evals = _choose("eval", list(dict.fromkeys(benchmarks + judges)), values)
     sections = {section: _section(cls, section, values) for section, cls in SECTIONS.items()}
     config = Config(
@@ -100,6 +99,11 @@ def parse(flat: Mapping[str, Scalar]) -> Config:
         choice.build()  # a plugin checks its own values at construction
     config.build_strategy().check_participation(config.strategy)
     return config
+
+
+def _judges(judge: str) -> list[str]:
+    """Return the benchmarks that a value of rlft.judge stands for."""
+    return [name for name in names("evals") if getattr(plugin("evals", name), "judge", "") == judge]
 
 
 def recommended_values(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -120,17 +124,12 @@ def checked(key: str, value: Any) -> Scalar:  # Any: unchecked input
     """Return `value`; an int becomes a float for a float key. Raises ConfigError for an unknown key or a wrong type."""
     page = defaults()
     if key not in page:
-        near = difflib.get_close_matches(key, page, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; `accord list` prints every key"
-        raise ConfigError(f"unknown key {key!r}{hint}")
+        hint = did_you_mean(key, page) or "`accord list` prints every key"
+        raise ConfigError(f"unknown key {key!r}; {hint}")
     want = type(page[key])
     if want in (int, float) and type(value) in (int, float) and not abs(value) < LIMIT:
         raise ConfigError(f"{key} must be a finite number of magnitude below 2^63, got {value!r}")
-    if want is float and type(value) is int:
-        return float(value)
-    if type(value) is not want:
-        raise ConfigError(f"{key} must be {want.__name__}, got {value!r} ({type(value).__name__})")
-    return value
+    return typed(key, value, want)
 
 
 def _section(cls: type[Any], section: str, values: Mapping[str, Scalar]) -> Any:  # an instance of cls
@@ -138,12 +137,7 @@ def _section(cls: type[Any], section: str, values: Mapping[str, Scalar]) -> Any:
     options = {}
     for field in fields(cls):
         key = f"{section}.{field.name.replace('_', '-')}"
-        value = values[key]
-        if get_origin(hints[field.name]) is Literal and value not in get_args(hints[field.name]):
-            raise ConfigError(
-                f"{key} must be one of {' | '.join(get_args(hints[field.name]))}, got {value!r}"
-            )
-        options[field.name] = value
+        options[field.name] = typed(key, values[key], hints[field.name])
     return cls(**options)
 
 

@@ -1,39 +1,88 @@
-"""Patches to Flower 1.39: shorter polling, unpack the app once, fail messages whose ClientApp died.
+"""Patches to Flower's internals: shorter polling, unpack the app once, fail messages whose ClientApp died.
 
-These patch Flower's internals. Each function checks that the source is that of 1.39, and returns False and changes
-nothing if it is not. No module of Accord is imported: `accord node` runs this file without its package
-(cli/site/node.py).
+Everything that depends on the insides of flwr is in this file. A patch is made only where the version is of SERIES and
+the source is the one that it replaces; otherwise nothing is changed, `apply` says so in one line, and everything works,
+more slowly. No result depends on a patch. No module of Accord is imported: `accord node` runs this file without its
+package (cli/site/node.py).
 """
 
 import hashlib
 import inspect
+import logging
 import re
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+log = logging.getLogger("core.flower_patches")  # not __name__: see cli/site/node.py
+
+SERIES = "1.39"  # of flwr; docs/decisions/0011-flower-1.39.md lists what later ones change
 REPLY_S = 0.02  # between two looks for a reply, which are cheap: it is in this process's memory
 MIN_SLEEP_S = 0.02
 IDLE_SHARE = 0.02  # sleep this share of the time since the last message before asking the SuperLink again
-SUPERNODE_SLEEPS = ["time.sleep(3)", "time.sleep(0.5)", "time.sleep(0.5)"]  # of the loop in 1.39
-SUPEREXEC_SLEEPS = ["time.sleep(task_poll_interval)"]  # of the SuperExec in 1.39
-FETCH_RETRIES = {"initial_backoff": 1, "backoff_cap": 10, "max_tries_per_object": 500}  # of tensors in 1.39
+# What the patches replace, as it is in SERIES
+SUPERNODE_SLEEPS = ["time.sleep(3)", "time.sleep(0.5)", "time.sleep(0.5)"]  # of the loop
+SUPEREXEC_SLEEPS = ["time.sleep(task_poll_interval)"]  # of the SuperExec
+FETCH_RETRIES = {"initial_backoff": 1, "backoff_cap": 10, "max_tries_per_object": 500}  # of tensors
 SHORT_RETRIES = {
     "initial_backoff": 0.02,
     "backoff_cap": 0.1,
     "max_tries_per_object": None,  # no limit: Flower's max_time still ends the retries
 }
-UNPACKING = [  # lines of the installer in 1.39 on which unpack_app_once relies
+UNPACKING = [  # lines of the installer on which unpack_app_once relies
     'f"{publisher}.{project_name}.{version}.{fab_hash[:FAB_HASH_TRUNCATION]}"',
     "if install_path.exists():",
 ]
-
-EXPIRY = [  # lines of the SuperNode's state in 1.39 on which fail_messages_of_dead_apps relies
+EXPIRY = [  # lines of the SuperNode's state on which fail_messages_of_dead_apps relies
     "def _on_task_tokens_expired(self, tasks",
     "and entry.is_retrieved",
     "self.lock_msg_store = RLock()",
 ]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A change of flwr's internals. Calling it makes the change and returns True, or returns False without a change.
+
+    change(): makes it; returns False, without a change, if the source is not that of SERIES.
+    without: what happens without it, for the user.
+    """
+
+    change: Callable[[], bool]
+    without: str
+
+    def __call__(self) -> bool:
+        if flower_version().split(".")[:2] != SERIES.split("."):
+            return False
+        try:
+            return self.change()
+        except (ImportError, AttributeError, OSError):  # what it replaces is elsewhere, or has no source
+            return False
+
+
+def patch(without: str) -> Callable[[Callable[[], bool]], Patch]:
+    """Make a Patch of the decorated function."""
+    return lambda change: Patch(change, without)
+
+
+def apply(patches: Sequence[Patch]) -> None:
+    """Make the patches; one warning names what happens without those that this version of flwr does not admit."""
+    missing = [each.without for each in patches if not each()]
+    if missing:
+        log.warning(
+            "accord: flwr %s differs from the %s whose internals Accord patches, so that %s",
+            flower_version(),
+            SERIES,
+            "; ".join(missing),
+        )
+
+
+def flower_version() -> str:
+    return metadata.version("flwr")
 
 
 class Sleep:
@@ -51,8 +100,9 @@ class Sleep:
             time.sleep(min(seconds, max(MIN_SLEEP_S, IDLE_SHARE * (now - self.last_work))))
 
 
+@patch("a message waits up to 3 s until the SuperNode asks for it")
 def shorten_supernode_polling() -> bool:
-    """Make the SuperNode poll more often. Returns False, without a change, if its loop is not that of 1.39."""
+    """Make the SuperNode poll more often."""
     import flwr.supernode.start_client_internal as loop
 
     if re.findall(r"\btime\.\w+\([\d.]*\)", inspect.getsource(loop)) != SUPERNODE_SLEEPS:
@@ -61,8 +111,9 @@ def shorten_supernode_polling() -> bool:
     return True
 
 
+@patch("a task waits up to 1 s until the SuperExec asks for it")
 def shorten_task_polling() -> bool:
-    """Make the SuperExec poll its SuperNode more often. Returns False, without a change, if it is not that of 1.39."""
+    """Make the SuperExec poll its SuperNode more often."""
     import flwr.supercore.superexec.run_superexec as loop
 
     if re.findall(r"\btime\.\w+\(\w*\)", inspect.getsource(loop)) != SUPEREXEC_SLEEPS:
@@ -78,8 +129,9 @@ def shorten_task_polling() -> bool:
     return True
 
 
+@patch("fetching tensors is tried again only after 1 s, 2 s, 4 s")
 def shorten_fetch_retries() -> bool:
-    """Retry fetching a message's tensors sooner. Returns False, without a change, if the defaults are not 1.39's."""
+    """Retry fetching a message's tensors sooner."""
     from flwr.supercore.inflatable import inflatable_utils
 
     functions = [inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree]
@@ -90,8 +142,9 @@ def shorten_fetch_retries() -> bool:
     return True
 
 
+@patch("the app is unpacked for every message")
 def unpack_app_once() -> bool:
-    """Unpack the app's bundle once, not for every ClientApp process. Returns False if the installer is not 1.39's.
+    """Unpack the app's bundle once, not for every ClientApp process.
 
     Flower unpacks and checks a bundle each time, and then uses the folder of its name, version and hash if one exists.
     Here that folder is looked for first.
@@ -114,8 +167,9 @@ def unpack_app_once() -> bool:
     return True
 
 
+@patch("a SuperNode may wait for a ClientApp that died until it is restarted")
 def fail_messages_of_dead_apps() -> bool:
-    """Make the SuperNode fail messages whose ClientApp died. Returns False if its record of messages is not 1.39's.
+    """Make the SuperNode fail messages whose ClientApp died.
 
     A ClientApp that ends between taking its task and fetching the message leaves a message that is never fetched, and
     the SuperNode waits for its reply for ever. Marked as fetched, the message gets Flower's usual error reply.
@@ -140,3 +194,10 @@ def fail_messages_of_dead_apps() -> bool:
 
     InMemoryNodeState._on_task_tokens_expired = mark_and_expire
     return True
+
+
+# by process
+SERVERAPP = (shorten_fetch_retries,)  # a reply is announced before its tensors have arrived
+SUPERNODE = (shorten_supernode_polling, shorten_fetch_retries, unpack_app_once, fail_messages_of_dead_apps)
+SUPEREXEC = (shorten_task_polling,)
+CLIENTAPP = (shorten_fetch_retries, unpack_app_once)

@@ -1,6 +1,5 @@
 """Find plugins by file name: `build("strategies", "fedadam", ...)` makes the class PLUGIN of strategies/fedadam.py."""
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from core.errors import ConfigError
+from core.tables import did_you_mean
 from core.types import Scalar
 
 
@@ -21,9 +21,8 @@ def plugin(package: str, name: str) -> type[Any]:  # any dataclass: the packages
     """Return the class of a plugin. Raises ConfigError for an unknown name, or if a module that it needs is missing."""
     have = names(package)
     if name not in have:
-        near = difflib.get_close_matches(name, have, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"no {package.replace('.', '/')}/{name}.py; {hint}(have: {', '.join(have)})")
+        hint = " ".join(filter(None, (did_you_mean(name, have), f"(have: {', '.join(have)})")))
+        raise ConfigError(f"no {package.replace('.', '/')}/{name}.py; {hint}")
     try:
         return importlib.import_module(f"{package}.{name}").PLUGIN
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Atomic files and folders: written under a temporary name, flushed to disk, then renamed.
+"""The state of a run on disk: folders of named trees, small files, and JSON lines; written atomically or appended.
 
 Every function that writes raises CheckpointError, in one line, if the disk fails; the previous content then remains.
 """
@@ -6,7 +6,6 @@ Every function that writes raises CheckpointError, in one line, if the disk fail
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core import atomic
 from core.errors import CheckpointError
 from core.tree import Tree
 from core.types import Json
@@ -27,14 +27,8 @@ def save(folder: Path, trees: Mapping[str, Mapping[str, Tensor]], facts: Json) -
     """Write named trees and facts to `folder`, replacing its content; a crash leaves the old or the new content."""
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
-    try:
-        with writing(folder):
+        with atomic.folder(folder) as part:
             _fill(part, trees, facts)
-            _put(part, folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _fill(part: Path, trees: Mapping[str, Mapping[str, Tensor]], facts: Json) -> None:
@@ -43,19 +37,6 @@ def _fill(part: Path, trees: Mapping[str, Mapping[str, Tensor]], facts: Json) ->
     (part / FACTS).write_text(
         json.dumps({"format": FORMAT, "trees": sorted(trees), "facts": facts}, sort_keys=True)
     )
-    for file in (part / TENSORS, part / FACTS, part):
-        _flush(file)
-
-
-def _put(part: Path, folder: Path) -> None:
-    if folder.exists():
-        old = part.with_name(part.name + ".old")
-        folder.rename(old)
-        part.rename(folder)
-        shutil.rmtree(old)
-    else:
-        part.rename(folder)
-    _flush(folder.parent)
 
 
 def load(folder: Path) -> tuple[dict[str, Tree], Json]:
@@ -95,15 +76,8 @@ def prune(parent: Path, keep: set[int]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small file atomically."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        with writing(path):
-            part.write_text(text, encoding="utf-8")
-            _flush(part)
-            part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        atomic.write(path, text)
 
 
 def append(path: Path, line: str) -> None:
@@ -134,11 +108,3 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise CheckpointError(f"cannot write {path}: {reason}; free space or repair the disk") from error
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

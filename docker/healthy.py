@@ -1,4 +1,7 @@
-"""Health check of a container: `healthy.py superlink | site | node` exits with 0 if that process works."""
+"""Health check of a container: `healthy.py superlink | site | node` exits with 0 if that process works.
+
+It runs every few seconds, outside of Accord's environment (`python -IS`), and so imports the standard library alone.
+"""
 
 import socket
 import ssl

@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 from core.types import Metrics
 
 
-class Talker(Protocol):
+class LanguageModel(Protocol):
     """A model as a benchmark uses it; it applies the model's prompt format itself."""
 
     def generate(self, prompts: Sequence[str]) -> list[str]:
@@ -27,6 +27,6 @@ class Benchmark(Protocol):
         """Raise ConfigError or DataError if its data cannot be used; called before training."""
         ...
 
-    def run(self, talker: Talker) -> Metrics:
+    def run(self, model: LanguageModel) -> Metrics:
         """Return the metrics of one model; one without data is absent. Raises DataError for unusable data."""
         ...

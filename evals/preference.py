@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from core.errors import ConfigError, DataError
 from core.types import Metrics
-from evals.base import Benchmark, Talker
+from evals.base import Benchmark, LanguageModel
 
 COLUMNS = ("prompt", "chosen", "rejected")
 
@@ -26,11 +26,11 @@ class Preference(Benchmark):
     def check(self) -> None:
         _read(self.pairs)
 
-    def run(self, talker: Talker) -> Metrics:
+    def run(self, model: LanguageModel) -> Metrics:
         rows = _read(self.pairs)
         correct = 0
         for row in rows:
-            chosen, rejected = talker.logprob(row["prompt"], (row["chosen"], row["rejected"]))
+            chosen, rejected = model.logprob(row["prompt"], (row["chosen"], row["rejected"]))
             correct += chosen > rejected
         return {"logps/accuracies": correct / len(rows), "examples": float(len(rows))}
 

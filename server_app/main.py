@@ -4,16 +4,16 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import HttpGrid
 
-from core import store
+from core import flower_patches, store
 from core.config import parse
 from core.errors import AccordError, CheckpointError
 from core.factors import MERGED
-from core.flower_patches import shorten_fetch_retries
 from core.sections import Config
 from core.types import Json, ServerState
 from server_app.provenance import provenance
@@ -33,7 +33,7 @@ from tasks.forward.setup import load_base
 from tasks.model.adapter import initial_adapter, is_untouched, save_adapter, set_adapter
 from tasks.model.base import Base
 from tasks.pretrained.loading import check_length
-from tasks.scoring.generate import Talker
+from tasks.scoring.generate import TextGenerator
 from tasks.tokens.encode import Encoder
 
 app = ServerApp()
@@ -43,10 +43,10 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Entry point of the ServerApp. An AccordError is reported in one line, then raised again."""
     run = None
-    shorten_fetch_retries()  # Flower announces a reply before its tensors have arrived
     try:
         config = parse(context.run_config)
         console.set_format(config.run.log_format)
+        flower_patches.apply(flower_patches.SERVERAPP)
         run = Run.open(config)
         run.execute(grid)
     except AccordError as error:
@@ -107,7 +107,9 @@ class Run:
         rounds = self.config.run.num_server_rounds
         try:
             if state.round < rounds or not self.records:
-                state = self.strategy.run(grid, self._context(simulation=simulation), state, rounds)
+                with self.folder.spool() as spool:
+                    context = self._context(simulation=simulation, spool=spool)
+                    state = self.strategy.run(grid, context, state, rounds)
             self._finish(state)
         except BaseException as error:
             reason = str(error) if isinstance(error, AccordError) else type(error).__name__
@@ -117,7 +119,7 @@ class Run:
                     self._write_results(f"failed: {reason}")
             raise
 
-    def _context(self, *, simulation: bool) -> RunContext:
+    def _context(self, *, simulation: bool, spool: Path) -> RunContext:
         config = self.config
         return RunContext(
             run=self.folder.name,
@@ -128,7 +130,7 @@ class Run:
             sampling=config.strategy.sampling,
             fault=config.fault,
             eval_every=config.eval.every,
-            spool=self.folder.path,
+            spool=spool,
             task_options=self.task.pooled_options,
             on_hello=self._on_hello,
             on_round=self._on_round,
@@ -210,20 +212,20 @@ class Run:
     def _encoder(self, base: Base) -> Encoder:
         return Encoder(base.tokenizer, self.config.data.prompt_format, self.config.train.max_length)
 
-    def _talkers(self, base: Base) -> dict[str, Talker]:
+    def _generators(self, base: Base) -> dict[str, TextGenerator]:
         encoder = self._encoder(base)
-        return {"before": Talker(base, encoder, frozen=True), "after": Talker(base, encoder)}
+        return {"before": TextGenerator(base, encoder, frozen=True), "after": TextGenerator(base, encoder)}
 
     def _answers(self, base: Base) -> list[Json]:
         prompts = self._prompts()
-        answers = {when: talker.generate(prompts) for when, talker in self._talkers(base).items()}
+        answers = {when: generator.generate(prompts) for when, generator in self._generators(base).items()}
         return [{"prompt": p, **{when: answers[when][i] for when in answers}} for i, p in enumerate(prompts)]
 
     def _benchmarks(self) -> Json:
         """Results of each benchmark of eval.benchmarks on the base model and on the trained model."""
-        talkers = self._talkers(self.base)
+        generators = self._generators(self.base)
         return {
-            choice.name: {when: choice.build().run(talker) for when, talker in talkers.items()}
+            choice.name: {when: choice.build().run(generator) for when, generator in generators.items()}
             for choice in self.config.benchmarks
         }
 

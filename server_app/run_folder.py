@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,7 @@ from server_app.resumption import check_resumable, extend_plans
 
 log = logging.getLogger(__name__)
 
+SPOOL = ".spool"
 KEPT_CHECKPOINTS = 2  # the latest ones; older ones are deleted
 
 
@@ -163,6 +166,7 @@ class RunFolder:
         store.prune(self.checkpoints, set(saved[-KEPT_CHECKPOINTS:]))
         for part in self.path.glob(".*.part-*"):
             part.unlink()
+        shutil.rmtree(self.path / SPOOL, ignore_errors=True)
         latest = saved[-1] if saved else -1
         self._write_metrics([r for r in self.metrics() if r["round"] <= latest])
         if not saved:
@@ -178,6 +182,20 @@ class RunFolder:
             kind, tree_name = name.split("/", 1)
             parts[kind][tree_name] = tree
         return ServerState(adapters=parts["adapters"], memory=parts["memory"], **_state_fields(facts))
+
+    @contextmanager
+    def spool(self) -> Iterator[Path]:
+        """Make a folder for updates that wait on disk and remove it on exit; load_state() removes it after a crash.
+
+        The files in it have no names, but some network file systems keep them under hidden ones.
+        """
+        folder = self.path / SPOOL
+        with store.writing(folder):
+            folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self, state: ServerState, record: Json) -> None:
         """Write a round: first its line of metrics, then the checkpoint, which makes the round count.

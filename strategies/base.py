@@ -5,6 +5,7 @@ import time
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -20,7 +21,7 @@ from core.types import Client, Json, Metrics, Order, OrderOption, ServerState, U
 from strategies.aggregation.fold import Fold, Mean, Merged, Share
 from strategies.aggregation.lora import Lora
 from strategies.clients.checks import checked_scores, checked_update
-from strategies.clients.rule import PLAIN, ClientRule
+from strategies.clients.rule import DEFAULT_RULE, ClientRule
 from strategies.rounds.meeting import meet
 from strategies.rounds.metrics import base_loads, by_client, pooled_sums, split_seconds, weighted_mean
 from strategies.rounds.session import Exchange, RunContext, Session, collect
@@ -70,8 +71,11 @@ class Strategy(FlowerStrategy):
         """Return the training orders of a round. Default: all clients of the cohort train the global adapter."""
         return [Order(c.id, {"global": state.adapters["global"]}) for c in cohort]
 
-    def fold(self, state: ServerState, rnd: int) -> Fold:
-        """Return the aggregator that takes a round's updates one by one. Default: their mean, weighted by examples."""
+    def fold(self, state: ServerState, rnd: int, spool: Path) -> Fold:
+        """Return the aggregator that takes a round's updates one by one. Default: their mean, weighted by examples.
+
+        spool: a folder for an aggregator that must keep updates until the last is in (strategies/rounds/spool.py).
+        """
         return Mean(lambda update, name: Share(update.examples))
 
     def merge_train(self, state: ServerState, rnd: int, merged: Merged) -> tuple[ServerState, Metrics]:
@@ -108,7 +112,7 @@ class Strategy(FlowerStrategy):
 
     def lora_rule(self) -> ClientRule:
         """Return which tensors lora.aggregation trains and shares."""
-        return PLAIN
+        return DEFAULT_RULE
 
     @typing.final
     def local_rule(self) -> ClientRule:
@@ -223,7 +227,7 @@ class Strategy(FlowerStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         s = self._session
-        fold = self.fold(s.state, server_round)
+        fold = self.fold(s.state, server_round, s.context.spool)
         rule, fault, hellos = self.local_rule(), s.context.fault, s.roster.hellos
         s.receive(
             replies,

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from core.errors import ConfigError
+from core.local_steps import Correction
 from core.sections import LoraConfig
 from core.types import Order
 from strategies.clients.proximal import pull_to
-from strategies.clients.rule import ClientRule, Correct
+from strategies.clients.rule import ClientRule
 from strategies.fedavg import FedAvg
 
 
@@ -38,7 +39,7 @@ class Ditto(FedAvg):
         return built
 
     def client_rule(self, rule: ClientRule) -> ClientRule:
-        def pull(order: Order) -> Correct:
+        def pull(order: Order) -> Correction:
             return pull_to(order.trees[order.adapter], self.personal_lambda)
 
         return replace(super().client_rule(rule), pull=pull)

@@ -9,6 +9,7 @@ AdamW where the paper has SGD.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar, Self
 
 from core.errors import ConfigError
@@ -147,11 +148,11 @@ class FedAvg(Strategy):
             return orders
         return [replace(o, options={**o.options, FINISH: self.finish_steps}) for o in orders]
 
-    def fold(self, state: ServerState, rnd: int) -> Fold:
+    def fold(self, state: ServerState, rnd: int, spool: Path) -> Fold:
         if self.lora.by_product:
             return self.lora.fold(state, self.share)
         if self.robust != "none":
-            return Robust(self._robust_rule(), self.clip)
+            return Robust(self._robust_rule(), self.clip, spool)
         return Mean(self.share)
 
     def _robust_rule(self) -> RobustRule:

@@ -11,6 +11,7 @@ drawn once per run. The adapter is FedAvg's.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -33,8 +34,10 @@ class Probe(FedAvg):
         if self.probe_entries < 1:
             raise ConfigError(f"strategy.probe-entries must be at least 1, got {self.probe_entries}")
 
-    def fold(self, state: ServerState, rnd: int) -> Fold:
-        return SampledFold(super().fold(state, rnd), lambda entries: self._sampled(entries, state.seed))
+    def fold(self, state: ServerState, rnd: int, spool: Path) -> Fold:
+        return SampledFold(
+            super().fold(state, rnd, spool), lambda entries: self._sampled(entries, state.seed)
+        )
 
     def _sampled(self, entries: Tensor, seed: int) -> Tensor:
         """Return (probe_entries,): the compared entries of an update, the same positions for all clients."""

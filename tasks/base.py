@@ -49,10 +49,19 @@ class Batch:
     kl_logps: Tensor | None = None  # (M,) policy on mismatched completions, no grad (kto); M may be 0
     kl_ref_logps: Tensor | None = None  # (M,)
     options: Mapping[str, Scalar] = field(default_factory=dict)  # of the order; see Task.pooled_options
-    running: dict[str, float] = field(default_factory=dict)  # state that the task keeps between steps
-    sums: dict[str, float] = field(default_factory=dict)  # additive over clients; see Task.pooled_options
+    running: Mapping[str, float] = field(default_factory=dict)  # LossOutput.running of the batch before
     hits: Tensor | None = None  # (C,) int64, tokens that the policy ranks first; None for kto
     explicit: Tensor | None = None  # (C,) rewards of the client's private head, with grad; None without one
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss of a batch, with its metrics and what the task carries on."""
+
+    loss: Tensor  # scalar
+    metrics: Metrics  # under TRL's names (`rewards/chosen`, ...)
+    running: Mapping[str, float] = field(default_factory=dict)  # state for the next batch: Batch.running
+    sums: Mapping[str, float] = field(default_factory=dict)  # of this batch; see Task.pooled_options
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,19 @@ NO_PARTS = Parts()
 REWARDS = (
     "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrlTraining:
+    """How TRL trains a task: its trainer, that trainer's options and the columns of its data set."""
+
+    trainer: Literal["sft", "dpo", "kto"]  # SFTTrainer, DPOTrainer or KTOTrainer
+    columns: Callable[
+        [Sequence[Example]], dict[str, list[Any]]
+    ]  # token ids, flags or numbers; an entry per row
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the trainer's configuration: {"beta": 0.1}
+    # the columns of the reference's log-probabilities of a row, in the order of tasks.forward.reference
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,17 +122,22 @@ class Task(Protocol):
     reads: ClassVar[Literal["logps", "choices"]] = "logps"
 
     order_options: ClassVar[Mapping[str, OrderOption]] = {}  # that pooled_options() may return
-    metrics: ClassVar[
-        tuple[str, ...]
-    ] = ()  # names or patterns that loss() reports, and "sum/*" of Batch.sums
+    metrics: ClassVar[tuple[str, ...]] = ()  # names or patterns that loss() reports, and "sum/*" of its sums
     # keys of sections that all plugins share, but that only some tasks read; any other value than the default is
     # refused with a task that does not name the key here
     shared_keys: ClassVar[tuple[str, ...]] = ("data.prompt-format",)
     recommended_options: ClassVar[
         tuple[str, ...]
     ] = ()  # those whose value 0 stands for the data source's advice
-    engines: ClassVar[tuple[str, ...]] = ("accord",)  # the values of train.engine that can train it
+    rates_answers: ClassVar[bool] = False  # where choices are read: whether one rates an answer by itself
     joins_rows: ClassVar[bool] = False  # whether a row's loss depends on other rows of its micro-batch
+    engines: ClassVar[tuple[str, ...]] = ("accord",)  # the values of train.engine that can train it
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A subclass with a loss of its own is not trained by the engines of its parent unless it says so."""
+        super().__init_subclass__(**options)
+        if "loss" in vars(cls) and "engines" not in vars(cls):
+            cls.engines = Task.engines
 
     @property
     def reward_scale(self) -> float:
@@ -149,9 +176,16 @@ class Task(Protocol):
         """The examples for local training, e.g. with mismatched completions. seed: one per client, for all rounds."""
         return list(examples)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The scalar loss of a batch and its metrics under TRL's names (`rewards/chosen`, ...)."""
+    def loss(self, batch: Batch) -> LossOutput:
+        """The loss of a batch, which it does not modify."""
         ...
+
+    def trl(self, options: Mapping[str, Scalar], batch_size: int) -> TrlTraining | None:
+        """How TRL trains the task with the settings of an order; a task whose `engines` hold "trl" returns it.
+
+        Raises ConfigError for settings that TRL does not support. batch_size: the rows of a micro-batch.
+        """
+        return None
 
     def row_counts(self, examples: Sequence[Example]) -> Metrics:
         """Counts of a client's training rows, e.g. n_desirable, which the server sums over clients; may be empty."""
@@ -160,6 +194,6 @@ class Task(Protocol):
     def pooled_options(self, pooled: Mapping[str, float]) -> dict[str, Scalar]:
         """On the server: options of every order, from the sums over all clients; may be empty.
 
-        pooled: the summed row_counts() and Batch.sums. The options reach Batch.options. A pure function.
+        pooled: the sums of row_counts() and of LossOutput.sums. The options reach Batch.options. A pure function.
         """
         return {}

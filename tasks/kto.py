@@ -12,7 +12,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from core.errors import ConfigError
 from core.sections import Config
 from core.types import Metrics, OrderOption, Scalar
-from tasks.base import REWARDS, Batch, Example, Row, Task
+from tasks.base import REWARDS, Batch, Example, LossOutput, Row, Task, TrlTraining
 from tasks.tokens.choice import all_certain, certainty, with_confidence
 from tasks.tokens.encode import Encoder
 
@@ -55,6 +55,15 @@ def kto_loss(
 def reference_point(kl_ratios: Tensor) -> Tensor:
     """z as in TRL: the mean over M > 0 mismatched pairs, at least 0."""
     return kl_ratios.mean().clamp(min=0)
+
+
+@dataclass(frozen=True)
+class _ReferencePoint:
+    """z of a batch, with the state that the next batch continues and the batch's addends to the federation's mean."""
+
+    z: float | None  # None if there is nothing to estimate it from
+    running: Mapping[str, float]
+    sums: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -107,11 +116,12 @@ class KTO(Task):
             return list(examples)
         return deranged(examples, seed=seed, max_length=max_length)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch) -> LossOutput:
         assert batch.ref_logps is not None
         labels = torch.tensor([bool(e.label) for e in batch.examples], device=batch.logps.device)
         ratios = batch.logps - batch.ref_logps
-        z = self._reference_point(batch)
+        point = self._reference_point(batch)
+        z = point.z
         losses = kto_loss(
             ratios,
             labels,
@@ -128,27 +138,43 @@ class KTO(Task):
                 metrics[f"logps/{name}"] = float(batch.logps.detach()[rows].mean())
         if labels.any() and not labels.all():
             metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-        return losses.mean(), metrics
+        return LossOutput(losses.mean(), metrics, point.running, point.sums)
 
-    def _reference_point(self, batch: Batch) -> float | None:
-        """z of this batch; None if there is nothing to estimate it from."""
+    def _reference_point(self, batch: Batch) -> _ReferencePoint:
+        """The reference point of this batch."""
         z0 = batch.options.get("z0")
         if batch.kl_logps is None or batch.kl_ref_logps is None or not len(batch.kl_logps):
-            return None if z0 is None else max(0.0, float(z0))
+            return _ReferencePoint(None if z0 is None else max(0.0, float(z0)), batch.running, {})
         ratios = batch.kl_logps - batch.kl_ref_logps
         count, total = len(ratios), float(ratios.sum())
-        batch.sums["kl_sum"] = batch.sums.get("kl_sum", 0.0) + total
-        batch.sums["kl_count"] = batch.sums.get("kl_count", 0.0) + count
+        sums = {"kl_sum": total, "kl_count": float(count)}
         if self.reference_point == "batch":
-            return float(reference_point(ratios))
-        if not batch.running:  # start from the server's value, as if it were WINDOW rows
-            batch.running.update(
-                weight=0.0 if z0 is None else WINDOW, total=0.0 if z0 is None else WINDOW * float(z0)
-            )
+            return _ReferencePoint(float(reference_point(ratios)), batch.running, sums)
+        start = {"weight": 0.0, "total": 0.0}
+        if z0 is not None:  # start from the server's value, as if it were WINDOW rows
+            start = {"weight": WINDOW, "total": WINDOW * float(z0)}
+        before = batch.running or start
         fade = (1 - 1 / WINDOW) ** count
-        batch.running["weight"] = batch.running["weight"] * fade + count
-        batch.running["total"] = batch.running["total"] * fade + total
-        return max(0.0, batch.running["total"] / batch.running["weight"])
+        weight, total = before["weight"] * fade + count, before["total"] * fade + total
+        return _ReferencePoint(max(0.0, total / weight), {"weight": weight, "total": total}, sums)
+
+    def trl(self, options: Mapping[str, Scalar], batch_size: int) -> TrlTraining:
+        remedy = "use train.engine = 'accord'"
+        if self.reference_point != "batch":
+            raise ConfigError(
+                f"task.reference-point = {self.reference_point!r} is not supported by TRL; {remedy}"
+            )
+        if batch_size < 2:
+            raise ConfigError(
+                "TRL's kto needs at least two rows in a batch: train.per-device-batch-size is 1, or a client has one "
+                f"row; {remedy} with task.reference-point = 'pooled'"
+            )
+        arguments = {
+            "beta": self.beta,
+            "desirable_weight": _weight(self.desirable_weight, options, "desirable-weight"),
+            "undesirable_weight": _weight(self.undesirable_weight, options, "undesirable-weight"),
+        }
+        return TrlTraining("kto", trl_columns, arguments, ("ref_logps", "ref_KL_logps"))
 
     def row_counts(self, examples: Sequence[Example]) -> Metrics:
         """Numbers of desirable and undesirable rows; expected numbers if labels are uncertain."""
@@ -164,6 +190,16 @@ class KTO(Task):
         if pooled.get("kl_count", 0.0) > 0:
             options["z0"] = pooled["kl_sum"] / pooled["kl_count"]
         return options
+
+
+def trl_columns(rows: Sequence[Example]) -> dict[str, list[Any]]:  # Any: token ids and flags
+    """The columns of TRL's KTOTrainer, without those of the reference."""
+    return {
+        "prompt_ids": [e.prompt for e in rows],
+        "completion_ids": [e.completions[0] for e in rows],
+        "KL_completion_ids": [e.mismatched for e in rows],
+        "label": [bool(e.label) for e in rows],
+    }
 
 
 def class_weights(

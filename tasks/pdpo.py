@@ -22,8 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from core.errors import ConfigError
 from core.factors import is_private
-from core.types import Metrics
-from tasks.base import REWARDS, Batch, Example, Parts, Row, Stage, Task
+from tasks.base import REWARDS, Batch, Example, LossOutput, Parts, Row, Stage, Task
 from tasks.dpo import pairs, reward_metrics
 from tasks.tokens.choice import all_certain, certainty, share_right
 from tasks.tokens.encode import Encoder
@@ -147,7 +146,7 @@ class PDPO(Task):
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
         return pairs(rows, encode)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch) -> LossOutput:
         assert batch.ref_logps is not None
         ratios, metrics = (batch.logps - batch.ref_logps).view(-1, 2), reward_metrics(batch, self.beta)
         implicit = self.beta * (ratios[:, 0] - ratios[:, 1])
@@ -167,7 +166,7 @@ class PDPO(Task):
             nlls = -(batch.logps / batch.tokens).view(-1, 2)
             nll = self._expected(batch, nlls[:, 0], lambda: nlls[:, 1])
             loss, metrics["nll"] = loss + self.nll_weight * nll, float(nll.detach())
-        return loss, metrics
+        return LossOutput(loss, metrics)
 
     def _losses(self, implicit: Tensor, explicit: Tensor | None) -> Tensor:
         if explicit is None:

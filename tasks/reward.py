@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
-from core.types import Metrics
-from tasks.base import Batch, Example, Row, Task
+from tasks.base import Batch, Example, LossOutput, Row, Task
 from tasks.tokens.choice import (
     RATE,
     ChoiceEncoder,
@@ -37,6 +34,7 @@ class Reward(Task):
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = False
     reads: ClassVar[Literal["logps", "choices"]] = "choices"
+    rates_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
@@ -48,11 +46,12 @@ class Reward(Task):
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
         return ChoiceEncoder(encode, RATE).examples(rows)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch) -> LossOutput:
         rewards = margins(batch)
         gaps = rewards[:, 0] - rewards[:, 1]
         losses = cross_entropy(gaps, certainty(batch.examples, self.label_smoothing, gaps))
-        return losses.mean(), {"accuracy": share_right(gaps), "rewards/margins": float(gaps.detach().mean())}
+        metrics = {"accuracy": share_right(gaps), "rewards/margins": float(gaps.detach().mean())}
+        return LossOutput(losses.mean(), metrics)
 
 
 PLUGIN = Reward

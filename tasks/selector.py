@@ -14,8 +14,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from core.errors import ConfigError
-from core.types import Metrics
-from tasks.base import Batch, Example, Row, Task
+from tasks.base import Batch, Example, LossOutput, Row, Task
 from tasks.tokens.choice import (
     COMPARE,
     ChoiceEncoder,
@@ -63,10 +62,10 @@ class Selector(Task):
     def examples(self, rows: Sequence[Row], encode: Encoder) -> list[Example]:
         return ChoiceEncoder(encode, COMPARE).examples(rows)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch) -> LossOutput:
         z = margins(batch)
         p = certainty(batch.examples, self.label_smoothing, z)
-        return selector_loss(z, p, antisymmetry=self.antisymmetry).mean(), order_metrics(z)
+        return LossOutput(selector_loss(z, p, antisymmetry=self.antisymmetry).mean(), order_metrics(z))
 
 
 PLUGIN = Selector

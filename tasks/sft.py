@@ -1,14 +1,16 @@
 """SFT, supervised fine-tuning: mean negative log-likelihood of completion tokens, as TRL's completion-only loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from core.types import Metrics
-from tasks.base import Batch, Example, Row, Task
+from core.types import Scalar
+from tasks.base import Batch, Example, LossOutput, Row, Task, TrlTraining
 from tasks.tokens.encode import Encoder
+
+IGNORED = -100  # label that torch's cross-entropy ignores
 
 
 def sft_loss(logps: Tensor, tokens: Tensor) -> Tensor:
@@ -38,11 +40,22 @@ class SFT(Task):
         examples = (encode.example(r["prompt"], (r["completion"],), row=i) for i, r in enumerate(rows))
         return [example for example in examples if example]
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch) -> LossOutput:
         loss = sft_loss(batch.logps, batch.tokens)
         if batch.hits is None:
-            return loss, {}
-        return loss, {"mean_token_accuracy": float(batch.hits.sum() / batch.tokens.sum())}
+            return LossOutput(loss, {})
+        return LossOutput(loss, {"mean_token_accuracy": float(batch.hits.sum() / batch.tokens.sum())})
+
+    def trl(self, options: Mapping[str, Scalar], batch_size: int) -> TrlTraining:
+        return TrlTraining("sft", trl_columns)
+
+
+def trl_columns(rows: Sequence[Example]) -> dict[str, list[Any]]:  # Any: token ids
+    """The columns of TRL's SFTTrainer; only the completion has labels."""
+    return {
+        "input_ids": [[*e.prompt, *e.completions[0]] for e in rows],
+        "labels": [[*[IGNORED] * len(e.prompt), *e.completions[0]] for e in rows],
+    }
 
 
 PLUGIN = SFT

@@ -45,4 +45,4 @@ def own(path: Path, rnd: int, client: int = 0) -> dict:
 def scored(place: Path, site: Site) -> dict:
     """Held-out scores of an exported model."""
     model = personal_model.load(site.config.model, place)
-    return engine.evaluate(model.talker.base, site.task, site.rows().heldout, site.config, site.cache)
+    return engine.evaluate(model.generator.base, site.task, site.rows().heldout, site.config, site.cache)

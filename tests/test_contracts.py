@@ -159,6 +159,13 @@ def test_final_adapters_have_the_layout_of_the_model(name):
     )
 
 
+@pytest.mark.parametrize("name", names("tasks"))
+def test_a_task_that_names_trl_as_an_engine_declares_how_trl_trains_it(name):
+    task = build("tasks", name, {})
+    assert "accord" in task.engines
+    assert "trl" not in task.engines or task.trl({}, 2) is not None
+
+
 METHODS = ("separate", "ffa", "rolora", "fedsa", "fedex", "flora", "flexlora")
 
 

@@ -228,14 +228,14 @@ def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
         whole, implicit = (
             replace(model, factor=f).rewards(row["prompt"], answers) for f in (model.factor, 0.0)
         )
-        trained = model.talker.logprob(row["prompt"], answers)
-        frozen = replace(model.talker, frozen=True).logprob(row["prompt"], answers)
+        trained = model.generator.logprob(row["prompt"], answers)
+        frozen = replace(model.generator, frozen=True).logprob(row["prompt"], answers)
         assert implicit == pytest.approx(
             [beta * (a - b) for a, b in zip(trained, frozen, strict=True)], abs=1e-5
         )
         assert whole != implicit
     assert model.factor == pytest.approx(want["combined/lambda"], rel=1e-3)
-    assert model.talker.generate([rows[0]["prompt"]])[0]
+    assert model.generator.generate([rows[0]["prompt"]])[0]
     assert load_base(config.model, config.lora).private_parts.tensors == {}, (
         "the server's base has no private parts"
     )

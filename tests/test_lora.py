@@ -15,7 +15,7 @@ from core.types import Client
 from server_app.run_folder import RunFolder
 from tasks.forward.setup import load_base
 from tasks.model.adapter import initial_adapter, set_adapter
-from tasks.scoring.generate import Talker
+from tasks.scoring.generate import TextGenerator
 from tasks.tokens.encode import Encoder
 from tests.sites import federate
 
@@ -62,7 +62,7 @@ def test_the_reference_stays_the_frozen_base(method, tmp_path):
     """At a client and at the server.
 
     At a client, a step with almost no learning rate has the loss of the merged policy against the base. It would be
-    ln 2 if the merged factors were in both. At the server, a Talker with `frozen` uses the unchanged base.
+    ln 2 if the merged factors were in both. At the server, a TextGenerator with `frozen` uses the unchanged base.
     """
     config = configured(method, "", tmp_path)
     folder, _ = federate(config, tmp_path, 2)
@@ -77,7 +77,9 @@ def test_the_reference_stays_the_frozen_base(method, tmp_path):
     report = Site(frozen_config, Node(0, 3, state_dir=str(tmp_path / "site-10"))).train(order)
     assert abs(report.metrics["loss"] - math.log(2)) > 1e-3
     assert report.metrics["rewards/margins"] > 0
-    frozen, policy = (Talker(base, Encoder(base.tokenizer, "auto", 64), frozen=f) for f in (True, False))
+    frozen, policy = (
+        TextGenerator(base, Encoder(base.tokenizer, "auto", 64), frozen=f) for f in (True, False)
+    )
     set_adapter(base, initial_adapter(base, 42))
     base_logprobs = policy.logprob("question", ["yes", "no"])
     set_adapter(base, state.adapters["global"], state.memory["global.merged"])

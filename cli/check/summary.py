@@ -13,7 +13,7 @@ from cli.check.holdings import Holding
 from cli.run.client_packing import Machine, pack
 from core.naming import client_label, shown_name
 from core.sections import Config
-from core.types import Json, Scalar
+from core.types import Json, Order, Scalar
 from server_app.report.clients import facts_of, notes
 from server_app.report.columns import column_lines
 from server_app.report.console import toy_warning
@@ -187,8 +187,8 @@ def _steps(plan: Plan) -> Iterator[str]:
         return
     clients = len(plan.holdings)
     cohort = max(1, round(plan.config.strategy.fraction_train * clients))
-    options: dict[str, Scalar] = {"rnd": 1, "clients": clients, "cohort": cohort}
-    steps = [schedule.local_steps(train, rows, options, rounds) for rows in plan.rows]
+    order = Order(0, {}, round=1, clients=clients, cohort=cohort)
+    steps = [schedule.local_steps(train, rows, order, rounds) for rows in plan.rows]
     passes = [n * batch / rows for n, rows in zip(steps, plan.rows, strict=True)]
     each = f"{min(passes):.2g}" if len(set(passes)) == 1 else f"{min(passes):.2g} to {max(passes):.2g}"
     yield (

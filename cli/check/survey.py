@@ -14,6 +14,7 @@ from client_app.node import Node
 from client_app.site import Site
 from core.errors import ConfigError
 from core.sections import Config
+from core.types import HelloRequest
 from tasks.base import Example
 from tasks.forward.setup import load_base
 from tasks.model.base import Base
@@ -33,7 +34,7 @@ def survey(config: Config, clients: int, *, lengths: bool) -> Iterator[Holding]:
     _check_writable(Site(config, Node(0, clients)).state_dir)
     for client in range(clients):
         site = Site(config, Node(client, clients))
-        hello = site.hello({"simulation": True})
+        hello = site.hello(HelloRequest("check", simulation=True))
         base, rows = site.base(), site.parts()[0]
         examples = engine.encode_rows(base, site.task, rows, config, site.cache).usable
         yield Holding(

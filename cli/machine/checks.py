@@ -11,7 +11,8 @@ from typing import Literal
 
 import psutil
 
-FLWR = "1.39."  # the last series in which server and sites communicate by gRPC
+from core.flower_patches import SERIES
+
 ROOM = 2e9  # free bytes below which a disk for checkpoints or caches is noted
 Verdict = Literal["ok", "note", "no"]
 
@@ -32,8 +33,10 @@ def versions() -> Iterator[Check]:
     """The versions of Python, Flower and the libraries on which numerical results depend."""
     installed = {name: _version(name) for name in ("accord-fl", "flwr", "torch", "transformers", "peft")}
     message = f"python {platform.python_version()}, " + ", ".join(f"{n} {v}" for n, v in installed.items())
-    if not installed["flwr"].startswith(FLWR):
-        message += f"; needs flwr {FLWR}*, the same on every machine: pip install 'flwr[simulation]=={FLWR}*'"
+    if not installed["flwr"].startswith(f"{SERIES}."):
+        message += (
+            f"; needs flwr {SERIES}.*, the same on every machine: pip install 'flwr[simulation]=={SERIES}.*'"
+        )
         yield Check("versions", "no", message)
     else:
         yield Check("versions", "ok", message)

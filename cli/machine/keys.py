@@ -2,8 +2,6 @@
 
 import base64
 import hashlib
-import os
-from contextlib import suppress
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -17,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
+from core import atomic
 from core.errors import ConfigError
 
 
@@ -61,18 +60,9 @@ def fingerprint_of(private: Path) -> str:
 
 def write(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a file atomically, with its mode set from the start. Raises ConfigError if it cannot be written."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
-        part.unlink(missing_ok=True)
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        atomic.write(path, content, mode)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.machine.environment import cleaned, die_with_parent
+from core.addresses import join_address
 from core.errors import ConfigError
 from core.files import read_toml
 
@@ -76,7 +77,7 @@ def check_port(host: str, port: int, hint: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            address = join_address(host, port)
             raise ConfigError(f"cannot listen on {address}: {error.strerror}; {hint}") from error
 
 

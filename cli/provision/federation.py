@@ -1,15 +1,14 @@
 """federation.toml: the server and the sites of a federation, and their addresses."""
 
-import difflib
 import ipaddress
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
 
+from core.addresses import join_address, split_address
 from core.errors import ConfigError
 from core.files import read_toml
+from core.tables import read_table
 
 MOST_DAYS = 36500
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -49,12 +48,12 @@ class Federation:
     @property
     def address(self) -> str:
         """HOST:PORT that the sites connect to."""
-        return join(self.hosts[0], self.fleet_port)
+        return join_address(self.hosts[0], self.fleet_port)
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names of the server's certificate, with the loopback ones that processes on the server use."""
-        return tuple(dict.fromkeys((*self.hosts, "localhost", "127.0.0.1", split(self.control)[0])))
+        return tuple(dict.fromkeys((*self.hosts, "localhost", "127.0.0.1", split_address(self.control)[0])))
 
 
 def read_federation(path: Path) -> Federation:
@@ -64,39 +63,14 @@ def read_federation(path: Path) -> Federation:
     if not isinstance(tables, dict) or not tables:
         raise ConfigError(f"{path}: expected a table for each site, such as [sites.north], got {tables!r}")
     sites = tuple(
-        _from_table(SitePlan, table, f"{path}: [sites.{name}]", name=name) for name, table in tables.items()
+        read_table(SitePlan, table, f"{path}: [sites.{name}]", name=name) for name, table in tables.items()
     )
     hosts = document.pop("hosts", None)
     if not isinstance(hosts, list) or not hosts or not all(isinstance(host, str) for host in hosts):
         raise ConfigError(f'{path}: expected hosts = ["fl.example.org"], the server\'s names, got {hosts!r}')
-    federation = _from_table(Federation, document, str(path), hosts=tuple(hosts), sites=sites)
+    federation = read_table(Federation, document, str(path), hosts=tuple(hosts), sites=sites)
     _check(federation, path)
     return federation
-
-
-def _from_table(cls: type, table: Any, where: str, **values_by_field: Any) -> Any:
-    """An instance of `cls` from a table with keys in kebab case and `values_by_field`; checks every key and type."""
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{where}: expected a table, got {table!r}")
-    types = get_type_hints(cls)
-    fields_by_key = {
-        field.name.replace("_", "-"): field for field in fields(cls) if field.name not in values_by_field
-    }
-    values = dict(values_by_field)
-    for key, value in table.items():
-        if key not in fields_by_key:
-            near = difflib.get_close_matches(key, fields_by_key, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(fields_by_key)}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-        expected = types[fields_by_key[key].name]
-        if type(value) is not expected:
-            raise ConfigError(f"{where}: {key} must be {expected.__name__}, got {value!r}")
-        values[fields_by_key[key].name] = value
-    try:
-        return cls(**values)
-    except TypeError as error:
-        missing = [key for key, field in fields_by_key.items() if field.name not in values]
-        raise ConfigError(f"{where}: the key {missing[0]!r} is missing") from error
 
 
 def _check(federation: Federation, path: Path) -> None:
@@ -105,34 +79,25 @@ def _check(federation: Federation, path: Path) -> None:
             raise ConfigError(
                 f"{path}: a name must be 1 to 32 of a-z, 0-9 and -, and must not begin or end with -; got {name!r}"
             )
-    host, port = split(federation.control)
+    host, port = split_address(federation.control, f"{path}: control")
     for value in federation.hosts:
         if not (is_address(value) or HOST.fullmatch(value)):
             raise ConfigError(f"{path}: hosts must hold host names and IP addresses, got {value!r}")
-    if not (is_address(host) or HOST.fullmatch(host)) or not port.isdecimal():
-        raise ConfigError(f'{path}: control must be "HOST:PORT", got {federation.control!r}')
+    if not (is_address(host) or HOST.fullmatch(host)):
+        raise ConfigError(
+            f'{path}: control must be "HOST:PORT" of a host name or an IP address, got {federation.control!r}'
+        )
     if not is_address(federation.listen):
         raise ConfigError(f"{path}: listen must be an IP address, such as 0.0.0.0, got {federation.listen!r}")
     ports = [(f"[sites.{site.name}] port", site.port) for site in federation.sites]
-    for key, number in (("fleet-port", federation.fleet_port), ("control", int(port)), *ports):
+    for key, number in (("fleet-port", federation.fleet_port), *ports):
         if not 0 < number < 65536:
             raise ConfigError(f"{path}: {key} must be a port from 1 to 65535, got {number}")
     for key, days in (("days", federation.days), ("ca-days", federation.ca_days)):
         if not 0 < days <= MOST_DAYS:
             raise ConfigError(f"{path}: {key} must be from 1 to {MOST_DAYS}, got {days}")
-    if int(port) == federation.fleet_port:
+    if port == federation.fleet_port:
         raise ConfigError(f"{path}: control and fleet-port both use port {port} of the server; change one")
-
-
-def split(address: str) -> tuple[str, str]:
-    """Host and port of "HOST:PORT" or "[IPV6]:PORT"."""
-    host, _, port = address.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), port
-
-
-def join(host: str, port: int) -> str:
-    """HOST:PORT, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_address(text: str) -> bool:

@@ -2,7 +2,8 @@
 
 import tomli_w
 
-from cli.provision.federation import Federation, SitePlan, split
+from cli.provision.federation import Federation, SitePlan
+from core.addresses import split_address
 
 UNIT = """\
 [Unit]
@@ -174,7 +175,7 @@ def server(federation: Federation) -> dict[str, str]:
         port=federation.fleet_port,
         hosts=" or ".join(federation.hosts),
         control=federation.control,
-        control_port=split(federation.control)[1],
+        control_port=split_address(federation.control)[1],
         folder=folder,
     )
     service = SUPERLINK.format(port=federation.fleet_port, health=HEALTH.format(process="superlink"))

@@ -23,7 +23,8 @@ from cli.provision.certificates import (
     names_of,
     read_certificate,
 )
-from cli.provision.federation import Federation, SitePlan, join
+from cli.provision.federation import Federation, SitePlan
+from core.addresses import join_address
 from core.errors import ConfigError
 from core.files import read_toml
 
@@ -109,7 +110,7 @@ def _server(federation: Federation, folder: Path, authority: Path, *, renew: boo
     about = {
         "kind": "server",
         "federation": federation.name,
-        "fleet": join(federation.listen, federation.fleet_port),
+        "fleet": join_address(federation.listen, federation.fleet_port),
         "control": federation.control,
         "state-dir": "state",
     }

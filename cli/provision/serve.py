@@ -14,8 +14,8 @@ from cli.machine.environment import cleaned
 from cli.machine.keys import fingerprint, write
 from cli.machine.processes import BIN, KIT, check_port, environment, read_kit
 from cli.provision.certificates import days_left, is_signed_by, names_of, read_certificate
-from cli.provision.federation import split
 from cli.provision.kits import SOON
+from core.addresses import split_address
 from core.errors import ConfigError
 from core.files import read_toml
 
@@ -39,13 +39,13 @@ def superlink(kit: Path) -> list[str]:
     for key in ("fleet", "control"):
         check_free(about[key])
     (kit / about["state-dir"]).mkdir(mode=0o700, exist_ok=True)
-    host, port = split(about["control"])
+    host, port = split_address(about["control"])
     return [
         str(BIN / "flower-superlink"),
         *("--ssl-ca-certfile", str(kit / "ca.crt")),
         *("--ssl-certfile", str(kit / "server.crt"), "--ssl-keyfile", str(kit / "server.key")),
         *("--enable-supernode-auth", "--database", str(kit / about["state-dir"] / "superlink.db")),
-        *("--fleet-api-address", about["fleet"], "--host", host, "--port", port),
+        *("--fleet-api-address", about["fleet"], "--host", host, "--port", str(port)),
     ]
 
 
@@ -168,9 +168,8 @@ def sites(kit: Path) -> Iterator[tuple[str, str, str]]:
 
 def check_free(address: str) -> None:
     """Raise ConfigError unless this machine can listen on HOST:PORT."""
-    host, port = split(address)
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(
-            f'expected "HOST:PORT", got {address!r}; was {KIT} edited? `accord provision` makes it again'
-        )
-    check_port(host, int(port), "is a SuperLink already running?")
+    try:
+        host, port = split_address(address)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; was {KIT} edited? `accord provision` makes it again") from error
+    check_port(host, port, "is a SuperLink already running?")

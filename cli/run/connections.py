@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from cli.machine.environment import proxy_for
+from core.addresses import split_address
 from core.errors import ConfigError
 from core.files import read_toml
 
@@ -31,8 +32,10 @@ class Connection:
     @property
     def place(self) -> tuple[str, int] | None:
         """Host and port, or None for an address of another form."""
-        host, _, port = self.address.removeprefix("https://").removeprefix("http://").rpartition(":")
-        return (host.strip("[]"), int(port)) if host and port.isdecimal() else None
+        try:
+            return split_address(self.address.removeprefix("https://").removeprefix("http://"))
+        except ConfigError:
+            return None
 
 
 def connection(name: str, environ: Mapping[str, str]) -> Connection:

@@ -8,15 +8,15 @@ import signal
 import subprocess
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import FrameType
 
 import tomli_w
 import typer
 
 from cli.machine.environment import RAY_BYTES, ROOM, cleaned, private_ray, short_folder
 from cli.machine.processes import BIN, ROOT, check_home, environment
+from cli.machine.signals import raise_on_signals
 from cli.run.check_process import checking
 from cli.run.client_packing import Packing, base_bytes, check_this_device, pack, this_machine
 from cli.run.ray_failure import simulation_failure
@@ -59,7 +59,9 @@ def launch(request: Request, *, verbose: bool) -> int:
     stream = Stream(scratch / "stream.log", is_deployment=not is_simulation, verbose=verbose)
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_signals_as_interrupts(hang_up=is_simulation))
+            # their default action would leave the SuperLink running; the SuperLink of a deployment outlives a terminal
+            numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if is_simulation else [])]
+            stack.enter_context(raise_on_signals(numbers, lambda number: KeyboardInterrupt(128 + number)))
             code = _run(request, {**request.keys, "run.dir": str(run_dir)}, scratch, stream, stack)
     except KeyboardInterrupt as interrupt:
         code = interrupt.args[0] if interrupt.args else 130
@@ -136,24 +138,6 @@ def _environment(scratch: Path) -> tuple[dict[str, str], list[str]]:
     return env, notes
 
 
-@contextlib.contextmanager
-def _signals_as_interrupts(*, hang_up: bool) -> Iterator[None]:
-    """During the block, SIGTERM ends a run as Ctrl-C does, and so does SIGHUP if `hang_up`.
-
-    Their default action would leave the SuperLink running. A signal that is ignored (nohup) stays ignored.
-    """
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hang_up else [])]
-    before = {n: signal.getsignal(n) for n in numbers}
-    for number in numbers:
-        if before[number] != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def remove_unbegun(folders: Iterable[Path], fresh_s: float = FRESH_S) -> None:
     """Delete the run folders in which no round was begun and that no process holds.
 
@@ -184,11 +168,6 @@ def report_failure(request: Request, code: int, stream: Stream) -> None:
             f"accord resume {shlex.quote(str(folder))}{superlink_option}",
             err=True,
         )
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt(128 + number)
 
 
 def stage(folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """Parse the arguments of a command: presets, KEY=VALUE, a run folder. Every key and value is checked."""
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,14 @@ from core.errors import ConfigError, DataError
 from core.files import read_json, read_toml
 from core.naming import shown_name
 from core.plugins import build
+from core.settings import read_setting
+from core.tables import did_you_mean, typed
 from core.types import Scalar
 from server_app.report.commands import FEDERATION, has_owners
 from server_app.report.reading import CONFIG, read_config
 from tasks.data.clients.shares import owners_of
 
+FEDERATION_KEYS = {f"federation.{key}": value for key, value in FEDERATION.items()}
 MINIMUM = "strategy.min-available-nodes"
 LEAST = {"num-supernodes": 1, "client-cpus": 1, "client-gpus": 0}
 MOST = 1e6  # every key of LEAST must be below
@@ -123,11 +125,8 @@ def _sources(arguments: list[str]) -> Iterator[tuple[str, Mapping[str, Scalar]]]
                 raise ConfigError(f"expected preset files first, then KEY=VALUE arguments; got {argument!r}")
             yield argument, _preset(Path(argument))
         else:
-            key, text = argument.split("=", 1)
-            yield (
-                "command line",
-                {key: _value(text, defaults().get(key, FEDERATION.get(key.split(".", 1)[-1])))},
-            )
+            key, value = read_setting(argument, {**FEDERATION_KEYS, **defaults()})
+            yield "command line", {key: value}
 
 
 def _preset(path: Path) -> dict[str, Scalar]:
@@ -138,27 +137,12 @@ def _preset(path: Path) -> dict[str, Scalar]:
     raise ConfigError(f"no preset {path}: no such file, here or in presets/, which has {available}")
 
 
-def _value(text: str, default: Scalar | None) -> Scalar:
-    """Parse a value as TOML; where the default is a string, any text is a string and needs no quotes."""
-    if isinstance(default, str):
-        return text
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 def _federation_value(key: str, value: Scalar) -> Scalar:
     short = key.removeprefix("federation.")
-    if short not in FEDERATION:
-        raise ConfigError(
-            f"unknown key {key!r}; expected one of {', '.join('federation.' + k for k in FEDERATION)}"
-        )
-    expected = type(FEDERATION[short])
-    if expected is float and type(value) is int:
-        value = float(value)
-    if type(value) is not expected:
-        raise ConfigError(f"{key} must be {expected.__name__}, got {value!r}")
+    if key not in FEDERATION_KEYS:
+        hint = did_you_mean(key, FEDERATION_KEYS) or f"have: {', '.join(FEDERATION_KEYS)}"
+        raise ConfigError(f"unknown key {key!r}; {hint}")
+    value = typed(key, value, type(FEDERATION[short]))
     if short in LEAST and not LEAST[short] <= float(value) < MOST:
         raise ConfigError(f"{key} must be at least {LEAST[short]} and below {MOST:g}, got {value!r}")
     if short == "client-cpus" and value != int(value):

@@ -7,8 +7,7 @@ It removes most of the seconds that Flower 1.39 adds to each message:
   between attempts to fetch tensors that are still on their way. Here the sleeps are shorter and grow with idle time.
 - Flower unpacks the app's bundle for each message. Here it is unpacked once.
 - Flower waits for ever for a ClientApp that died before it fetched its message. Here such a message fails.
-The last three (core/flower_patches.py) patch Flower's internals; internals that differ from 1.39 are left alone, with
-a warning.
+The last three (core/flower_patches.py) patch Flower's internals; another version is left alone, with a warning.
 
 This program must not import Accord's modules: the app that Flower unpacks brings modules of the same names.
 """
@@ -54,18 +53,7 @@ os.execv({real!r}, [{real!r}, *sys.argv[1:]])
 def main() -> None:
     """Run flower-supernode in this process with the command line's arguments and its exit status."""
     patches = load_module("core/flower_patches.py")
-    missing = [
-        name
-        for name, applied in (
-            ("polling", patches.shorten_supernode_polling()),
-            ("fetching of tensors", patches.shorten_fetch_retries()),
-            ("unpacking of the app", patches.unpack_app_once()),
-            ("handling of ClientApps that died", patches.fail_messages_of_dead_apps()),
-        )
-        if not applied
-    ]
-    if missing:
-        warn(" and ".join(missing))
+    patches.apply(patches.SUPERNODE)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     sys.argv[0] = "flower-supernode"
     # mode 0700, so that no other user reaches the socket; a short path, as those of unix sockets are limited
@@ -82,17 +70,10 @@ def main() -> None:
 
 def tasks() -> None:
     """Run flower-superexec, which the SuperNode starts and which polls it for tasks."""
-    if not load_module("core/flower_patches.py").shorten_task_polling():
-        warn("polling for tasks")
+    patches = load_module("core/flower_patches.py")
+    patches.apply(patches.SUPEREXEC)
     sys.argv = ["flower-superexec", *sys.argv[2:]]
     command("flower-superexec")()
-
-
-def warn(patches: str) -> None:
-    print(
-        f"accord: flwr {metadata.version('flwr')} differs from 1.39: its {patches} cannot be patched and stays slow",
-        file=sys.stderr,
-    )
 
 
 def exit_with(run: Callable[[], Any]) -> None:
@@ -153,8 +134,8 @@ def fork(address: str, parent: int) -> None:
     import grpc  # noqa: F401 - for the relay
 
     patches = load_module("core/flower_patches.py")
-    patches.shorten_fetch_retries()
-    patches.unpack_app_once()
+    for patch in patches.CLIENTAPP:
+        patch()  # the SuperNode has reported those that cannot be made
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children must not become zombies
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:

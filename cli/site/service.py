@@ -17,10 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import grpc
 
+from cli.machine.signals import raise_on_signals
 from cli.site import telemetry
 from cli.site.policy.guard import GuardedSite
 from cli.site.policy.rules import Policy
@@ -29,10 +29,11 @@ from client_app import handle as client_messages
 from client_app.claim import Claim
 from client_app.failures import unexpected_failure
 from client_app.handle import KINDS, Guard, Request
+from client_app.node import Node
 from client_app.relay import FORMAT, METHOD, TOKEN
-from client_app.site import Node, forget_rows
 from client_app.workers import END, follow
-from core import __version__
+from core import __version__, caches
+from core.caches import Holds
 from core.errors import AccordError, ConfigError, FrameError, SiteError
 from core.framing import FACTS, Failure, RecordDict, encode_failure, pack, unpack
 from core.sections import Config
@@ -108,16 +109,14 @@ class Service:
         if self.run or self.base:
             log.info("run=%s released after %g s without a message", self.run, self.site.idle_s)
         self.run, self.base = "", ()
-        client_messages.release()
-        forget_rows()
+        caches.drop(Holds.RUN)
         setup.forget()
 
     def make_room(self, run: str, config: Config) -> None:
         """Free the rows and tokens of another run, and its base model unless this run uses the same."""
         base = config.model, config.lora, config.task_choice.build().private_parts
         if run != self.run:
-            client_messages.release()
-            forget_rows()
+            caches.drop(Holds.RUN)
         if base != self.base:
             setup.forget()
         self.run, self.base = run, base
@@ -145,25 +144,18 @@ def main(site: SiteFile) -> None:
         server = _server(service, site.token())
         if site.metrics_port:
             telemetry.serve(site.metrics_port)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _stop)
-        log.info(
-            "site partition-id=%d of %d at %s, processes=%d: ready",
-            site.partition_id,
-            site.num_partitions,
-            site.address,
-            processes.size(),
-        )
-        service.serve()
-        if processes.size() > 1:
-            processes.broadcast(END)
-        server.stop(GRACE_S).wait()
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    for handled in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(handled, signal.SIG_IGN)
-    raise Stop
+        with raise_on_signals((signal.SIGTERM, signal.SIGINT), lambda number: Stop()):
+            log.info(
+                "site partition-id=%d of %d at %s, processes=%d: ready",
+                site.partition_id,
+                site.num_partitions,
+                site.address,
+                processes.size(),
+            )
+            service.serve()
+            if processes.size() > 1:
+                processes.broadcast(END)
+            server.stop(GRACE_S).wait()
 
 
 def _guard(policy: str) -> Guard:

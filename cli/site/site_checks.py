@@ -12,9 +12,11 @@ from cli.site.connectivity import proxy_of
 from cli.site.policy.rules import Policy
 from cli.site.site_file import SiteFile
 from cli.site.supervise import NodeKit, check_files, check_server
+from core.addresses import split_address
 from core.errors import AccordError
 from tasks.data.base import load
-from tasks.data.jsonl import WANTED, Jsonl
+from tasks.data.clients.own_file import own_source
+from tasks.data.reading.folders import WANTED
 
 
 def checks(path: Path) -> Iterator[Check]:
@@ -44,7 +46,7 @@ def _rows(site: SiteFile) -> Iterator[Check]:
         )
         return
     try:
-        table = load(Jsonl(path=site.data_path), seed=0, clients=1, on_bad_row="skip")
+        table = load(own_source(site.data_path, site.data_source), seed=0, clients=1, on_bad_row="skip")
     except AccordError as error:
         yield Check("rows", "no", f"{site.data_path} holds no usable row: {error}")
         return
@@ -77,8 +79,7 @@ def _process(site: SiteFile) -> Check:
                 connection.settimeout(3)
                 connection.connect(str(path))
         else:
-            host, _, port = site.address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=3).close()
+            socket.create_connection(split_address(site.address), timeout=3).close()
     except OSError as error:
         return Check(
             "process", "note", f"`accord site` does not answer at {site.address} ({error.strerror or error})"

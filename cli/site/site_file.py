@@ -1,32 +1,34 @@
 """SITE.toml: the settings of a resident site process, which the server cannot change."""
 
-import difflib
 import os
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from cli.machine.environment import LOOPBACK
 from client_app.node import Node
+from core.addresses import split_address
 from core.errors import ConfigError
 from core.files import read_toml
+from core.settings import read_setting
+from core.tables import read_table
 from core.types import Scalar
+from tasks.data.clients.own_file import own_source
 
 MAX_MESSAGE_MB = 2048  # a message's length is a 32-bit integer
 MAX_IDLE_S = 1e9  # longer waits overflow the clock
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True)
 class SiteFile:
     """The contents of SITE.toml. Its keys are the fields in kebab case; paths are relative to the file's folder."""
 
-    address: str = ""  # unix:///run/accord/site.sock, or 127.0.0.1:PORT with a token-file
-    partition_id: int = -1
-    num_partitions: int = 0
+    address: str  # unix:///run/accord/site.sock, or 127.0.0.1:PORT with a token-file
+    partition_id: int
+    num_partitions: int
     name: str = ""  # shown with its number in terminals and reports; `accord provision` writes it
     data_path: str = ""  # the site's own private rows; "": its share of the source that a run names
+    data_source: str = ""  # the data source that reads data_path; "": the one that its ending names
     state_dir: str = ""  # caches and private memory; "": client.state-dir of a run, $ACCORD_HOME or ~/.accord
     policy: str = ""  # a policy.toml; "": everything is allowed
     socket_mode: str = (
@@ -43,11 +45,9 @@ class SiteFile:
         """Read the file and apply KEY=VALUE overrides. Raises ConfigError, in one line, if anything is wrong."""
         settings = read_toml(path)
         for override in overrides:
-            key, separator, text = override.partition("=")
-            if not separator:
-                raise ConfigError(f"expected KEY=VALUE after {path}, got {override!r}")
-            settings[key] = _value(text)
-        site = SiteFile(**_checked(settings, str(path)))._with_absolute_paths(path.resolve().parent)
+            key, value = read_setting(override, {}, f"KEY=VALUE after {path}")
+            settings[key] = value
+        site = read_table(SiteFile, settings, str(path))._with_absolute_paths(path.resolve().parent)
         site.check()
         return site
 
@@ -58,6 +58,7 @@ class SiteFile:
             "partition-id": self.partition_id,
             "num-partitions": self.num_partitions,
             "data-path": self.data_path,
+            "data-source": self.data_source,
             "state-dir": self.state_dir,
             "site-name": self.name,
         }
@@ -72,6 +73,8 @@ class SiteFile:
         Node.read(self.facts)
         if self.data_path and not Path(self.data_path).exists():
             raise ConfigError(f"data-path = {self.data_path!r}: no such file")
+        if self.data_path:
+            own_source(self.data_path, self.data_source)
         if self.socket_mode not in ("0600", "0660"):
             raise ConfigError(f"socket-mode must be '0600' or '0660', got {self.socket_mode!r}")
         if self.log_format not in ("text", "json"):
@@ -89,8 +92,7 @@ class SiteFile:
                     f"address = {self.address!r}: a unix socket's path may have at most 100 bytes"
                 )
             return
-        host, _, port = self.address.rpartition(":")
-        if host not in LOOPBACK or not port.isdecimal() or not 0 < int(port) < 65536:
+        if not self._is_on_loopback():
             raise ConfigError(
                 f"address must be unix:///PATH.sock or 127.0.0.1:PORT, got {self.address!r}: a site process serves "
                 "only the SuperNode on the same machine"
@@ -100,6 +102,12 @@ class SiteFile:
                 f"address = {self.address!r}: every user of this machine can reach it; set token-file, or use "
                 "unix:///PATH.sock"
             )
+
+    def _is_on_loopback(self) -> bool:
+        try:
+            return split_address(self.address)[0] in LOOPBACK
+        except ConfigError:
+            return False
 
     def token(self) -> str:
         """Return the secret of a site on loopback; "" on a unix socket, which file permissions protect."""
@@ -129,32 +137,3 @@ class SiteFile:
             name: absolute(getattr(self, name)) for name in ("data_path", "state_dir", "policy", "token_file")
         }
         return replace(self, address=address, **paths)
-
-
-def _checked(settings: Mapping[str, Any], where: str) -> dict[str, Any]:  # Any: whatever TOML can hold
-    """Return the settings under field names. Raises ConfigError for unknown keys, wrong types and missing keys."""
-    defaults = {f.name.replace("_", "-"): f.default for f in fields(SiteFile)}
-    out = {}
-    for key, value in settings.items():
-        if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"have: {', '.join(defaults)}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-        want = type(defaults[key])
-        if want is float and type(value) is int:
-            value = float(value)
-        if type(value) is not want or "\0" in str(value):
-            raise ConfigError(f"{where}: {key} must be {want.__name__}, got {value!r}")
-        out[key.replace("-", "_")] = value
-    for key in ("address", "partition-id", "num-partitions"):
-        if key not in settings:
-            raise ConfigError(f"{where}: {key} is missing")
-    return out
-
-
-def _value(text: str) -> Scalar:
-    """Parse the text as a TOML value; if it is none, it is a string."""
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return text

@@ -23,17 +23,19 @@ from typing import Any
 
 from cli.machine.environment import cleaned
 from cli.machine.keys import check_private, fingerprint_of
-from cli.machine.processes import check_port, environment, read_kit, start_piped
+from cli.machine.processes import KIT, check_port, environment, read_kit, start_piped
 from cli.site.connectivity import reach
+from core.addresses import join_address, split_address
 from core.errors import AccordError, ConfigError
 from core.files import read_toml
+from core.settings import read_setting
 
 PAUSE_S = 5.0
 STOP_TIMEOUT_S = 30.0  # for a SuperNode to end after SIGTERM
 REMEMBERED_S = 65.0  # twice Flower's heartbeat: how long a SuperLink takes a dead SuperNode for alive
 MAX_CLOCK_DIFFERENCE_S = 300  # that Flower's signatures allow
 PROBE_S = 10.0
-OVERRIDABLE = ("address", "token-file", "state-dir")  # keys of site.toml that a SuperNode reads
+OVERRIDABLE = {"address": "", "token-file": "", "state-dir": ""}  # keys of site.toml that a SuperNode reads
 LAST_LINES = 200  # of a SuperNode's output that are kept: Flower's reason comes before its stack traces
 CERTIFICATE = {  # OpenSSL's verify codes
     9: "is not valid yet: compare the clocks of both machines",
@@ -50,7 +52,7 @@ class NodeKit:
     folder: Path
     name: str
     host: str
-    port: str
+    port: int
     runtime_port: int
     site: dict[str, Any]  # the settings of site.toml
 
@@ -59,22 +61,20 @@ class NodeKit:
         """Read a kit and apply KEY=VALUE overrides, of OVERRIDABLE keys, to its site.toml. Raises ConfigError."""
         about = read_kit(folder, "site")
         site = read_toml(folder / "site.toml")
+        expected = f"{' | '.join(f'{key}=...' for key in OVERRIDABLE)} after {folder}"
         for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator or key not in OVERRIDABLE:
-                raise ConfigError(
-                    f"expected {' | '.join(f'{k}=...' for k in OVERRIDABLE)} after {folder}, got {override!r}"
-                )
+            key, value = read_setting(override, OVERRIDABLE, expected)
+            if key not in OVERRIDABLE:
+                raise ConfigError(f"expected {expected}, got {override!r}")
             site[key] = value
         if not site.get("address") and not {"partition-id", "num-partitions"} <= site.keys():
             raise ConfigError(f"{folder / 'site.toml'}: address is missing")
-        host, _, port = str(about["superlink"]).rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
+        host, port = split_address(about["superlink"], f"{folder / KIT}: superlink")
         return NodeKit(folder.resolve(), about["name"], host, port, about["runtime-port"], site)
 
     @property
     def superlink(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return join_address(self.host, self.port)
 
     @property
     def state(self) -> Path:
@@ -99,6 +99,8 @@ class NodeKit:
             facts["site-name"] = self.name
             if path := self.site.get("data-path"):
                 facts["data-path"] = str(self.place(path))
+                if source := self.site.get("data-source"):
+                    facts["data-source"] = source
         return " ".join(f"{key}={value!r}" for key, value in facts.items())
 
     @property
@@ -241,7 +243,7 @@ def check_server(kit: NodeKit) -> None:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{kit.folder / 'ca.crt'} cannot be read as a certificate: {error}") from error
     context.set_alpn_protocols(["h2"])
-    with reach(kit.host, int(kit.port), PROBE_S) as raw:
+    with reach(kit.host, kit.port, PROBE_S) as raw:
         try:
             context.wrap_socket(raw, server_hostname=kit.host).close()
         except ssl.SSLCertVerificationError as error:

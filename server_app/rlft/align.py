@@ -31,9 +31,9 @@ from tasks.forward.setup import load_base
 from tasks.model.adapter import get_adapter, initial_adapter, save_adapter, set_adapter
 from tasks.model.base import Base
 from tasks.pretrained.loading import check_length
+from tasks.scoring.ensemble import SelectorEnsemble
 from tasks.scoring.evaluate import exact_kl
-from tasks.scoring.generate import Talker
-from tasks.scoring.jury import Jury
+from tasks.scoring.generate import TextGenerator
 from tasks.tokens.cache import Cache
 from tasks.tokens.encode import Encoder
 from tasks.training import loop
@@ -104,9 +104,9 @@ class Rlft:
             self.config.run.seed,
             [prompts[i] for i in train],
             [prompts[i] for i in held_out],
-            self._jury(),
-            base=self._talker(frozen=True),
-            policy=self._talker(frozen=False),
+            self._ensemble(),
+            base=self._generator(frozen=True),
+            policy=self._generator(frozen=False),
         )
 
     # --- the pipeline -----------------------------------------------------------------
@@ -189,15 +189,15 @@ class Rlft:
     def _scores(self, target: Target, tree: Tree) -> Json:
         """Evaluate the policy's greedy answers to held-out prompts: judgement, signal, length and KL to the base."""
         prompts = [public_prompt.prompt for public_prompt in self.labels.held_out]
-        references, talker = self.labels.references, self.labels.policy
+        references, generator = self.labels.references, self.labels.policy
         set_adapter(self.policy, tree)
-        answers = talker.generate(prompts)
-        encoded = [talker.encoder.example(p, [answer]) for p, answer in zip(prompts, answers, strict=True)]
+        answers = generator.generate(prompts)
+        encoded = [generator.encoder.example(p, [answer]) for p, answer in zip(prompts, answers, strict=True)]
         examples = [example for example in encoded if example]
         scores = {
             "kl": exact_kl(self.policy, examples),
             "tokens": sum(len(e.completions[0]) for e in examples) / len(examples),
-            **self.judge.score(talker),
+            **self.judge.score(generator),
             **self.judge.compare(prompts, answers, references, target.clients),
         }
         return scores | signal(self.labels.verdicts(target, answers))
@@ -223,7 +223,7 @@ class Rlft:
         """Write the best-of-n curve, the pairs that the policy was trained on, and the adapter of its best epoch."""
         rlft, labels, name = self.config.rlft, self.labels, target.name
         curve = best_of_n(
-            labels.candidates(target), labels.jury(target).weights, rlft.vote, self.judge, target.clients
+            labels.candidates(target), labels.ensemble(target).weights, rlft.vote, self.judge, target.clients
         )
         self._write_record(target, records, best_of_n=curve)
         rows = [row for turn in _turns(records) for row in labels.rows(target, turn)[0]]
@@ -272,10 +272,10 @@ class Rlft:
     def _source(self) -> Source:
         return self.config.source_choice.build()
 
-    def _jury(self) -> Jury:
+    def _ensemble(self) -> SelectorEnsemble:
         selectors, sizes = self.selectors, [len(self.selectors.groups[name]) for name in self.selectors.trees]
         weights = tuple(map(float, sizes)) if any(sizes) else (1.0,) * len(sizes)
-        return Jury(
+        return SelectorEnsemble(
             self.base,
             self.config.task_choice.build(),
             self._encoder(self.base),
@@ -287,9 +287,9 @@ class Rlft:
     def _encoder(self, base: Base) -> Encoder:
         return Encoder(base.tokenizer, self.config.data.prompt_format, self.config.train.max_length)
 
-    def _talker(self, *, frozen: bool) -> Talker:
+    def _generator(self, *, frozen: bool) -> TextGenerator:
         tokens = self.config.rlft.max_new_tokens
-        return Talker(self.policy, self._encoder(self.policy), frozen=frozen, new_tokens=tokens)
+        return TextGenerator(self.policy, self._encoder(self.policy), frozen=frozen, new_tokens=tokens)
 
 
 def _turns(records: Sequence[Json]) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from core.errors import ConfigError
 from core.sections import Choice, Config
 from core.types import Metrics
-from evals.base import Talker
+from evals.base import LanguageModel
 from tasks.data.base import Planted, Source
 from tasks.scoring.votes import How, Verdict, knockout, ranking, vote
 
@@ -64,11 +64,11 @@ class Judge:
             gains.append([new - old for new, old in utilities if new is not None and old is not None])
         return _win_metrics("judge", [gain for gain in gains if gain])
 
-    def score(self, talker: Talker) -> Metrics:
+    def score(self, model: LanguageModel) -> Metrics:
         """`judge/accuracy`: share of the `judge/n` public pairs whose chosen answer the policy finds more likely."""
         if self.pairs is None:
             return {}
-        metrics = self.pairs.build().run(talker)
+        metrics = self.pairs.build().run(model)
         return {"judge/accuracy": metrics["logps/accuracies"], "judge/n": metrics["examples"]}
 
     def _utility(self, prompt: str, answer: str, client: int) -> float | None:
@@ -76,7 +76,7 @@ class Judge:
 
 
 def signal(verdicts: Sequence[Verdict]) -> Metrics:
-    """Score and win rate of answer 0 over answer 1 of each prompt, by the jury's vote over both orders."""
+    """Score and win rate of answer 0 over answer 1 of each prompt, by the ensemble's vote over both orders."""
     return _win_metrics("signal", [[float(v.score[0, 1])] for v in verdicts])
 
 

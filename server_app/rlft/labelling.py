@@ -15,8 +15,8 @@ from server_app.rlft.prompts import PublicPrompt
 from server_app.rlft.stages import greedy_answers, sample_answers, score_answers
 from tasks.base import Row
 from tasks.data.base import CONFIDENCE
-from tasks.scoring.generate import Sampling, Talker
-from tasks.scoring.jury import Jury
+from tasks.scoring.ensemble import SelectorEnsemble
+from tasks.scoring.generate import Sampling, TextGenerator
 from tasks.scoring.votes import Verdict, pairs, vote
 
 ALL = "population"
@@ -27,7 +27,7 @@ class Target:
     """A policy to train: the selectors that label its pairs, and the clients that it is for."""
 
     name: str  # "population", or the name of the selector
-    selectors: tuple[int, ...]  # indices in the jury
+    selectors: tuple[int, ...]  # indices in the ensemble
     clients: tuple[int, ...]
 
 
@@ -43,27 +43,27 @@ class Labels:
     seed: int
     train: Sequence[PublicPrompt]
     held_out: Sequence[PublicPrompt]
-    full_jury: Jury
-    base: Talker
-    policy: Talker  # with its current adapter
+    full_ensemble: SelectorEnsemble
+    base: TextGenerator
+    policy: TextGenerator  # with its current adapter
     # cache of rows() by target and turn
     rows_by_turn: dict[tuple[str, int], tuple[list[Row], Json]] = field(default_factory=dict)
 
-    def jury(self, target: Target) -> Jury:
+    def ensemble(self, target: Target) -> SelectorEnsemble:
         """The selectors of one target."""
-        names = [list(self.full_jury.selectors)[i] for i in target.selectors]
-        weights = tuple(self.full_jury.weights[i] for i in target.selectors)
+        names = [list(self.full_ensemble.selectors)[i] for i in target.selectors]
+        weights = tuple(self.full_ensemble.weights[i] for i in target.selectors)
         return replace(
-            self.full_jury, selectors={n: self.full_jury.selectors[n] for n in names}, weights=weights
+            self.full_ensemble, selectors={n: self.full_ensemble.selectors[n] for n in names}, weights=weights
         )
 
     def verdicts(self, target: Target, answers: Sequence[str]) -> list[Verdict]:
-        """The jury's verdicts on answers to the held-out prompts (index 0) against the references (index 1)."""
+        """The ensemble's verdicts on answers to the held-out prompts (index 0) against the references (index 1)."""
         questions = [
             (a.prompt, pair) for a, *pair in zip(self.held_out, answers, self.references, strict=True)
         ]
-        jury = self.jury(target)
-        return [vote(s.odds, jury.weights, self.rlft.vote) for s in jury.scores(questions)]
+        ensemble = self.ensemble(target)
+        return [vote(s.odds, ensemble.weights, self.rlft.vote) for s in ensemble.scores(questions)]
 
     @cached_property
     def references(self) -> list[str]:
@@ -85,17 +85,17 @@ class Labels:
     def _rows(self, target: Target, turn: int) -> tuple[list[Row], Json]:
         prompts = [a.prompt for a in self.train]
         if turn:
-            folder, talker, jury = (
+            folder, generator, ensemble = (
                 self.folder / target.name / f"turn-{turn:05d}",
                 self.policy,
-                self.jury(target),
+                self.ensemble(target),
             )
         else:  # answers of the base, scored by all selectors, serve every target
-            folder, talker, jury = self.folder, self.base, self.full_jury
-        sampled = self._sample(folder / "answers.jsonl", prompts, talker, turn)
-        scores = score_answers(folder / "scores.jsonl", list(zip(prompts, sampled, strict=True)), jury)
+            folder, generator, ensemble = self.folder, self.base, self.full_ensemble
+        sampled = self._sample(folder / "answers.jsonl", prompts, generator, turn)
+        scores = score_answers(folder / "scores.jsonl", list(zip(prompts, sampled, strict=True)), ensemble)
         indices = list(range(len(target.selectors)) if turn else target.selectors)
-        weights, rows, left_out = self.jury(target).weights, [], Counter()
+        weights, rows, left_out = self.ensemble(target).weights, [], Counter()
         for prompt, answers, s in zip(prompts, sampled, scores, strict=True):
             verdict = vote(s.odds[indices], weights, self.rlft.vote)
             labelled, skipped = pairs(verdict, answers, self.rlft.pairs, self.rlft.min_confidence)
@@ -123,14 +123,18 @@ class Labels:
             [reference, *answers] for reference, answers in zip(self.references, sampled, strict=True)
         ]
         scores = score_answers(
-            self.folder / "heldout-scores.jsonl", list(zip(prompts, compared, strict=True)), self.full_jury
+            self.folder / "heldout-scores.jsonl",
+            list(zip(prompts, compared, strict=True)),
+            self.full_ensemble,
         )
         return [
             Candidates(prompt, reference, answers, s.odds[list(target.selectors)])
             for prompt, reference, answers, s in zip(prompts, self.references, sampled, scores, strict=True)
         ]
 
-    def _sample(self, path: Path, prompts: Sequence[str], talker: Talker, turn: int) -> list[list[str]]:
+    def _sample(
+        self, path: Path, prompts: Sequence[str], generator: TextGenerator, turn: int
+    ) -> list[list[str]]:
         rlft = self.rlft
         sampling = Sampling(rlft.completions, rlft.temperature, rlft.top_p, rlft.max_new_tokens)
-        return sample_answers(path, prompts, talker, sampling, seed=self.seed, turn=turn)
+        return sample_answers(path, prompts, generator, sampling, seed=self.seed, turn=turn)

@@ -12,14 +12,14 @@ import torch
 from core import store
 from core.seeds import seed_for
 from core.types import Json
-from tasks.scoring.generate import Sampling, Talker
-from tasks.scoring.jury import Jury, Scores
+from tasks.scoring.ensemble import Scores, SelectorEnsemble
+from tasks.scoring.generate import Sampling, TextGenerator
 
 CHUNK = 16  # prompts that one selector scores before the next one is loaded
 
 
 def sample_answers(
-    path: Path, prompts: Sequence[str], talker: Talker, sampling: Sampling, *, seed: int, turn: int
+    path: Path, prompts: Sequence[str], generator: TextGenerator, sampling: Sampling, *, seed: int, turn: int
 ) -> list[list[str]]:
     """Several sampled answers to each prompt, one line per prompt.
 
@@ -27,27 +27,29 @@ def sample_answers(
     """
     answers = [line["completions"] for line in store.lines(path)]
     for prompt in prompts[len(answers) :]:
-        completions = talker.sample(prompt, sampling, seed=seed_for(seed, "gen", prompt, turn))
+        completions = generator.sample(prompt, sampling, seed=seed_for(seed, "gen", prompt, turn))
         _append(path, [{"prompt": prompt, "completions": completions}])
         answers.append(completions)
     return answers
 
 
-def greedy_answers(path: Path, prompts: Sequence[str], talker: Talker) -> list[str]:
+def greedy_answers(path: Path, prompts: Sequence[str], generator: TextGenerator) -> list[str]:
     """The greedy answer to each prompt, one line per prompt."""
     answers = [line["completion"] for line in store.lines(path)]
     for prompt in prompts[len(answers) :]:
-        (completion,) = talker.generate([prompt])
+        (completion,) = generator.generate([prompt])
         _append(path, [{"prompt": prompt, "completion": completion}])
         answers.append(completion)
     return answers
 
 
-def score_answers(path: Path, questions: Sequence[tuple[str, Sequence[str]]], jury: Jury) -> list[Scores]:
-    """The jury's scores of the answers to each prompt, one line per prompt. questions: (prompt, answers)."""
+def score_answers(
+    path: Path, questions: Sequence[tuple[str, Sequence[str]]], ensemble: SelectorEnsemble
+) -> list[Scores]:
+    """The ensemble's scores of the answers to each prompt, one line per prompt. questions: (prompt, answers)."""
     finished = [_parse_scores(line) for line in store.lines(path)]
     for start in range(len(finished), len(questions), CHUNK):
-        chunk = jury.scores(questions[start : start + CHUNK])
+        chunk = ensemble.scores(questions[start : start + CHUNK])
         _append(path, [_line(scores) for scores in chunk])
         finished += chunk
     return finished

@@ -25,7 +25,7 @@ from core.tree import Tree, add, scale
 from core.types import Metrics, Order, ServerState, Update
 from strategies.aggregation.fold import Fold, Share, Trees
 from strategies.aggregation.low_rank import Factors, Stack, factorise
-from strategies.clients.rule import PLAIN, ClientRule
+from strategies.clients.rule import DEFAULT_RULE, ClientRule
 
 MIXED_RANKS = ("flora", "flexlora")  # methods in which clients may have different ranks
 MERGING = ("fedex", "flora")  # methods with merged factors
@@ -90,7 +90,7 @@ class Lora:
 
     @property
     def rule(self) -> ClientRule:
-        return RULES.get(self.aggregation, PLAIN)
+        return RULES.get(self.aggregation, DEFAULT_RULE)
 
     def rank(self, client: int) -> int:
         """Return the rank of a client's adapter."""
@@ -156,8 +156,9 @@ class Lora:
         return replace(state, adapters={**state.adapters, adapter: x}, memory=memory), metrics
 
     def _nearest(self, x: Tree, product: Tree) -> tuple[Tree, Metrics]:
-        """Write the factors of rank r nearest to `product` into `x`; beyond the rank of `product`, `x` is unchanged."""
+        """Return `x` with the factors of rank r nearest to `product`; beyond the rank of `product`, its own values."""
         root, parts = sqrt(self.scale(self.r)), {}
+        x = {name: t.clone() for name, t in x.items()}
         for name, (left, right) in modules(product).items():
             nearest = parts[name] = factorise(left, right, self.r)
             x[name][: len(nearest.right)] = nearest.right / root

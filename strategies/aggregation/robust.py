@@ -5,19 +5,21 @@ median, trimmed-mean: Yin et al. 2018 (arXiv:1803.01498), entry by entry. krum, 
 protection; `RobustRule.weakness` tells, before a run and in every round.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Size
 
+from core import store
 from core.errors import TreeMismatch
 from core.tree import flat, unflat
 from core.types import Update
 from strategies.aggregation.fold import Trees
+from strategies.rounds.spool import spool_file
 
 BLOCK = 1 << 16  # entries of every update in memory at a time
 Rows = Callable[[], Iterator[np.ndarray]]  # the updates as a matrix, (clients, BLOCK) at a time
@@ -113,15 +115,17 @@ RULES: Mapping[str, Callable[[float], RobustRule]] = {
 class Robust:
     """A Fold that combines every adapter's deltas by a rule; one update is in memory at a time."""
 
-    def __init__(self, rule: RobustRule, factor: Callable[[Update], float]) -> None:
-        """factor(update): scales its delta first (norm clipping)."""
-        self.rule, self.factor = rule, factor
+    def __init__(self, rule: RobustRule, factor: Callable[[Update], float], spool: Path) -> None:
+        """factor(update): scales its delta first (norm clipping). spool: a folder for the round's deltas."""
+        self.rule, self.factor, self.spool = rule, factor, spool
         self.stacks: dict[str, _Stack] = {}
 
     def add(self, update: Update) -> None:
         delta = update.trees["delta"]
         shapes = {name: t.shape for name, t in delta.items()}
-        stack = self.stacks.setdefault(update.adapter, _Stack(shapes))
+        if update.adapter not in self.stacks:
+            self.stacks[update.adapter] = _Stack(shapes, self.spool)
+        stack = self.stacks[update.adapter]
         if stack.shapes != shapes:
             raise TreeMismatch("two updates of one adapter have different layouts")
         stack.push((flat(delta) * self.factor(update)).numpy())
@@ -131,21 +135,22 @@ class Robust:
 
 
 class _Stack:
-    """The updates of one adapter, one after the other in an unlinked temporary file."""
+    """The updates of one adapter, one after the other in a temporary file."""
 
-    def __init__(self, shapes: Mapping[str, Size]) -> None:
-        self.shapes, self.count = shapes, 0
+    def __init__(self, shapes: Mapping[str, Size], spool: Path) -> None:
+        self.shapes, self.spool, self.count = shapes, spool, 0
         self.size = sum(shape.numel() for shape in shapes.values())
         self.dtype: np.dtype = np.dtype(np.float32)
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115  (closed by combined)
+        self.file = spool_file(spool)  # closed by combined
 
     def push(self, numbers: np.ndarray) -> None:
         self.count, self.dtype = self.count + 1, numbers.dtype
-        self.file.write(numbers.tobytes())
+        with store.writing(self.spool):
+            self.file.write(numbers.tobytes())
+            self.file.flush()
 
     def combined(self, rule: RobustRule) -> dict[str, torch.Tensor]:
         with self.file as file:
-            file.flush()
             if not self.size:
                 return {}
             stack = np.memmap(file, self.dtype, "r", shape=(self.count, self.size))

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from core.errors import ConfigError
+from core.local_steps import AfterStep, Correction
 from core.tree import Tree, sub
 from core.types import Order
-from strategies.clients.rule import PLAIN, AfterStep, ClientRule, Correct, Memory, Outcome, Trees, placed_like
+from strategies.clients.rule import DEFAULT_RULE, ClientRule, Memory, Outcome, Trees, placed_like
 
 CONTROL = "control"
 Variant = Literal["paper", "openfedllm"]
@@ -35,7 +36,7 @@ def option_two(x: Tensor, y: Tensor, drift: Tensor, span: float) -> Tensor:
     return (x - y) / span - drift
 
 
-def scaffold_rule(variant: Variant, control: Control, rule: ClientRule = PLAIN) -> ClientRule:
+def scaffold_rule(variant: Variant, control: Control, rule: ClientRule = DEFAULT_RULE) -> ClientRule:
     """Return `rule` with SCAFFOLD's corrected steps and control.
 
     Raises ConfigError for variant "openfedllm" with another control than "steps".
@@ -69,7 +70,7 @@ def _control(order: Order, memory: Memory) -> Tree:
     return {n: stored[n] if n in stored else torch.zeros_like(c) for n, c in order.trees[CONTROL].items()}
 
 
-def _in_gradient(order: Order, memory: Memory) -> Correct:
+def _in_gradient(order: Order, memory: Memory) -> Correction:
     drift = sub(order.trees[CONTROL], _control(order, memory))
     placed = placed_like(drift)
     return lambda name, w, gradient: gradient + placed(name, w) if name in drift else gradient

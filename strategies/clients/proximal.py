@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from core.local_steps import Correction
 from core.types import Order
-from strategies.clients.rule import PLAIN, ClientRule, Correct, Memory, placed_like
+from strategies.clients.rule import DEFAULT_RULE, ClientRule, Memory, placed_like
 
 
 def proximal(w: Tensor, x: Tensor, mu: float) -> tuple[Tensor, Tensor]:
@@ -19,16 +20,16 @@ def proximal(w: Tensor, x: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     return mu / 2 * drift.square().sum(), mu * drift
 
 
-def fedprox_rule(mu: float, rule: ClientRule = PLAIN) -> ClientRule:
+def fedprox_rule(mu: float, rule: ClientRule = DEFAULT_RULE) -> ClientRule:
     """Return `rule` with the proximal term; which tensors train and travel is unchanged."""
 
-    def correct(order: Order, memory: Memory) -> Correct:
+    def correct(order: Order, memory: Memory) -> Correction:
         return pull_to(rule.start(order, memory), mu)
 
     return replace(rule, correct=correct)
 
 
-def pull_to(tree: Mapping[str, Tensor], mu: float) -> Correct:
+def pull_to(tree: Mapping[str, Tensor], mu: float) -> Correction:
     """Return a correction that adds the proximal term's gradient, towards `tree`, to each gradient."""
     start = placed_like(tree)
     return lambda name, w, gradient: gradient + proximal(w, start(name, w), mu)[1]

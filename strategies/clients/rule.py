@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from core.factors import is_private
+from core.local_steps import AfterStep, Correction
 from core.tree import Tree, sub
 from core.types import Order
 
@@ -14,8 +15,6 @@ Trees = dict[str, Tree]
 FINISH = "finish-steps"  # option of an evaluation order: optimiser steps on the client's rows before it
 PERSONAL = "personal"  # name of the second, personal adapter in a client's memory
 Selects = Callable[[str, int], bool]  # (name of a tensor, round)
-Correct = Callable[[str, Tensor, Tensor], Tensor]  # (name, parameter, gradient) -> gradient
-AfterStep = Callable[[str, Tensor], None]  # (name, parameter); changes the parameter in place
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def train_all(name: str, rnd: int) -> bool:
     return True
 
 
-def no_correction(order: Order, memory: Memory) -> Correct | None:
+def no_correction(order: Order, memory: Memory) -> Correction | None:
     return None
 
 
@@ -78,14 +77,14 @@ class ClientRule:
 
     shares: Selects = share_all
     trains: Selects = train_all
-    correct: Callable[[Order, Memory], Correct | None] = no_correction
+    correct: Callable[[Order, Memory], Correction | None] = no_correction
     after_step: Callable[[Order, Memory, float], AfterStep | None] = no_change_after_step
     wants_gradients: bool = False
     extra_trees: Callable[[Order, Memory, Outcome], tuple[Trees, Trees]] = no_extra_trees
     sends: tuple[str, ...] = ("delta",)
     comparison_share: float = 0.0
     newcomer_steps: int = 0
-    pull: Callable[[Order], Correct] | None = None
+    pull: Callable[[Order], Correction] | None = None
 
     def within(self, limits: "ClientRule") -> "ClientRule":
         """Return this rule for the tensors that `limits` trains and shares as well."""
@@ -132,7 +131,7 @@ class ClientRule:
         return {n: t for n, t in private.items() if not self.leaves(n, order.round)}
 
 
-PLAIN = ClientRule()
+DEFAULT_RULE = ClientRule()
 
 
 def _both(first: Selects, second: Selects) -> Selects:

@@ -1,6 +1,5 @@
 """InOrder: take updates in any order and pass them on in a fixed one; early updates wait on disk."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,16 @@ import torch
 from core import store
 from core.tree import flat, unflat
 from core.types import Update
+from strategies.rounds.spool import spool_file
 
 
 class InOrder:
     """Passes on the updates of `clients` in that order, each as soon as all before it have come or been skipped.
 
-    At most one update is in memory: an early one waits in an unlinked file in `folder`, so that nothing remains
-    if the process dies.
+    At most one update is in memory: an early one waits in a file in `folder` (strategies/rounds/spool.py).
     """
 
-    def __init__(
-        self, clients: Sequence[int], hand_on: Callable[[Update], None], folder: Path | None
-    ) -> None:
+    def __init__(self, clients: Sequence[int], hand_on: Callable[[Update], None], folder: Path) -> None:
         self.turns, self.hand_on, self.folder = list(clients), hand_on, folder
         self.early: dict[int, _OnDisk | None] = {}
 
@@ -48,13 +45,13 @@ class InOrder:
 
 
 class _OnDisk:
-    """An update whose tensors are in an unlinked temporary file."""
+    """An update whose tensors are in a temporary file."""
 
-    def __init__(self, update: Update, folder: Path | None) -> None:
+    def __init__(self, update: Update, folder: Path) -> None:
         self.update = replace(update, trees={})
         self.shapes = {name: {n: t.shape for n, t in tree.items()} for name, tree in update.trees.items()}
-        with store.writing(folder or Path(tempfile.gettempdir())):
-            self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by read)
+        self.file = spool_file(folder)  # closed by read
+        with store.writing(folder):
             for tree in update.trees.values():
                 np.save(self.file, flat(tree).numpy())
             self.file.flush()

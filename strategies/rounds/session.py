@@ -41,10 +41,10 @@ class RunContext:
     sampling: str
     fault: FaultConfig
     eval_every: int
-    spool: Path  # folder for updates that wait for their turn
+    spool: Path  # folder for updates that wait on disk
     task_options: Callable[
         [Mapping[str, float]], dict[str, Scalar]
-    ]  # options of orders from the pooled counts
+    ]  # options of orders, from the pooled counts
     on_hello: Callable[[Mapping[int, Json]], None]  # receives the clients' hellos by client
     on_round: Callable[[ServerState, Json], None]  # commits the round: state and record
     say: Callable[[str], None] = log.info  # prints a line for the user

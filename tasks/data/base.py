@@ -43,8 +43,9 @@ MAX_DEPTH = 100
 class Source(Protocol):
     """A plugin of tasks/data/: a dataclass whose fields are its configuration keys.
 
-    The optional class attribute RECOMMENDED gives values that suit its rows, for keys whose default is 0:
-    {"task.beta": 3.0}.
+    Optional class attributes: RECOMMENDED gives values that suit its rows, for keys whose default is 0
+    ({"task.beta": 3.0}); own_files, the endings of the files that it reads as a site's own, by its option `path`
+    ("/" stands for a folder).
     """
 
     def rows(self, seed: int, clients: int) -> Iterator[SourceRow]:

@@ -5,10 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import datasets
-import pyarrow
-from datasets.exceptions import DatasetGenerationError, DatasetsError
+from typing import TYPE_CHECKING
 
 from core.errors import ConfigError
 from core.types import Json
@@ -16,6 +13,11 @@ from tasks.data.base import BadRow, SourceRow, owner_of
 from tasks.pretrained.folder import is_path
 from tasks.pretrained.hub_errors import HUB_ERRORS, Repository, explain, is_of_hub, offline
 from tasks.pretrained.snapshot import MAIN, resolve
+
+if (
+    TYPE_CHECKING
+):  # importing `datasets` takes seconds, so that functions import it: every site reads this file
+    import datasets
 
 READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
@@ -57,8 +59,11 @@ class Hub:
         except BadRow as bad:
             return SourceRow(where, fault=bad.reason, detail=bad.detail, file=name)
 
-    def _load(self) -> datasets.Dataset:
+    def _load(self) -> "datasets.Dataset":
         """The split, from disk or from the Hub. Raises ConfigError, whose one line says what to do."""
+        import datasets
+        from datasets.exceptions import DatasetsError
+
         if not self.dataset:
             raise ConfigError(
                 "data.source = 'hub' needs data.dataset: an id on the Hub, or a local folder or file"
@@ -89,8 +94,10 @@ class Hub:
                 f"data.dataset = {self.dataset!r}{config}, data.split = {self.split!r}: {_reason(error)}"
             ) from None  # the cause may quote a row
 
-    def _download(self, repository: Repository) -> datasets.Dataset:
+    def _download(self, repository: Repository) -> "datasets.Dataset":
         """The split at one commit, from the Hub or the cache. Raises ConfigError or one of HUB_ERRORS."""
+        import datasets
+
         if is_path(self.dataset):
             raise ConfigError(f"data.dataset = {self.dataset!r}: no such folder or file")
         commit = resolve(repository)
@@ -105,6 +112,9 @@ class Hub:
 
 def _reason(error: Exception) -> str:
     """Why a data set cannot be loaded, without any value of the data, which pyarrow and `datasets` quote."""
+    import pyarrow
+    from datasets.exceptions import DatasetGenerationError
+
     cause: BaseException | None = error
     while cause:
         if isinstance(
@@ -121,8 +131,10 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _dataset(loaded: object) -> datasets.Dataset:
+def _dataset(loaded: object) -> "datasets.Dataset":
     """Narrow the return type of load_dataset(), which with `split` is one data set."""
+    import datasets
+
     assert isinstance(loaded, datasets.Dataset), type(loaded)
     return loaded
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from core.errors import ConfigError
 from core.types import Json
@@ -20,6 +21,8 @@ class Jsonl:
     path: str = ""
     # the column that names the client of a row in a single file; in a folder, each file is a client
     client_column: str = "client_id"
+
+    own_files: ClassVar[tuple[str, ...]] = (*ENDINGS, "/")
 
     def rows(self, seed: int, clients: int) -> Iterator[SourceRow]:
         shared = not self._path().is_dir()

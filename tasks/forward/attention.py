@@ -91,6 +91,8 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """Attention output, (1, T, heads, channels).
 
+    transformers takes nothing else from it: what a layout records is written into its `calls` and `stored`.
+
     Raises:
         NotImplementedError: the module asks for something that packed attention does not cover.
     """

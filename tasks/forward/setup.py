@@ -2,13 +2,13 @@
 
 import gc
 import logging
-from functools import cache
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from core import factors
+from core import caches, factors
+from core.caches import Holds, cached
 from core.devices import check_device
 from core.errors import ConfigError
 from core.sections import LoraConfig, ModelConfig
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _forgotten = 0  # number of bases that this process has loaded and released
 
 
-@cache
+@cached(Holds.BASE)
 def load_base(model: ModelConfig, lora: LoraConfig, parts: Parts = NO_PARTS) -> Base:
     """The base for these settings, loaded once per process; loads() counts loads.
 
@@ -89,21 +89,19 @@ def forget() -> None:
     """Release every base of this process; memory is freed once no other reference holds it."""
     global _forgotten
     _forgotten = loads()
-    load_base.cache_clear()
-    resolve.cache_clear()
-    is_pickled.cache_clear()
+    caches.drop(Holds.BASE)
     gc.collect()  # modules and hooks form reference cycles
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
-@cache
+@cached(Holds.BASE)
 def resolve(model: ModelConfig) -> Path:
     """The folder of a model (tasks/pretrained/snapshot.py), cached for the process until forget()."""
     return fetch(model)
 
 
-@cache
+@cached(Holds.BASE)
 def is_pickled(model: ModelConfig) -> bool:
     """Whether a model has pickled weights (pytorch_model.bin), which are converted before loading."""
     return check_folder(resolve(model)).pickled

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from core import atomic
 from tasks.pretrained.convert import home, stamp, weights_of
 from tasks.pretrained.weights import read_config
 
@@ -44,21 +45,16 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _digest(files: Sequence[Path]) -> str:
     """The digest of the stored tensors, cached on disk under the state of their files, since large models take time."""
-    key = stamp(files)
-    cached = home() / "fingerprints" / key
+    cached = home() / "fingerprints" / stamp(files)
     if cached.is_file() and len(text := cached.read_text()) == 64:
         return text
     digest = hashlib.blake2b(digest_size=32)
     for name, tensor in _stored(files):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    try:
+    with suppress(OSError):  # with a read-only home, the next process computes the digest again
         cached.parent.mkdir(parents=True, exist_ok=True)
-        part = cached.with_name(f"{key}.{os.getpid()}.part")
-        part.write_text(digest.hexdigest())
-        part.rename(cached)
-    except OSError:
-        pass  # with a read-only home, the next process computes the digest again
+        atomic.write(cached, digest.hexdigest())
     return digest.hexdigest()
 
 

@@ -5,7 +5,6 @@ Vision and audio parts are never adapted, since text gives them no gradient. Fus
 experts of a layer) are adapted only if they are named.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from core.errors import ConfigError
+from core.tables import did_you_mean
 
 KEY = "lora.target-modules"
 ALL = "all-linear"
@@ -153,9 +153,8 @@ class Parts:
         """The error message for a target that matches nothing that can be adapted, with the available names."""
         names = matching(self.modules, target)
         inside = [n for n in names if n in self.text]
-        similar = difflib.get_close_matches(target, self._short_names(), 3)
-        suggestion = f"did you mean {' or '.join(similar)}? " if similar else ""
-        available = f"{suggestion}Available: {', '.join(self._short_names())}"
+        hint = did_you_mean(target, self._short_names(), most=3)
+        available = f"{hint} Available: {', '.join(self._short_names())}".lstrip()
         if inside:
             kind = type(self.modules[inside[0]]).__name__
             return (

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import pickle
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from core import atomic, store
 from core.errors import ConfigError
 from tasks.pretrained.snapshot import check_folder
 from tasks.pretrained.weights import WeightFiles, Weights
@@ -69,23 +68,18 @@ def _converted(folder: Path, stored: WeightFiles) -> list[Path]:
         if not (target / COMPLETE).is_file():
             _convert(sources, target)
         pointer.parent.mkdir(exist_ok=True)
-        pointer.write_text(target.name)
+        store.write_text(pointer, target.name)
     return sorted(target.glob("*.safetensors"))
 
 
 def _convert(sources: list[Path], target: Path) -> None:
-    """Write the safetensors files into a temporary folder and rename it, so that `target` is complete or absent."""
+    """Write the safetensors files to the folder `target`, which is complete or absent."""
     log.info("converting %s to safetensors in %s", ", ".join(file.name for file in sources), target)
-    part = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
-    try:
+    with store.writing(target), atomic.folder(target) as part:
         for number, source in enumerate(sources, 1):
             name = f"model-{number:05}-of-{len(sources):05}.safetensors"
             save_file(_tensors(source), part / name, metadata={"format": "pt"})
         (part / COMPLETE).touch()
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _tensors(source: Path) -> dict[str, Tensor]:

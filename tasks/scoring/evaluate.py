@@ -181,12 +181,12 @@ def exact_kl(base: Base, examples: Sequence[Example]) -> float:
 
 def _choices(base: Base, task: Task, examples: Sequence[Example]) -> Metrics:
     batch = choice_batch(base, examples)
-    loss, metrics = task.loss(batch)
+    output = task.loss(batch)
     z = margins(batch)
     longer = torch.tensor([first - second for first, second in (e.lengths for e in examples)])
     return {
-        "loss": float(loss),
-        **metrics,
+        "loss": float(output.loss),
+        **output.metrics,
         "ece": calibration_error(log_odds(z, task.reward_scale)),
         "length/accuracies": share_right(longer),
     }

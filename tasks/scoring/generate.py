@@ -34,7 +34,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Talker:
+class TextGenerator:
     """The base under its current adapter or, if `frozen`, without it; implements the protocol of evals/base.py."""
 
     base: Base

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from core.types import Metrics
 from tasks.data.base import Planted
 from tasks.model.base import Base
-from tasks.scoring.generate import Talker
+from tasks.scoring.generate import TextGenerator
 from tasks.tokens.encode import Encoder
 
 VALID, RIGHT, UTILITY = "truth/valid", "truth/right", "truth/utility"
@@ -18,7 +18,7 @@ VALID, RIGHT, UTILITY = "truth/valid", "truth/right", "truth/utility"
 def grade_model(base: Base, encoder: Encoder, source: Planted, *, seed: int, client: int | None) -> Metrics:
     """grade_answers() of the greedy answers of the base under its current adapter."""
     probes = source.probes()
-    answers = Talker(base, encoder).generate_together(probes)
+    answers = TextGenerator(base, encoder).generate_together(probes)
     return grade_answers(source, probes, answers, seed=seed, client=client)
 
 

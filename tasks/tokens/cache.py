@@ -1,13 +1,11 @@
 """On-disk caches of a client: its tokenised rows and the log-probabilities of the reference.
 
-A file is complete or absent (written under a temporary name, then renamed) and has a digest; a damaged file is
-computed again.
+A file is complete or absent (core/atomic.py) and has a digest; a damaged file is computed again.
 """
 
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from core import store
+from core import atomic, store
 from tasks.base import Example, Row
 
 log = logging.getLogger(__name__)
@@ -87,9 +85,7 @@ Arrays = dict[str, np.ndarray]
 def _save(path: Path, arrays: Arrays) -> None:
     with store.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_bytes(save({"digest": _digest(arrays), **arrays}))
-        part.replace(path)
+        atomic.write(path, save({"digest": _digest(arrays), **arrays}))
 
 
 def _load(path: Path) -> Arrays | None:

@@ -4,9 +4,9 @@ import base64
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
+
+from core import atomic
 
 HERE = Path(__file__).parent
 # By model.name; the judge is also trained on the prompts of tasks/tokens/choice.py.
@@ -25,16 +25,9 @@ def folder(name: str = "toy") -> Path:
     if place.is_dir():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
     page = json.loads(text)
-    for name, content in page["files"].items():
-        (part / name).write_text(json.dumps(content, indent=2))
-    (part / "model.safetensors").write_bytes(base64.b64decode("".join(page["model.safetensors"])))
-    part.chmod(0o755)  # mkdtemp makes it private
-    try:
-        part.rename(place)
-    except OSError:  # another process was first
-        shutil.rmtree(part)
-        if not place.is_dir():
-            raise
+    with atomic.folder(place, mode=0o755, replace=False) as part:  # another process may be first
+        for name, content in page["files"].items():
+            (part / name).write_text(json.dumps(content, indent=2))
+        (part / "model.safetensors").write_bytes(base64.b64decode("".join(page["model.safetensors"])))
     return place

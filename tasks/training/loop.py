@@ -14,7 +14,7 @@ from core.sections import TrainConfig
 from core.seeds import rng_for, seed_for
 from core.tree import Tree
 from core.types import Metrics, Scalar
-from tasks.base import Batch, Example, Stage, Task
+from tasks.base import Batch, Example, LossOutput, Stage, Task
 from tasks.forward import processes
 from tasks.forward.batches import by_budget, draw, subset
 from tasks.forward.logprobs import choice_logits, completion_scores, with_mismatched
@@ -25,7 +25,7 @@ from tasks.model.base import Base
 from tasks.scoring.evaluate import TOKENS, evaluate
 from tasks.tokens.cache import Cache
 from tasks.tokens.encode import key_of
-from tasks.training.stepper import PLAIN, LocalHooks, Stepper
+from tasks.training.stepper import NO_HOOKS, LocalHooks, Stepper
 
 __all__ = ["TrainReport", "evaluate", "local_batches", "train"]
 
@@ -58,7 +58,7 @@ def train(
     rnd: int = 1,
     options: Mapping[str, Scalar] = NO_OPTIONS,
     cache: Cache | None = None,
-    hooks: LocalHooks = PLAIN,
+    hooks: LocalHooks = NO_HOOKS,
 ) -> TrainReport:
     """Train the base's current adapter in place, at a constant learning rate.
 
@@ -132,11 +132,10 @@ def row_losses(
         for group in by_budget(examples, tokens_of, TOKENS):
             batch = scorer.batch(group)
             for row in _single_row_batches(batch):
-                loss, metrics = task.loss(row)
-                losses.append(
-                    metrics.get("loss", float(loss))
-                )  # a loss that the task reports takes precedence
-            task.loss(batch)  # updates batch.running, which the task carries to the next batch
+                output = task.loss(row)
+                # a loss that the task reports takes precedence
+                losses.append(output.metrics.get("loss", float(output.loss)))
+            scorer.score(batch)  # for the state that the task carries to the next batch
     return losses
 
 
@@ -159,7 +158,7 @@ class _BatchScorer:
         self, base: Base, task: Task, refs: Mapping[str, tuple[float, ...]], options: Mapping[str, Scalar]
     ) -> None:
         self.base, self.task, self.refs, self.options = base, task, refs, options
-        self.running: dict[str, float] = {}
+        self.running: Mapping[str, float] = {}
         self.sums: dict[str, float] = {}
         self.untouched = is_untouched(base)
 
@@ -169,16 +168,21 @@ class _BatchScorer:
         out: list[Metrics] = []
         total_weight = sum(weight(self.task, batch) for batch in batches)
         for batch in shared(self.task, batches):
-            loss, metrics = self.loss(batch)
-            (loss * (weight(self.task, batch) / total_weight)).backward()
-            out.append({"loss": float(loss.detach()), **metrics})
+            output = self.score(self.batch(batch))
+            (output.loss * (weight(self.task, batch) / total_weight)).backward()
+            out.append({"loss": float(output.loss.detach()), **output.metrics})
         processes.all_reduce(self.base.flat.gradients)
         out.append({"grad_norm": stepper.step()})
         self.untouched = False
         return out
 
-    def loss(self, examples: Sequence[Example]) -> tuple[Tensor, Metrics]:
-        return self.task.loss(self.batch(examples))
+    def score(self, batch: Batch) -> LossOutput:
+        """The loss of the next batch; keeps what the task carries to the one after it, and adds up its sums."""
+        output = self.task.loss(batch)
+        self.running = output.running
+        for name, value in output.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        return output
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         forks = [fork for example in examples for fork in forks_of(example)]
@@ -203,7 +207,6 @@ class _BatchScorer:
             kl_ref_logps=kl_ref_logps,
             options=self.options,
             running=self.running,
-            sums=self.sums,
             hits=hits,
             explicit=explicit,
         )
@@ -237,8 +240,6 @@ def _single_row_batches(batch: Batch) -> Iterator[Batch]:
             ref_logps=ref_logps,
             tokens=batch.tokens[span],
             index=(tuple(range(len(places))),),
-            running=dict(batch.running),
-            sums={},
             hits=hits,
             explicit=explicit,
         )

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from core.local_steps import AfterStep, Correction
 from core.sections import TrainConfig
 from core.tree import Tree
 from tasks.base import everything
 from tasks.model.flat import Flat
-
-Correct = Callable[[str, Tensor, Tensor], Tensor]  # (name, parameter, gradient) -> gradient
-AfterStep = Callable[[str, Tensor], None]  # (name, parameter); modifies the parameter in place
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class LocalHooks:
         private_steps: number of steps on the private tensors alone, before the task's steps.
     """
 
-    correct: Correct | None = None
+    correct: Correction | None = None
     after_step: AfterStep | None = None
     trains: Callable[[str], bool] = everything
     wants_gradients: bool = False
@@ -36,7 +34,7 @@ class LocalHooks:
     private_steps: int = 0
 
 
-PLAIN = LocalHooks()
+NO_HOOKS = LocalHooks()
 
 
 def no_change(part: str) -> float:

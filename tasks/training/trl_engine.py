@@ -30,25 +30,21 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from core.errors import ConfigError, DataError
+from core.local_steps import Correction
 from core.sections import TrainConfig
 from core.types import Metrics, Scalar
-from tasks.base import Example, Task
-from tasks.dpo import DPO
+from tasks.base import Example, Task, TrlTraining
 from tasks.forward.reference import reference_logps
-from tasks.kto import KTO
 from tasks.model.attach import unnamed_layers
 from tasks.model.base import Base
-from tasks.sft import SFT
 from tasks.tokens.cache import Cache
 from tasks.tokens.choice import check_certain
 from tasks.tokens.encode import key_of
 from tasks.training.loop import NO_OPTIONS, TrainReport, local_batches
-from tasks.training.stepper import PLAIN, Correct, LocalHooks
+from tasks.training.stepper import NO_HOOKS, LocalHooks
 
-IGNORED = -100  # label that torch's cross-entropy ignores
 NOT_METRICS = ("train_", "total_flos", "epoch", "step", "num_tokens")
 References = Mapping[str, tuple[float, ...]]  # by example key
-Columns = dict[str, list[Any]]  # Any: token ids, flags or numbers; one entry per row
 
 
 def train(
@@ -62,7 +58,7 @@ def train(
     rnd: int = 1,
     options: Mapping[str, Scalar] = NO_OPTIONS,
     cache: Cache | None = None,
-    hooks: LocalHooks = PLAIN,
+    hooks: LocalHooks = NO_HOOKS,
 ) -> TrainReport:
     """Like tasks.training.loop.train, by SFTTrainer, DPOTrainer or KTOTrainer; TrainReport.sums stays empty.
 
@@ -78,7 +74,7 @@ def train(
         raise DataError("a client without usable rows cannot train")
     steps = cfg.local_steps
     size = min(cfg.per_device_batch_size, len(examples))
-    _refuse(task, size)
+    training = _declared(task, options, size)
     if layers := unnamed_layers(base.model):
         raise ConfigError(
             f"train.engine = 'trl': TRL's second adapter would omit {layers[0]!r}, whose name peft takes for that of "
@@ -92,7 +88,7 @@ def train(
     with _undisturbed(base), tempfile.TemporaryDirectory() as folder:
         arguments = {**_arguments(base, cfg), "output_dir": folder, "max_steps": steps, "seed": seed % 2**32}
         arguments["per_device_train_batch_size"] = size
-        trainer = _trainer(base, task, rows, arguments, refs, options)
+        trainer = _trainer(base, training, rows, arguments, refs)
         trainer.base, trainer.correct = base, hooks.correct
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -104,7 +100,7 @@ class _OnTokens(Trainer):
     """Overrides that the three trainers share."""
 
     base: Base
-    correct: Correct | None = None
+    correct: Correction | None = None
 
     def _prepare_dataset(self, *args: Any, **_: Any) -> Any:  # Any: other arguments in each trainer
         """Return the dataset unchanged; TRL would tokenise text here."""
@@ -136,22 +132,23 @@ class _KTOOnTokens(_OnTokens, KTOTrainer):
     pass
 
 
-def _refuse(task: Task, size: int) -> None:
-    """Raise ConfigError for tasks and settings that TRL 1.16 does not support."""
-    remedy = "; use train.engine = 'accord'"
-    if type(task) not in (SFT, DPO, KTO):
-        raise ConfigError(f"train.engine = 'trl' runs sft, dpo and kto, not {type(task).__name__}{remedy}")
-    if isinstance(task, DPO) and task.label_smoothing:
+# the trainer and its configuration, by TrlTraining.trainer
+TRAINERS: Mapping[str, tuple[Any, Any]] = {
+    "sft": (_SFTOnTokens, SFTConfig),
+    "dpo": (_DPOOnTokens, DPOConfig),
+    "kto": (_KTOOnTokens, KTOConfig),
+}
+
+
+def _declared(task: Task, options: Mapping[str, Scalar], batch_size: int) -> TrlTraining:
+    """How TRL trains the task. Raises ConfigError for tasks and settings that TRL 1.16 does not support."""
+    training = task.trl(options, batch_size) if "trl" in task.engines else None
+    if training is None:
         raise ConfigError(
-            f"task.label-smoothing = {task.label_smoothing} is not supported by TRL's sigmoid loss{remedy}"
+            f"train.engine = 'trl' cannot train {type(task).__name__}, whose engines are "
+            f"{', '.join(task.engines)}; use train.engine = 'accord'"
         )
-    if isinstance(task, KTO) and task.reference_point != "batch":
-        raise ConfigError(f"task.reference-point = {task.reference_point!r} is not supported by TRL{remedy}")
-    if isinstance(task, KTO) and size < 2:
-        raise ConfigError(
-            "TRL's kto needs at least two rows in a batch: train.per-device-batch-size is 1, or a client has one row"
-            f"{remedy} with task.reference-point = 'pooled'"
-        )
+    return training
 
 
 def _arguments(base: Base, cfg: TrainConfig) -> dict[str, Any]:  # Any: fields of TrainingArguments
@@ -181,73 +178,31 @@ def _arguments(base: Base, cfg: TrainConfig) -> dict[str, Any]:  # Any: fields o
 
 def _trainer(
     base: Base,
-    task: Task,
+    training: TrlTraining,
     rows: Sequence[Example],
-    arguments: dict[str, Any],  # Any: fields of TrainingArguments
+    arguments: Mapping[str, Any],  # Any: fields of TrainingArguments
     refs: References | None,
-    options: Mapping[str, Scalar],
 ) -> _OnTokens:
-    """The trainer of the task, with the frozen base as its reference."""
+    """The trainer of a task, with the frozen base as its reference."""
     weights_before = [(parameter, parameter.data) for parameter in base.flat.parameters.values()]
-    common = {"model": base.model, "processing_class": base.tokenizer}
-    if isinstance(task, SFT):
-        return _SFTOnTokens(
-            **common, args=SFTConfig(**arguments), train_dataset=Dataset.from_dict(_sft(rows))
-        )
-    if isinstance(task, DPO):
-        config = DPOConfig(**arguments, beta=task.beta, loss_type=[task.loss_type])
-        trainer = _DPOOnTokens(**common, args=config, train_dataset=Dataset.from_dict(_dpo(rows, refs)))
-    else:
-        assert isinstance(task, KTO), task
-        config = KTOConfig(
-            **arguments,
-            beta=task.beta,
-            desirable_weight=_weight(task.desirable_weight, options, "desirable-weight"),
-            undesirable_weight=_weight(task.undesirable_weight, options, "undesirable-weight"),
-        )
-        trainer = _KTOOnTokens(**common, args=config, train_dataset=Dataset.from_dict(_kto(rows, refs)))
+    trainer_class, config = TRAINERS[training.trainer]
+    columns = training.columns(rows)
+    if refs is not None:
+        logps = [refs[key_of(e)] for e in rows]
+        columns |= {name: [row[i] for row in logps] for i, name in enumerate(training.references)}
+    trainer = trainer_class(
+        model=base.model,
+        processing_class=base.tokenizer,
+        args=config(**arguments, **training.options),
+        train_dataset=Dataset.from_dict(columns),
+    )
+    if not training.references:
+        return trainer
     base.model.delete_adapter("ref")  # TRL's reference would be this copy of the initial adapter
     for parameter, data in weights_before:
         parameter.data = data  # over a quantised base TRL converts them to bfloat16
     trainer.precompute_ref_logps = refs is not None  # TRL's own argument would hash every weight of the base
     return trainer
-
-
-def _sft(rows: Sequence[Example]) -> Columns:
-    return {
-        "input_ids": [[*e.prompt, *e.completions[0]] for e in rows],
-        "labels": [[*[IGNORED] * len(e.prompt), *e.completions[0]] for e in rows],
-    }
-
-
-def _dpo(rows: Sequence[Example], refs: References | None) -> Columns:
-    columns: Columns = {
-        "prompt_ids": [e.prompt for e in rows],
-        "chosen_ids": [e.completions[0] for e in rows],
-        "rejected_ids": [e.completions[1] for e in rows],
-    }
-    return columns | _references(rows, refs, "ref_chosen_logps", "ref_rejected_logps")
-
-
-def _kto(rows: Sequence[Example], refs: References | None) -> Columns:
-    columns: Columns = {
-        "prompt_ids": [e.prompt for e in rows],
-        "completion_ids": [e.completions[0] for e in rows],
-        "KL_completion_ids": [e.mismatched for e in rows],
-        "label": [bool(e.label) for e in rows],
-    }
-    return columns | _references(rows, refs, "ref_logps", "ref_KL_logps")
-
-
-def _references(rows: Sequence[Example], refs: References | None, first: str, second: str) -> Columns:
-    if refs is None:
-        return {}
-    logps = [refs[key_of(e)] for e in rows]
-    return {first: [values[0] for values in logps], second: [values[1] for values in logps]}
-
-
-def _weight(text: str, options: Mapping[str, Scalar], key: str) -> float:
-    return float(options.get(key, 1.0)) if text == "auto" else float(text)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def test_the_clientapp_loads_no_model_library_and_no_configuration():
     ours = {"client_app", "core", "tasks", "strategies", "server_app", "evals"}
     assert not loaded & {"torch", "transformers", "peft", "datasets", "scipy", "core.config"}
     assert {name for name in loaded if name.split(".")[0] in ours} == {
-        "client_app", "client_app.main", "client_app.relay", "core", "core.errors", "core.framing",
+        "client_app", "client_app.main", "client_app.relay", "core", "core.addresses", "core.errors", "core.framing",
     }  # fmt: skip
 
 

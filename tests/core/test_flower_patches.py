@@ -6,35 +6,63 @@ import time
 
 import pytest
 
-from core.flower_patches import SUPERNODE_SLEEPS, Sleep
+from core import flower_patches
+from core.flower_patches import CLIENTAPP, SERVERAPP, SUPEREXEC, SUPERNODE, SUPERNODE_SLEEPS, Sleep
 from tests.federation.conftest import ROOT
 
 PATCHES = (
-    "n.shorten_supernode_polling(), n.shorten_task_polling(), n.shorten_fetch_retries(), n.unpack_app_once(), "
-    "n.fail_messages_of_dead_apps()"
+    "shorten_supernode_polling", "shorten_task_polling", "shorten_fetch_retries", "unpack_app_once",
+    "fail_messages_of_dead_apps",
+)  # fmt: skip
+OTHER_TEXT = (
+    f"n.SUPERNODE_SLEEPS = {SUPERNODE_SLEEPS[:2]!r}; n.SUPEREXEC_SLEEPS = []\n"
+    "n.FETCH_RETRIES = {'initial_backoff': 2}; n.UNPACKING = n.EXPIRY = ['x y']"
 )
+OTHER_VERSION = "n.flower_version = lambda: '1.40.0'"
+MOVED = "sys.modules['flwr.supernode.start_client_internal'] = None"
+INTERNALS = """
+import core.flower_patches as n, sys
+import flwr.supernode.start_client_internal as loop, flwr.supercore.superexec.run_superexec as executor
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+from flwr.supernode.runtime import run_clientapp
+def internals():
+    return (loop.time, executor.time, dict(pull_objects.__kwdefaults__), run_clientapp.install_from_fab,
+            InMemoryNodeState._on_task_tokens_expired)
+before = internals()
+"""
 
 
-def test_every_patch_applies_to_the_installed_flwr():
+def run(code: str) -> subprocess.CompletedProcess[str]:
     """In a subprocess, because it patches flwr."""
-    code = f"import core.flower_patches as n; print({PATCHES})"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    return subprocess.run(
+        [sys.executable, "-c", INTERNALS + code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+
+def test_every_patch_is_for_a_process_and_applies_to_the_installed_flwr():
+    assert {patch for patches in (SERVERAPP, SUPERNODE, SUPEREXEC, CLIENTAPP) for patch in patches} == {
+        getattr(flower_patches, name) for name in PATCHES
+    }
+    result = run(
+        f"n.apply([getattr(n, name) for name in {PATCHES}])\nprint(*map(lambda a, b: a != b, before, internals()))"
     )
     assert result.stdout.split()[-5:] == ["True"] * 5
+    assert "accord:" not in result.stderr
 
 
-def test_a_different_flwr_is_left_unchanged():
-    code = (
-        "import core.flower_patches as n, flwr.supernode.start_client_internal as loop\n"
-        f"n.SUPERNODE_SLEEPS = {SUPERNODE_SLEEPS[:2]!r}; n.SUPEREXEC_SLEEPS = []\n"
-        "n.FETCH_RETRIES = {'initial_backoff': 2}; n.UNPACKING = n.EXPIRY = ['x y']\n"
-        f"before = loop.time; print({PATCHES}, loop.time is before)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.split()[-6:] == ["False"] * 5 + ["True"]
+@pytest.mark.parametrize(("other", "version"), [(OTHER_TEXT, "1.39."), (OTHER_VERSION, "1.40.0")])
+def test_another_source_or_version_is_left_unchanged_with_one_line(other, version):
+    result = run(f"{other}\nn.apply([getattr(n, name) for name in {PATCHES}]); print(before == internals())")
+    assert result.stdout.split()[-1] == "True"
+    (line,) = [line for line in result.stderr.splitlines() if "accord:" in line]
+    assert version in line
+    assert all(getattr(flower_patches, name).without in line for name in PATCHES)
+
+
+def test_internals_that_have_moved_are_left_alone():
+    result = run(f"{MOVED}\nprint(n.shorten_supernode_polling(), before == internals())")
+    assert result.stdout.split()[-2:] == ["False", "True"]
 
 
 def test_sleeps_grow_with_idle_time_up_to_what_flower_would_sleep(monkeypatch):

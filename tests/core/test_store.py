@@ -1,13 +1,11 @@
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 from core import store
 from core.errors import CheckpointError
+from tests.core.test_atomic import no_file_above
 
 TREES = {"global": {"a.weight": torch.arange(4.0), "b": torch.eye(2)}, "empty": {}}
 
@@ -56,17 +54,6 @@ def test_write_text_replaces(tmp_path):
     store.write_text(tmp_path / "m.json", json.dumps(2))
     assert (tmp_path / "m.json").read_text() == "2"
     assert len(list(tmp_path.iterdir())) == 1
-
-
-@contextmanager
-def no_file_above(most: int) -> Iterator[None]:
-    """Writes that make a file larger than so many bytes fail, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("most", [0, 100])

@@ -10,7 +10,7 @@ ROWS = [{"prompt": "p", "chosen": c, "rejected": r} for c, r in (("aa", "a"), ("
 
 
 class LikesLong:
-    """A talker that finds longer answers likelier."""
+    """A model that finds longer answers likelier."""
 
     def generate(self, prompts):
         raise AssertionError("this benchmark asks for no answers")

@@ -32,6 +32,7 @@ MORE = {  # further state of a run: pooled reference point, optimizer moments, a
     "fedavg": {"task.name": "kto", "task.reference-point": "pooled"},
     "local": {"task.name": "sft"},
     "fedadam": {"train.optimizer-state": "keep"},
+    "fedyogi": {"strategy.robust": "median"},
     "fedavgm": {"train.optimizer-state": "keep", "lora.aggregation": "fedsa"},
     "fedprox": {"lora.aggregation": "fedex"},
     "fedbis": {"strategy.server-optimizer": "adam", "strategy.ema": 0.5},
@@ -127,3 +128,4 @@ def resumed_is_whole(whole: Whole, place: Path, why: object) -> None:
             actual, expected = (p / f"home-{client}" / kind for p in (place, whole.place))
             assert files(actual / run.name).items() >= files(expected / want.name).items(), why
     assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")], "remains of a crash"

@@ -60,12 +60,25 @@ def test_remains_of_a_crash_are_deleted(folder):
         file.write('{"failed": {}, "participants": [], "round": 2}\n{"fai')
     (folder.checkpoints / ".00002.part-x").mkdir()
     (folder.path / ".manifest.json.part-7").write_text("{")
+    (folder.path / ".spool").mkdir()
+    (folder.path / ".spool" / ".nfs0001").write_text("an update")
     state = folder.load_state()
     assert state is not None
     assert state.round == 1
     assert rounds(folder) == [0, 1]
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["00000", "00001"]
     assert sorted(p.name for p in folder.path.iterdir()) == ["checkpoints", "config.toml", "metrics.jsonl"]
+
+
+def test_the_spool_is_removed_at_the_end_of_a_run_that_fails_too(folder):
+    def fail() -> None:
+        with folder.spool() as spool:
+            (spool / ".nfs0001").write_text("an update")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not (folder.path / ".spool").exists()
 
 
 def test_a_run_that_another_process_holds_is_not_resumed(folder):

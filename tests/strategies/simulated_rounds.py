@@ -1,6 +1,8 @@
 """Rounds of a strategy without a network: updates by hand, folded and merged as the loop does it."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -23,7 +25,7 @@ def merge(
     strategy: Strategy, state: ServerState, rnd: int, updates: Sequence[Update]
 ) -> tuple[ServerState, Metrics]:
     """What the loop does with a round's updates."""
-    fold = strategy.fold(state, rnd)
+    fold = strategy.fold(state, rnd, Path(tempfile.gettempdir()))
     for update in sorted(updates, key=lambda u: u.client):
         update.metrics.update({f"norm/{name}": norm(tree) for name, tree in update.trees.items()})
         fold.add(update)

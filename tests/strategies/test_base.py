@@ -64,8 +64,8 @@ def test_updates_are_folded_while_others_still_train():
     folded: list[int] = []
 
     class Watched(FedAvg):
-        def fold(self, state, rnd):
-            fold = super().fold(state, rnd)
+        def fold(self, state, rnd, spool):
+            fold = super().fold(state, rnd, spool)
             add = fold.add
             fold.add = lambda update: (folded.append(update.client), add(update))[1]
             return fold

@@ -9,7 +9,7 @@ from core.errors import ConfigError
 from core.sections import LoraConfig
 from core.types import Client, Order, ServerState, Update
 from server_app.run_folder import RunFolder
-from strategies.clients.rule import PLAIN
+from strategies.clients.rule import DEFAULT_RULE
 from strategies.fedbiscuit import FedBiscuit
 from tests.strategies.selectors import EVERYONE, GROUPED, LAYOUT, NAMES, begin
 from tests.strategies.simulated_rounds import merge
@@ -166,7 +166,7 @@ def test_a_run_leaves_every_selector_and_the_largest_groups_first():
 
 
 def test_rows_are_set_aside_and_what_stays_at_a_client_is_refused():
-    assert FedBiscuit(grouping_fraction=0.2).local_rule() == replace(PLAIN, comparison_share=0.2)
+    assert FedBiscuit(grouping_fraction=0.2).local_rule() == replace(DEFAULT_RULE, comparison_share=0.2)
     for method in ("fedsa", "fedex", "flora", "flexlora"):
         with pytest.raises(ConfigError, match="several selectors"):
             FedBiscuit().with_lora(LoraConfig(aggregation=method))

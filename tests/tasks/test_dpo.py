@@ -34,7 +34,8 @@ def test_the_published_vectors() -> None:
     vector = OPENFEDLLM["dpo_loss"]
     inputs, want = vector["inputs"], vector["outputs"]
     pairs = batch(inputs["pc"], inputs["pr"], inputs["rc"], inputs["rr"])
-    loss, metrics = DPO(beta=inputs["beta"]).loss(pairs)
+    output = DPO(beta=inputs["beta"]).loss(pairs)
+    loss, metrics = output.loss, output.metrics
     loss.backward()
     assert loss.item() == pytest.approx(want["mean"], abs=1e-12)
     assert pairs.logps.grad is not None
@@ -66,7 +67,8 @@ def test_losses_by_hand() -> None:
 
 def test_ipo_uses_ratios_per_token() -> None:
     """Ratios 6 over 3 tokens and 2 over 4: margin 2 - 0.5 = 1.5; beta 0.5: (1.5 - 1)^2. Rewards stay sums."""
-    loss, metrics = DPO(beta=0.5, loss_type="ipo").loss(batch([-4], [-8], [-10], [-10], tokens=[3, 4]))
+    output = DPO(beta=0.5, loss_type="ipo").loss(batch([-4], [-8], [-10], [-10], tokens=[3, 4]))
+    loss, metrics = output.loss, output.metrics
     assert loss.item() == pytest.approx(0.25)
     assert metrics["rewards/margins"] == pytest.approx(0.5 * (6 - 2))
 
@@ -75,8 +77,8 @@ def test_a_pair_may_have_a_confidence() -> None:
     """A confidence of 0.9 is a smoothing of 0.1 for that pair; the loss is least where sigmoid(beta m) = 0.9."""
     pairs = batch([-1.0, -1.0], [-3.0, -3.0], [-2.0, -2.0], [-2.0, -2.0])
     unsure = replace(pairs, examples=(replace(pairs.examples[0], confidence=0.9), pairs.examples[1]))
-    sure, smoothed = DPO().loss(pairs)[0].item(), DPO(label_smoothing=0.1).loss(pairs)[0].item()
-    assert DPO().loss(unsure)[0].item() == pytest.approx((sure + smoothed) / 2)
+    sure, smoothed = DPO().loss(pairs).loss.item(), DPO(label_smoothing=0.1).loss(pairs).loss.item()
+    assert DPO().loss(unsure).loss.item() == pytest.approx((sure + smoothed) / 2)
     margins = torch.tensor([math.log(9) / 0.1], requires_grad=True)
     dpo_loss(margins, beta=0.1, label_smoothing=torch.tensor([0.1])).sum().backward()
     assert margins.grad is not None
@@ -84,7 +86,7 @@ def test_a_pair_may_have_a_confidence() -> None:
 
 
 def test_a_margin_of_zero_is_no_preference() -> None:
-    _, metrics = DPO(beta=0.1).loss(batch([-1.0, -2.0], [-3.0, -1.0], [-1.0, -2.0], [-3.0, -1.0]))
+    metrics = DPO(beta=0.1).loss(batch([-1.0, -2.0], [-3.0, -1.0], [-1.0, -2.0], [-3.0, -1.0])).metrics
     assert metrics["rewards/accuracies"] == 0.0
 
 
@@ -104,9 +106,9 @@ def test_the_confidence_of_a_row_affects_every_loss(loss_type: str, want: float)
     reversed_row = {"prompt": "a", "chosen": "c", "rejected": "b", "label_confidence": 0.3}
     (unsure,), (opposite,) = task.examples([row], encode), task.examples([reversed_row], encode)
     pairs = batch([-1.0], [-5.0], [-2.0], [-2.0])
-    assert task.loss(replace(pairs, examples=(unsure,)))[0].item() == pytest.approx(want)
+    assert task.loss(replace(pairs, examples=(unsure,))).loss.item() == pytest.approx(want)
     reversed_pair = batch([-5.0], [-1.0], [-2.0], [-2.0])
-    assert task.loss(replace(reversed_pair, examples=(opposite,)))[0].item() == pytest.approx(want)
+    assert task.loss(replace(reversed_pair, examples=(opposite,))).loss.item() == pytest.approx(want)
 
 
 def test_ipo_of_an_uncertain_pair_is_least_at_its_margin() -> None:

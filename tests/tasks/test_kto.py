@@ -1,5 +1,6 @@
 """KTO: published vectors, weights from counts, and a reference point at batch size 1."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,8 @@ def test_the_published_vectors(case: str) -> None:
     kl = [p - r for p, r in zip(inputs["pk"], inputs["rk"], strict=True)]
     rows = batch(ratios, labels, kl)
     task = KTO(beta=0.1, desirable_weight=str(inputs.get("dw", 1.0)), undesirable_weight="1")
-    loss, metrics = task.loss(rows)
+    output = task.loss(rows)
+    loss, metrics = output.loss, output.metrics
     loss.backward()
     assert metrics["kl"] == pytest.approx(want["kl"], abs=1e-12)
     assert loss.item() == pytest.approx(want["mean"], abs=1e-12)
@@ -111,11 +113,10 @@ def test_only_free_weights_move_and_they_reach_the_band(n_d: int, n_u: int, w_d,
 def test_weights_reach_the_loss() -> None:
     """r = z = 0: each loss is w / 2."""
     settings = KTO().pooled_options({"n_desirable": 10, "n_undesirable": 30})
-    loss, _ = KTO().loss(batch([0.0, 0.0], [True, False], options=settings))
+    loss = KTO().loss(batch([0.0, 0.0], [True, False], options=settings)).loss
     assert loss.item() == pytest.approx((3.0 + 1.0) / 4)
-    loss, _ = KTO(desirable_weight="2", undesirable_weight="4").loss(
-        batch([0.0, 0.0], [True, False], options=settings)
-    )
+    task = KTO(desirable_weight="2", undesirable_weight="4")
+    loss = task.loss(batch([0.0, 0.0], [True, False], options=settings)).loss
     assert loss.item() == pytest.approx((2.0 + 4.0) / 4)
 
 
@@ -126,7 +127,8 @@ def test_an_uncertain_pair_becomes_two_uncertain_thumbs() -> None:
     task = KTO(beta=1.0, desirable_weight="2", undesirable_weight="1")
     good, bad = task.examples(thumbs_of([row]), Encoder(tiny.tokenizer(), "none", 9))
     ratio = math.log(3)
-    loss, metrics = task.loss(replace(batch([ratio, -ratio], [True, False]), examples=(good, bad)))
+    output = task.loss(replace(batch([ratio, -ratio], [True, False]), examples=(good, bad)))
+    loss, metrics = output.loss, output.metrics
     liked, disliked = 0.8 * 2 * 0.25 + 0.2 * 1 * 0.75, 0.8 * 1 * 0.25 + 0.2 * 2 * 0.75
     assert loss.item() == pytest.approx((liked + disliked) / 2)
     assert metrics["rewards/chosen"] == pytest.approx(ratio)
@@ -146,35 +148,53 @@ def test_confidence_one_and_zero_are_the_label_and_the_other() -> None:
 def test_without_mismatched_pairs_z_is_the_servers_or_zero() -> None:
     """A single row has nothing to be paired with: no kl is reported unless the server gave one."""
     alone = batch([1.0], [True])
-    _, metrics = KTO().loss(alone)
+    output = KTO().loss(alone)
+    metrics = output.metrics
     assert "kl" not in metrics
-    assert alone.sums == {}
-    _, metrics = KTO().loss(batch([1.0], [True], options={"z0": 0.4}))
+    assert output.sums == {}
+    metrics = KTO().loss(batch([1.0], [True], options={"z0": 0.4})).metrics
     assert metrics["kl"] == 0.4
-    _, metrics = KTO().loss(batch([1.0], [True], options={"z0": -0.4}))
+    metrics = KTO().loss(batch([1.0], [True], options={"z0": -0.4})).metrics
     assert metrics["kl"] == 0.0
 
 
 def test_the_pooled_point_runs_from_the_servers_value() -> None:
     """z0 = 1 stands for 32 rows; a row of 3 fades it by 31/32: (31 * 1 + 3) / (31 + 1). Then one of -1."""
-    running: dict[str, float] = {}
-    sums: dict[str, float] = {}
-    task = KTO(reference_point="pooled")
-    options = {"options": {"z0": 1.0}, "running": running, "sums": sums}
-    _, first = task.loss(batch([0.0], [True], [3.0], **options))
-    assert first["kl"] == pytest.approx(34 / 32)
-    _, second = task.loss(batch([0.0], [True], [-1.0], **options))
-    assert second["kl"] == pytest.approx((34 * 31 / 32 - 1) / 32)
-    assert sums == {"kl_sum": 2.0, "kl_count": 2.0}
-    assert task.pooled_options({"n_desirable": 1, "n_undesirable": 1, **sums})["z0"] == 1.0
+    task, options = KTO(reference_point="pooled"), {"z0": 1.0}
+    first = task.loss(batch([0.0], [True], [3.0], options=options))
+    assert first.metrics["kl"] == pytest.approx(34 / 32)
+    second = task.loss(batch([0.0], [True], [-1.0], options=options, running=first.running))
+    assert second.metrics["kl"] == pytest.approx((34 * 31 / 32 - 1) / 32)
+    assert (first.sums, second.sums) == ({"kl_sum": 3.0, "kl_count": 1.0}, {"kl_sum": -1.0, "kl_count": 1.0})
+    pooled = {"n_desirable": 1, "n_undesirable": 1, "kl_sum": 2.0, "kl_count": 2.0}
+    assert task.pooled_options(pooled)["z0"] == 1.0
+
+
+def test_a_batch_without_mismatched_rows_passes_the_running_point_on() -> None:
+    running = {"weight": 3.0, "total": 6.0}
+    output = KTO(reference_point="pooled").loss(batch([0.0], [True], running=running))
+    assert output.running == running
+
+
+@pytest.mark.parametrize("running", [{}, {"weight": 3.0, "total": 6.0}])
+def test_the_loss_modifies_no_part_of_its_batch(running: dict[str, float]) -> None:
+    options = {"z0": 1.0}
+    rows = batch([0.5], [True], [3.0], options=options, running=running)
+    before = (
+        copy.deepcopy((options, running)),
+        [t.clone() for t in vars(rows).values() if isinstance(t, torch.Tensor)],
+    )
+    KTO(reference_point="pooled").loss(rows)
+    tensors = [t for t in vars(rows).values() if isinstance(t, torch.Tensor)]
+    assert (options, running) == before[0]
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before[1], strict=True))
 
 
 def test_the_pooled_point_fades_by_every_row_of_a_batch() -> None:
     """Two rows of 3 fade z0 = 1 by (31/32)^2: (32 (31/32)^2 + 6) / (32 (31/32)^2 + 2)."""
-    running: dict[str, float] = {}
     faded = 32 * (31 / 32) ** 2
-    rows = batch([0.0, 0.0], [True, True], [3.0, 3.0], options={"z0": 1.0}, running=running)
-    _, metrics = KTO(reference_point="pooled").loss(rows)
+    rows = batch([0.0, 0.0], [True, True], [3.0, 3.0], options={"z0": 1.0})
+    metrics = KTO(reference_point="pooled").loss(rows).metrics
     assert metrics["kl"] == pytest.approx((faded + 6) / (faded + 2), rel=1e-12)
 
 

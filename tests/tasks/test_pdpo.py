@@ -49,12 +49,13 @@ def test_published_vectors() -> None:
         composed = {"objective": "composed", "explicit_weight": weight}
         wanted.append((composed, f"V1_L_pdpo_additive_margin_lambda{weight}"))
     for options, name in wanted:
-        loss, metrics = PDPO(beta=vector["beta"], **options).loss(batch(vector))
+        output = PDPO(beta=vector["beta"], **options).loss(batch(vector))
+        loss, metrics = output.loss, output.metrics
         assert loss.item() == pytest.approx(vector[name], abs=1e-11), name
     assert metrics["explicit/margins"] == pytest.approx(sum(vector["explicit_margin"]) / 3)
     assert metrics["explicit/accuracies"] == pytest.approx(2 / 3)
     assert metrics["rewards/accuracies"] == pytest.approx(2 / 3)
-    alone, _ = PDPO(beta=vector["beta"], parts="bottleneck,head").loss(batch(vector, explicit=False))
+    alone = PDPO(beta=vector["beta"], parts="bottleneck,head").loss(batch(vector, explicit=False)).loss
     assert alone.item() == pytest.approx(vector["L_dpo"], abs=1e-11)
 
 
@@ -74,7 +75,7 @@ def test_objectives_by_hand() -> None:
         got = pdpo_loss(im, ex, objective=objective, weight=0.5, kappa=0.2)
         assert got.tolist() == pytest.approx(want), objective
         options = {"kappa": 0.2} if objective == "margin" else {}
-        loss, _ = PDPO(beta=0.5, objective=objective, explicit_weight=0.5, **options).loss(batch(HAND))
+        loss = PDPO(beta=0.5, objective=objective, explicit_weight=0.5, **options).loss(batch(HAND)).loss
         assert loss.item() == pytest.approx(sum(want) / 2), objective
 
 
@@ -83,7 +84,7 @@ def test_the_explicit_reward_in_a_margin_gets_no_gradient() -> None:
     gradients = {}
     for objective in ("separate", "margin", "composed"):
         pairs = batch(HAND)
-        PDPO(beta=0.1, objective=objective, explicit_weight=1.0).loss(pairs)[0].backward()
+        PDPO(beta=0.1, objective=objective, explicit_weight=1.0).loss(pairs).loss.backward()
         assert pairs.explicit is not None
         gradients[objective] = pairs.explicit.grad, pairs.logps.grad
     assert torch.equal(gradients["separate"][0], gradients["margin"][0])
@@ -93,8 +94,10 @@ def test_the_explicit_reward_in_a_margin_gets_no_gradient() -> None:
 
 def test_without_a_reward_head_pdpo_equals_dpo_exactly() -> None:
     plain, pairs = batch(HAND, explicit=False), batch(HAND, explicit=False)
-    want, metrics = DPO().loss(plain)
-    got, got_metrics = PDPO(parts="bottleneck,head").loss(pairs)
+    output = DPO().loss(plain)
+    want, metrics = output.loss, output.metrics
+    output = PDPO(parts="bottleneck,head").loss(pairs)
+    got, got_metrics = output.loss, output.metrics
     want.backward()
     got.backward()
     assert torch.equal(got, want)
@@ -105,9 +108,10 @@ def test_without_a_reward_head_pdpo_equals_dpo_exactly() -> None:
 def test_nll_is_the_mean_over_pairs_of_the_chosen_answers_nll_per_token() -> None:
     """Chosen: -10 over 4 tokens and -3 over 2: 2 nats on average."""
     pairs = replace(batch(HAND), tokens=torch.tensor([4, 1, 2, 1]))
-    loss, metrics = PDPO(nll_weight=0.1).loss(pairs)
+    output = PDPO(nll_weight=0.1).loss(pairs)
+    loss, metrics = output.loss, output.metrics
     assert metrics["nll"] == pytest.approx(2.0)
-    assert loss.item() == pytest.approx(PDPO().loss(pairs)[0].item() + 0.2)
+    assert loss.item() == pytest.approx(PDPO().loss(pairs).loss.item() + 0.2)
 
 
 @pytest.mark.parametrize("objective", ["separate", "composed", "margin"])
@@ -120,20 +124,21 @@ def test_an_uncertain_pair_has_the_expected_loss_over_its_orders(objective: str,
     reversed_pairs = {name.replace("chosen", "#").replace("rejected", "chosen").replace("#", "rejected"): v
               for name, v in HAND.items()}  # fmt: skip
     plain, opposite = batch(HAND, explicit=rewarded), batch(reversed_pairs, explicit=rewarded)
-    (right, a), (wrong, b) = task.loss(plain), task.loss(opposite)
+    right, wrong = task.loss(plain), task.loss(opposite)
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "label_confidence": 0.8}
     (example,) = task.examples([row], Encoder(tiny.tokenizer(), "none", 9))
-    loss, metrics = task.loss(replace(plain, examples=(example, example)))
-    assert loss.item() == pytest.approx(0.8 * right.item() + 0.2 * wrong.item())
-    assert metrics["nll"] == pytest.approx(0.8 * a["nll"] + 0.2 * b["nll"])
-    half, _ = task.loss(replace(plain, examples=(example, plain.examples[0])))  # one of them certain
+    output = task.loss(replace(plain, examples=(example, example)))
+    loss, metrics = output.loss, output.metrics
+    assert loss.item() == pytest.approx(0.8 * right.loss.item() + 0.2 * wrong.loss.item())
+    assert metrics["nll"] == pytest.approx(0.8 * right.metrics["nll"] + 0.2 * wrong.metrics["nll"])
+    half = task.loss(replace(plain, examples=(example, plain.examples[0]))).loss  # one of them certain
     assert half.item() != pytest.approx(loss.item())
 
 
 def test_a_reward_head_of_zeros_has_no_accuracy() -> None:
     zeros = {**HAND, "explicit_reward_chosen": [0.0, 0.0], "explicit_reward_rejected": [0.0, 0.0]}
-    assert "explicit/accuracies" not in PDPO().loss(batch(zeros))[1]
-    assert PDPO().loss(batch(HAND))[1]["explicit/accuracies"] == 0.5
+    assert "explicit/accuracies" not in PDPO().loss(batch(zeros)).metrics
+    assert PDPO().loss(batch(HAND)).metrics["explicit/accuracies"] == 0.5
 
 
 def test_alternating_trains_private_parts_for_half_of_the_steps() -> None:

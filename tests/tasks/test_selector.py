@@ -83,24 +83,25 @@ def test_losses_by_hand() -> None:
     sure = (softplus(-1) + softplus(-2)) / 2
     flipped = (softplus(1) + softplus(2)) / 2
     pair = batch([[1.0, -2.0]])
-    assert Selector().loss(pair)[0].item() == pytest.approx(sure)
-    assert Selector(antisymmetry=0.1).loss(pair)[0].item() == pytest.approx(sure + 0.1)
-    smoothed = Selector(label_smoothing=0.2).loss(pair)[0].item()
+    assert Selector().loss(pair).loss.item() == pytest.approx(sure)
+    assert Selector(antisymmetry=0.1).loss(pair).loss.item() == pytest.approx(sure + 0.1)
+    smoothed = Selector(label_smoothing=0.2).loss(pair).loss.item()
     assert smoothed == pytest.approx(0.8 * sure + 0.2 * flipped)
     unsure = batch([[1.0, -2.0]], (replace(PLAIN, confidence=0.8),))
-    assert Selector().loss(unsure)[0].item() == pytest.approx(smoothed)
-    loss, metrics = Reward().loss(pair)
+    assert Selector().loss(unsure).loss.item() == pytest.approx(smoothed)
+    output = Reward().loss(pair)
+    loss, metrics = output.loss, output.metrics
     assert loss.item() == pytest.approx(softplus(-3))
     assert metrics == {"accuracy": 1.0, "rewards/margins": 3.0}
-    assert Reward().loss(unsure)[0].item() == pytest.approx(0.8 * softplus(-3) + 0.2 * softplus(3))
+    assert Reward().loss(unsure).loss.item() == pytest.approx(0.8 * softplus(-3) + 0.2 * softplus(3))
 
 
 def test_the_antisymmetry_penalty_reduces_a_bias_for_a_position() -> None:
     """If both orders prefer A, the penalty lowers both logits; it does not change an antisymmetric pair."""
     for z, want in ([[2.0, 2.0]], [8.0, 8.0]), ([[2.0, -2.0]], [0.0, 0.0]):
         pulled, plain = batch(z), batch(z)
-        Selector(antisymmetry=1.0).loss(pulled)[0].backward()
-        Selector().loss(plain)[0].backward()
+        Selector(antisymmetry=1.0).loss(pulled).loss.backward()
+        Selector().loss(plain).loss.backward()
         difference = (pulled.logps.grad - plain.logps.grad).view(-1, 2)[:, 0]
         assert difference.tolist() == pytest.approx(want)
 
@@ -200,7 +201,7 @@ def test_shp_labels_choose_the_right_answer(base: Base) -> None:
     (example,) = examples(base, rows=[pair])
     prompt = "".join(base.tokenizer.convert_ids_to_tokens(list(example.prompt)))
     assert f"RESPONSE A: {row['human_ref_A']}" in prompt
-    wrong, right = (Selector().loss(batch([[v, -v]], (example,)))[0] for v in (-3.0, 3.0))
+    wrong, right = (Selector().loss(batch([[v, -v]], (example,))).loss for v in (-3.0, 3.0))
     assert right < wrong, f"target {vector['correct_target_original_order']!r} in the original order"
 
 

@@ -20,7 +20,8 @@ def test_the_task_uses_it() -> None:
     examples = tuple(Example((1,), ((2,),)) for _ in range(2))
     hits = torch.tensor([1, 0])
     batch = Batch(examples, logps, None, torch.tensor([3, 1]), ((0,), (1,)), hits=hits)
-    loss, metrics = SFT().loss(batch)
+    output = SFT().loss(batch)
+    loss, metrics = output.loss, output.metrics
     loss.backward()
     assert loss.item() == 9 / 4
     assert metrics == {"mean_token_accuracy": 1 / 4}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cli.site.policy.rules import Policy
-from core import store
+from core import atomic, store
 from core.errors import PolicyRefused
 from core.sections import Config, may_change
 from core.tree import flat
@@ -80,13 +80,7 @@ class Ledger:
         if not path.exists():
             with store.writing(path):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                part = self.folder / f".secret.{os.getpid()}"
-                part.unlink(missing_ok=True)
-                with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                    file.write(os.urandom(32))
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.rename(path)
+                atomic.write(path, os.urandom(32), 0o600)
         if len(secret := path.read_bytes()) != 32:
             raise PolicyRefused("this site's secret is damaged; see its log")
         return secret

@@ -1,18 +1,18 @@
 """Policy: what a server may ask of a site and what may leave it, from the site's own file policy.toml."""
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from client_app.claim import Claim
 from core.errors import ConfigError, PolicyRefused
 from core.files import read_toml
 from core.sections import Config
+from core.tables import read_values
 from core.types import Scalar
 
 ANY = "*"
@@ -57,7 +57,7 @@ class Policy:
         """Read a policy file. Raises ConfigError if it is missing, not TOML, or has an unknown key or wrong value."""
         document = read_toml(path)
         try:
-            values = {key.replace("-", "_"): _checked(key, value) for key, value in document.items()}
+            values = read_values(Policy, document)
             return Policy(**({**OPEN, **values} if values.get("open") else values))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
@@ -174,31 +174,3 @@ def quote(value: Scalar) -> str:
 
 def _key(name: str) -> str:
     return name.replace("_", "-")
-
-
-def _checked(key: str, value: Any) -> Any:  # Any: what TOML holds; a field's type
-    """Return the value as its field takes it. Raises ConfigError for an unknown key or a wrong type."""
-    hints = get_type_hints(Policy)
-    have = {_key(field.name): hints[field.name] for field in fields(Policy)}
-    if key not in have:
-        near = difflib.get_close_matches(key, have, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"have: {', '.join(have)}"
-        raise ConfigError(f"unknown key {key!r} in a policy; {hint}")
-    if key == "models":
-        if isinstance(value, dict) and all(isinstance(mark, str) for mark in value.values()):
-            return tuple(value.items())
-        raise ConfigError(f'models must be a table of name = "fingerprint", got {value!r}')
-    want, is_valid = have[key], type(value) is have[key]
-    if get_origin(want) is Literal:
-        want, is_valid = " | ".join(get_args(want)), value in get_args(want)
-    elif get_origin(want) is tuple:
-        want, is_valid = (
-            "a list of strings",
-            isinstance(value, list) and all(isinstance(v, str) for v in value),
-        )
-        value = tuple(value) if is_valid else value
-    elif want is float and type(value) is int:
-        return float(value)
-    if not is_valid:
-        raise ConfigError(f"{key} must be {getattr(want, '__name__', want)}, got {value!r}")
-    return value

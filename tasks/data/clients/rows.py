@@ -11,9 +11,9 @@ from core.types import Json
 from tasks.base import Row, Task
 from tasks.data.base import PAIR, THUMB, ColumnUse, Source, kind_of, ktor, load, thumbs, view
 from tasks.data.clients import partition
+from tasks.data.clients.own_file import own_source
 from tasks.data.clients.shares import flip_share, make_share, pool
 from tasks.data.clients.split import HeldOut, prompt_key, share_in
-from tasks.data.jsonl import Jsonl
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,19 @@ class ClientRows:
 
 
 def client_rows(
-    config: Config, task: Task, client: int, clients: int, *, path: str = "", everyone: bool = False
+    config: Config,
+    task: Task,
+    client: int,
+    clients: int,
+    *,
+    path: str = "",
+    reader: str = "",
+    everyone: bool = False,
 ) -> ClientRows:
     """The rows of client number `client` of `clients`; depends only on the arguments and the files they name.
 
-    path: a site's private file, which replaces the configured source. everyone: train on the rows of all clients (the
+    path: a site's private file, which replaces the configured source. reader: the data source that reads it; "" for the
+    one that its ending names. everyone: train on the rows of all clients (the
     centralized baseline); the held-out rows are still the client's own.
     Raises DataError for a bad row (with file and line) and for a client without rows, and ConfigError if `path` is
     set together with settings that need the rows of all clients. Writes no rows to disk.
@@ -47,7 +55,7 @@ def client_rows(
     flips = client in partition.flipped_clients(clients, config.data.flipped_clients, config.run.seed)
     if path:
         _refuse_what_needs_all_rows(config, client, everyone)
-        source: Source = Jsonl(path)
+        source: Source = own_source(path, reader)
         table = load(source, config.run.seed, 1, config.data.on_bad_row)
         share, shares, all_prompts, left_out = make_share(config, table.entries), (), None, {}
         share = flip_share(share) if flips else share
@@ -87,15 +95,10 @@ def client_rows(
     )
 
 
-def stamp(config: Config, path: str) -> Json:
+def stamp(config: Config, path: str, reader: str = "") -> Json:
     """A hashable value that changes when the rows of client_rows do."""
-    source: Source = Jsonl(path) if path else config.source_choice.build()
+    source: Source = own_source(path, reader) if path else config.source_choice.build()
     return source.stamp()
-
-
-def forget_tables() -> None:
-    """Drop the cached tables of this process."""
-    pool.cache_clear()
 
 
 def _redistribute(config: Config, shares: list[list[Row]]) -> list[list[Row]]:

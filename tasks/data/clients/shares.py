@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
+from core.caches import Holds, cached
 from core.errors import DataError
 from core.sections import Config
 from core.seeds import seed_for
@@ -40,11 +40,11 @@ class Pool:
     left_out: Json  # owners that are not clients, by reason: their number, their rows, the first names
 
 
-@lru_cache(maxsize=2)  # one process of a simulation serves many clients; `stamp` changes when the rows do
+@cached(Holds.RUN, maxsize=2)  # one process of a simulation serves many clients
 def pool(config: Config, columns: tuple[str, ...], stamp: Json, clients: int) -> Pool:
     """The configured source divided over a federation of `clients`.
 
-    columns: those of the task. stamp: the source's stamp(), a part of the cache key only.
+    columns: those of the task. stamp: the source's stamp(), which changes with the rows; a part of the cache key only.
     """
     source: Source = config.source_choice.build()
     table = load(source, config.run.seed, clients, config.data.on_bad_row)

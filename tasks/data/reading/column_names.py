@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from functools import lru_cache
 from typing import Any
+
+from core.caches import Holds, cached
 
 MAX_NAME_LENGTH, MAX_FACT_LENGTH, MAX_NAMES = 32, 200, 20
 
@@ -90,7 +91,7 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"\s*[-+]?\d{1,9}(\.\d{0,9})?(\s*/\s*\d{1,3})?\s*%?\s*", text) is not None
 
 
-@lru_cache(maxsize=4096)
+@cached(Holds.RUN, maxsize=4096)  # names of columns may be private
 def _name_words(name: str) -> tuple[str, ...]:
     """The words of a name in lower case: systemPrompt, system_prompt and system-prompt2 all give (system, prompt)."""
     parts = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)

@@ -1,6 +1,6 @@
 """Find the files of a folder that hold clients' rows, and the files that are not read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from core.errors import ConfigError
@@ -42,9 +42,9 @@ def client_files(folder: Path) -> list[Path]:
     return files
 
 
-def checked_file(path: Path) -> Path:
-    """The path itself. Raises ConfigError unless it is a regular file."""
-    _check_file(path)
+def checked_file(path: Path, endings: Sequence[str] = ENDINGS) -> Path:
+    """The path itself. Raises ConfigError unless it is a regular file. endings: those that the message names."""
+    _check_file(path, endings)
     return path
 
 
@@ -61,7 +61,7 @@ def is_named_as_rows(path: Path) -> bool:
     return path.name.lower().endswith(ENDINGS) and not path.name.startswith(".")
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, endings: Sequence[str] = ENDINGS) -> None:
     if path.is_file():
         return
     if path.is_symlink() and not path.exists():
@@ -71,7 +71,7 @@ def _check_file(path: Path) -> None:
     else:
         problem = "is a folder, not a file" if path.is_dir() else "is not a regular file"
     raise ConfigError(
-        f"no {WANTED} file at {path} (data.path, or data-path of a node): it {problem}",
+        f"no {' or '.join(endings)} file at {path} (data.path, or data-path of a node): it {problem}",
         names=[str(path), path.name],
     )
 

@@ -1,4 +1,4 @@
-"""Read and parse JSON-lines files, plain or gzip; files of other formats are recognised and refused."""
+"""Open files, plain or gzip, and parse JSON lines; files of other formats are recognised and refused."""
 
 import gzip
 import io
@@ -6,6 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ MAGIC = {  # first bytes of a file: its format, and what to do
     b"\x04\x22\x4d\x18": "compressed with lz4: decompress it (unlz4)",
     b"PK\x03\x04": "a zip archive: unpack it",
     b"7z\xbc\xaf": "a 7z archive: unpack it",
-    b"PAR1": "a Parquet file: use data.source = 'hub' with data.dataset = its folder, or convert it",
+    b"PAR1": "a Parquet file: use data.source = 'tabular', or 'hub' with data.dataset = its folder",
     b"ARROW1": "an Arrow file: convert it",
     b"SQLite format 3": "an SQLite database: export it",
     b"version https://git-lfs": "a Git LFS pointer, not the rows themselves: fetch them (git lfs pull)",
@@ -40,14 +41,21 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
 
     Raises DataError for a file of another format and for one that cannot be read to its end.
     """
+    with opened(file) as lines:
+        _check_head(file, lines.peek(HEAD_BYTES)[:HEAD_BYTES])
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, line
+
+
+@contextmanager
+def opened(file: Path) -> "Iterator[io.BufferedReader[Any]]":  # Any: gzip or plain
+    """The bytes of a file, decompressed if it is gzip. Raises DataError if it cannot be read to its end."""
     try:
         with file.open("rb") as raw:
             zipped = raw.peek(2)[:2] == GZIP
-            with io.BufferedReader(gzip.GzipFile(fileobj=raw), HEAD_BYTES) if zipped else raw as lines:  # type: ignore[arg-type]  # typeshed asks for a RawIOBase
-                _check_head(file, lines.peek(HEAD_BYTES)[:HEAD_BYTES])
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        yield number, line
+            with io.BufferedReader(gzip.GzipFile(fileobj=raw), HEAD_BYTES) if zipped else raw as content:  # type: ignore[arg-type]  # typeshed asks for a RawIOBase
+                yield content
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{file.name} is not a complete gzip file: {_describe_damage(error)}; {_readable_lines(file)} lines can be "
@@ -91,17 +99,27 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 def _check_head(file: Path, head: bytes) -> None:
     """Raises DataError for a file whose first bytes show that it is not a JSON-lines file."""
     text = head.removeprefix(BOM.encode()).strip()
-    problem = next((description for magic, description in MAGIC.items() if head.startswith(magic)), "")
-    if head[257:262] == b"ustar":  # the magic of a tar header stands at byte 257
-        problem = "a tar archive: unpack it"
-    elif re.match(rb"\[\s*\{", text):
-        problem = "one JSON array: write its objects on lines of their own (jq -c '.[]' FILE)"
-    elif re.match(rb"\{[ \t\r]*\n", text):
-        problem = "JSON over several lines: write each object on one line (jq -c . FILE)"
-    elif b"\r" in text and b"\n" not in head:
-        problem = "text whose lines end in CR alone: end them in LF (tr '\\r' '\\n')"
+    problem = not_text(head) or _not_lines(head, text)
     if problem:
         raise DataError(f"{file.name} is {problem}; {EXPECTED}", names=[file.name])
+
+
+def _not_lines(head: bytes, text: bytes) -> str:
+    """What a text is instead of lines of JSON objects, and what to do; "" if its start does not show that."""
+    if re.match(rb"\[\s*\{", text):
+        return "one JSON array: write its objects on lines of their own (jq -c '.[]' FILE)"
+    if re.match(rb"\{[ \t\r]*\n", text):
+        return "JSON over several lines: write each object on one line (jq -c . FILE)"
+    if b"\r" in text and b"\n" not in head:
+        return "text whose lines end in CR alone: end them in LF (tr '\\r' '\\n')"
+    return ""
+
+
+def not_text(head: bytes) -> str:
+    """What a file is instead of UTF-8 text, and what to do; "" if its first bytes do not show that."""
+    if head[257:262] == b"ustar":  # the magic of a tar header stands at byte 257
+        return "a tar archive: unpack it"
+    return next((description for magic, description in MAGIC.items() if head.startswith(magic)), "")
 
 
 def _hint(text: str, error: json.JSONDecodeError) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli.site.site_file import SiteFile
+from client_app.node import Node
 from core.errors import ConfigError
 from tests.paths import ROOT
 
@@ -38,6 +39,12 @@ def test_paths_are_relative_to_the_file(tmp_path):
     assert site.facts["state-dir"] == "/var/x"
 
 
+def test_data_source_reaches_the_node_of_the_site(tmp_path):
+    (tmp_path / "rows").write_text("")
+    site = read(tmp_path, LEAST + 'data-path = "rows"\ndata-source = "jsonl"\n')
+    assert Node.read(site.facts).data_source == "jsonl"
+
+
 def test_words_win(tmp_path):
     assert read(tmp_path, LEAST, "partition-id=2", "idle-s=3").partition_id == 2
 
@@ -47,6 +54,8 @@ def test_words_win(tmp_path):
     [
         (["address=0.0.0.0:7000"], "on the same machine"),
         (["address=[::]:7000"], "on the same machine"),
+        (["address=::1:7000"], "on the same machine"),
+        (["address=[127.0.0.1]:7000"], "on the same machine"),
         (["address=example.org:7000"], "on the same machine"),
         (["address=127.0.0.1:7000"], "every user of this machine can reach it; set token-file"),
         ([f"address=unix:{'x' * 120}"], "at most 100 bytes"),
@@ -54,6 +63,8 @@ def test_words_win(tmp_path):
         (["partition-id=9"], "partition-id must be from 0 to num-partitions - 1 = 2, got 9"),
         (["partition-id=one"], "partition-id must be int, got 'one'"),
         (["data-path=nowhere.jsonl"], "no such file"),
+        (["data-path=site.toml"], "site.toml"),
+        (["data-path=site.toml", "data-source=toy"], "data-source = 'toy'"),
         (["socket-mode=0666"], "socket-mode must be '0600' or '0660'"),
         (["idle-s=0"], "max-message-mb and idle-s must be above 0"),
         (["idle-s=inf"], "max-message-mb and idle-s must be above 0"),
@@ -69,8 +80,13 @@ def test_what_is_wrong_is_one_line(tmp_path, words, message):
         read(tmp_path, LEAST, *words)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:7000", "localhost:7000", "[::1]:7000"])
+def test_a_site_may_listen_on_the_loopback(tmp_path, address):
+    assert read(tmp_path, LEAST, f"address={address}", "token-file=token").address == address
+
+
 def test_a_file_without_who_it_is_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="num-partitions is missing"):
+    with pytest.raises(ConfigError, match=r"site\.toml: the key 'num-partitions' is missing"):
         read(tmp_path, LEAST.rsplit("\n", 2)[0] + "\n")
 
 

@@ -16,7 +16,7 @@ def test_paths_in_site_toml_are_relative_to_the_kit(tmp_path):
     north = tmp_path / "kits" / "sites" / "north"
     assert NodeKit.read(north).node_config == f"site='unix:{north.resolve()}/site.sock'"
     assert (
-        SiteFile.read(north / "site.toml", ["data-path=site.toml"]).address
+        SiteFile.read(north / "site.toml", ["data-path=site.toml", "data-source=jsonl"]).address
         == f"unix:{north.resolve()}/site.sock"
     )
     (north / "site.toml").write_text('partition-id = 0\nnum-partitions = 3\ndata-path = "rows.jsonl"\n')
@@ -29,7 +29,10 @@ def test_a_site_has_the_name_that_the_federation_gives_it(tmp_path):
     """Both with `accord site` and with a ClientApp that the SuperNode starts."""
     make(tmp_path)
     north = tmp_path / "kits" / "sites" / "north"
-    assert SiteFile.read(north / "site.toml", ["data-path=site.toml"]).facts["site-name"] == "north"
+    assert (
+        SiteFile.read(north / "site.toml", ["data-path=site.toml", "data-source=jsonl"]).facts["site-name"]
+        == "north"
+    )
 
 
 def test_arguments_override_site_toml_for_a_supernode(tmp_path):

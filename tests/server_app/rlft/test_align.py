@@ -95,7 +95,7 @@ def test_a_policy_of_a_group_is_labelled_by_its_own_selector(both):
     assert pairs[0] != pairs[1]
     assert all(row["agreement"] == 1.0 for name in of_group for row in of_group[name])
     for row in rows(both.folder / "preferences.jsonl"):
-        (scores,) = both.labels.full_jury.scores([(row["prompt"], [row["chosen"], row["rejected"]])])
+        (scores,) = both.labels.full_ensemble.scores([(row["prompt"], [row["chosen"], row["rejected"]])])
         mean = (2 * scores.odds[0, 0, 1].double() + scores.odds[1, 0, 1].double()) / 3
         assert torch.sigmoid(mean).item() == pytest.approx(row["label_confidence"], abs=1e-4)
 

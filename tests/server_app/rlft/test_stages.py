@@ -6,8 +6,8 @@ import torch
 from core.sections import LoraConfig, ModelConfig
 from server_app.rlft.stages import greedy_answers, sample_answers, score_answers
 from tasks.forward.setup import load_base
-from tasks.scoring.generate import Sampling, Talker
-from tasks.scoring.jury import Jury
+from tasks.scoring.ensemble import SelectorEnsemble
+from tasks.scoring.generate import Sampling, TextGenerator
 from tasks.selector import Selector
 from tasks.tokens.encode import Encoder
 from tests import tiny
@@ -24,14 +24,16 @@ def base(tmp_path_factory):
 
 
 def stages(base):
-    talker = Talker(base, Encoder(base.tokenizer, "none", 100), frozen=True, new_tokens=6)
+    generator = TextGenerator(base, Encoder(base.tokenizer, "none", 100), frozen=True, new_tokens=6)
     encode = Encoder(base.tokenizer, "none", 420)
-    jury = Jury(base, Selector(), encode, {"c0": tiny.random_adapter(base)}, {"c0": {}}, (1.0,))
+    ensemble = SelectorEnsemble(
+        base, Selector(), encode, {"c0": tiny.random_adapter(base)}, {"c0": {}}, (1.0,)
+    )
     questions = [(p, ["yes", "no", LONG if p == "Two?" else "so"]) for p in PROMPTS]
     return {
-        "sampled": lambda path: sample_answers(path, PROMPTS, talker, HOW, seed=3, turn=0),
-        "greedy": lambda path: greedy_answers(path, PROMPTS, talker),
-        "scored": lambda path: [s.odds for s in score_answers(path, questions, jury)],
+        "sampled": lambda path: sample_answers(path, PROMPTS, generator, HOW, seed=3, turn=0),
+        "greedy": lambda path: greedy_answers(path, PROMPTS, generator),
+        "scored": lambda path: [s.odds for s in score_answers(path, questions, ensemble)],
     }
 
 

@@ -1,6 +1,8 @@
 """Rounds of lora.aggregation over three clients, without a model."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -13,6 +15,7 @@ from strategies.base import Strategy
 from strategies.fedavg import FedAvg
 
 R, ALPHA = 4, 6
+SPOOL = Path(tempfile.gettempdir())
 EVERYONE = [Client(c, 10 * c + 10) for c in range(3)]
 SHAPES = {"x": (6, 5), "y": (12, 9)}  # (out, in): 3 clients of rank 4 exceed the ranks that x has
 FOUR = ("separate", "ffa", "rolora", "fedsa")
@@ -57,7 +60,7 @@ def a_round(
     chosen: Strategy, state: ServerState, rnd: int
 ) -> tuple[ServerState, list[Order], list[Update], dict]:
     orders = chosen.plan_train(state, rnd, EVERYONE)
-    updates, fold = [trained(chosen, order, rnd) for order in orders], chosen.fold(state, rnd)
+    updates, fold = [trained(chosen, order, rnd) for order in orders], chosen.fold(state, rnd, SPOOL)
     for update in updates:
         fold.add(update)
     after, metrics = chosen.merge_train(state, rnd, Merged(tuple(updates), fold.result()))

@@ -13,6 +13,7 @@ from strategies.aggregation.fold import Merged
 from tests.strategies.aggregation.lora_rounds import (
     ALPHA,
     EVERYONE,
+    SPOOL,
     R,
     a_round,
     adapter,
@@ -97,7 +98,7 @@ def test_fedex_by_hand():
         for c, sign in ((0, 1.0), (1, -1.0))
     ]
     state = begin(chosen, one)
-    fold = chosen.fold(state, 1)
+    fold = chosen.fold(state, 1, SPOOL)
     for update in updates:
         fold.add(update)
     state, metrics = chosen.merge_train(state, 1, Merged(tuple(updates), fold.result()))
@@ -111,7 +112,7 @@ def test_a_small_residual_is_not_drowned_in_rounding():
     """Deltas that agree but for a ten-thousandth: still (3 - 1) x 4 directions, and no more."""
     chosen = strategy("fedex")
     state = begin(chosen, adapter(0))
-    common, updates, fold = adapter(50), [], chosen.fold(state, 1)
+    common, updates, fold = adapter(50), [], chosen.fold(state, 1, SPOOL)
     for c in EVERYONE:
         own = adapter(c.id + 1)
         delta = {n: t + 1e-4 * own[n] for n, t in common.items()}

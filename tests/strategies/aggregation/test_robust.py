@@ -1,11 +1,14 @@
 """By hand, and against flwr's own FedMedian, FedTrimmedAvg, Krum and MultiKrum."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from flwr.serverapp import strategy as theirs
 
 from core.config import parse
-from core.errors import ConfigError
+from core.errors import CheckpointError, ConfigError
 from core.plugins import build
 from core.types import ServerState, Update
 from strategies.aggregation import robust
@@ -14,7 +17,7 @@ from tests.strategies.test_aggregators import SIZES, X, flowers_rounds
 
 
 def combined(values: list[float], rule: str, share: float = 0.25) -> float:
-    fold = robust.Robust(robust.RULES[rule](share), lambda update: 1.0)
+    fold = robust.Robust(robust.RULES[rule](share), lambda update: 1.0, Path(tempfile.gettempdir()))
     for client, value in enumerate(values):
         fold.add(Update(client, 1, "global", {"delta": {"w": torch.tensor([value])}}, {}))
     return fold.result()["global"]["delta"]["w"].item()
@@ -61,12 +64,12 @@ def test_flwrs_own(rule, monkeypatch):
     close(state.adapters["global"], want, atol=1e-12)
 
 
-def test_multi_krum_leaves_the_liars_out():
+def test_multi_krum_leaves_the_liars_out(tmp_path):
     rng = torch.Generator().manual_seed(3)
     values = [{"w": torch.randn(50, generator=rng)} for _ in range(10)]
     values[4]["w"] += 40
     values[7]["w"] -= 40
-    fold = robust.Robust(robust.RULES["multi-krum"](0.2), lambda update: 1.0)
+    fold = robust.Robust(robust.RULES["multi-krum"](0.2), lambda update: 1.0, tmp_path)
     for client, delta in enumerate(values):
         fold.add(Update(client, 1, "global", {"delta": delta}, {}))
     honest = torch.stack([v["w"] for i, v in enumerate(values) if i not in (4, 7)])
@@ -139,3 +142,19 @@ def test_a_round_with_too_few_answers_is_remarked_by_adapter():
     assert "trimmed-mean" in remark
     assert "global" in remark
     assert build("strategies", "fedavg", {}).remarks(answers[:1]) == []
+
+
+def test_updates_wait_in_the_spool_alone_and_leave_nothing_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    fold = robust.Robust(robust.RULES["median"](0.2), lambda update: 1.0, tmp_path)
+    for client in range(3):
+        fold.add(Update(client, 1, "global", {"delta": {"w": torch.full((4,), float(client))}}, {}))
+    assert list(tmp_path.iterdir()) == []
+    assert fold.result()["global"]["delta"]["w"].tolist() == [1.0] * 4
+
+
+def test_a_spool_that_cannot_be_written_is_named(tmp_path):
+    spool = tmp_path / "spool"
+    fold = robust.Robust(robust.RULES["median"](0.2), lambda update: 1.0, spool)
+    with pytest.raises(CheckpointError, match=str(spool)):
+        fold.add(Update(0, 1, "global", {"delta": {"w": torch.zeros(4)}}, {}))

@@ -158,7 +158,7 @@ REFUSED = {  # what the line must name: file, place, what to do
     "bzip2": (in_file("a.jsonl.bz2", bz2.compress(LINES)), ["a.jsonl.bz2", "bunzip2"]),
     "xz": (in_file("a.jsonl.xz", lzma.compress(LINES)), ["a.jsonl.xz", "unxz"]),
     "zip": (as_file(b"PK\x03\x04rest"), ["a.jsonl", "zip", "unpack"]),
-    "Parquet": (as_file(b"PAR1\x15\x04"), ["a.jsonl", "Parquet", "data.source = 'hub'"]),
+    "Parquet": (as_file(b"PAR1\x15\x04"), ["a.jsonl", "Parquet", "data.source = 'tabular'"]),
     "tar": (
         in_file("a.jsonl.gz", gz(b"x.jsonl".ljust(257, b"\0") + b"ustar\x0000")),
         ["a.jsonl.gz is a tar archive"],

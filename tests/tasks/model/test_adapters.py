@@ -76,7 +76,7 @@ def test_a_rank_above_a_layers_full_rank_is_correct_with_a_warning(
     orders, updates, fold = (
         chosen.plan_train(state, 1, [Client(0, 5), Client(1, 5)]),
         [],
-        chosen.fold(state, 1),
+        chosen.fold(state, 1, tmp_path),
     )
     for order in orders:
         rng = torch.Generator().manual_seed(order.client)
@@ -115,7 +115,7 @@ def test_the_targets_of_a_saved_adapter_are_read_back(
     config = parse({"model.name": str(folder), "lora.r": R, "lora.alpha": ALPHA, "task.name": "dpo"})
     personal_model.export(base, tree, None, tmp_path / "own", config, None)
     own = personal_model.load(ModelConfig(name=str(folder)), tmp_path / "own")
-    torch.testing.assert_close(logits(own.talker.base.causal), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(own.generator.base.causal), want, rtol=1e-4, atol=1e-4)
 
 
 def test_trl_is_refused_if_its_second_adapter_would_differ(folders) -> None:

@@ -127,7 +127,7 @@ def test_a_name_in_both_parts_selects_the_language_models(folders) -> None:
     ("targets", "message"),
     [
         ("q_proj,nothing_proj", "LlamaForCausalLM has no module 'nothing_proj'"),
-        ("q_porj", "did you mean q_proj"),
+        ("q_porj", "did you mean 'q_proj'"),
         ("q_porj", "Available: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"),
         ("q_proj,", "'q_proj,' has an empty name"),
         ("Q_PROJ", "has no module 'Q_PROJ'"),

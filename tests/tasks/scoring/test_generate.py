@@ -8,7 +8,7 @@ from core.seeds import seed_for
 from tasks.forward.setup import load_base
 from tasks.model.adapter import set_adapter
 from tasks.model.base import Base
-from tasks.scoring.generate import Sampling, Talker, greedy, sampled
+from tasks.scoring.generate import Sampling, TextGenerator, greedy, sampled
 from tasks.tokens.encode import Encoder
 from tests import tiny
 
@@ -67,9 +67,9 @@ def test_an_answer_is_the_tokens_after_the_prompt(base: Base) -> None:
     assert greedy(base, prompt, 12) == want.strip()
 
 
-def test_a_frozen_talker_samples_from_the_base(base: Base) -> None:
+def test_a_frozen_generator_samples_from_the_base(base: Base) -> None:
     encoder = Encoder(base.tokenizer, "none", 100)
-    before = Talker(base, encoder).sample("Who?", HOW, seed=1)
+    before = TextGenerator(base, encoder).sample("Who?", HOW, seed=1)
     set_adapter(base, tiny.random_adapter(base, size=0.5))
-    assert Talker(base, encoder, frozen=True).sample("Who?", HOW, seed=1) == before
-    assert Talker(base, encoder).sample("Who?", HOW, seed=1) != before
+    assert TextGenerator(base, encoder, frozen=True).sample("Who?", HOW, seed=1) == before
+    assert TextGenerator(base, encoder).sample("Who?", HOW, seed=1) != before

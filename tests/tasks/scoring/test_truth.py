@@ -6,7 +6,7 @@ from core.sections import LoraConfig, ModelConfig
 from tasks.data.toy import Toy, World
 from tasks.forward.setup import load_base
 from tasks.model.adapter import initial_adapter, set_adapter
-from tasks.scoring.generate import Talker
+from tasks.scoring.generate import TextGenerator
 from tasks.scoring.truth import grade_answers, grade_model
 from tasks.tokens.encode import Encoder
 from tasks.toy_base.language import Answer, topics
@@ -53,5 +53,5 @@ def test_the_embedded_base_gives_valid_answers_and_has_no_facts(tmp_path, monkey
     assert all(m["truth/right"] == pytest.approx(14 / 24) for m in both)
     assert sum(m["truth/utility"] for m in both) / 2 == pytest.approx(3.5)
     prompts = [*toy.probes()[:2], toy.questions()[1], toy.probes()[3]]  # of two lengths
-    talker = Talker(base, encoder)
-    assert talker.generate_together(prompts) == talker.generate(prompts)
+    generator = TextGenerator(base, encoder)
+    assert generator.generate_together(prompts) == generator.generate(prompts)

@@ -1,7 +1,7 @@
 """The training loop is deterministic, equals a plain loop, and leaks no tensors."""
 
 import gc
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from core.errors import DataError
 from core.sections import LoraConfig, ModelConfig, TrainConfig
 from core.tree import Tree
-from tasks.base import Example
+from tasks.base import Batch, Example, LossOutput
 from tasks.dpo import DPO, dpo_loss
 from tasks.forward.batches import subset
 from tasks.forward.logprobs import completion_logps
@@ -135,11 +135,32 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_rows_by_weight(base: Base, task,
     rows = row_losses(base, task, examples, refs=refs, options={"z0": 0.5})
     weights = [weight(task, [example]) for example in examples]
     with torch.no_grad():
-        whole = float(_BatchScorer(base, task, refs, {"z0": 0.5}).loss(examples)[0])
+        scorer = _BatchScorer(base, task, refs, {"z0": 0.5})
+        whole = float(scorer.score(scorer.batch(examples)).loss)
     assert len(set(rows)) == len(rows) == len(examples)
     assert sum(w * x for w, x in zip(weights, rows, strict=True)) / sum(weights) == pytest.approx(
         whole, rel=1e-5
     )
+
+
+@dataclass(frozen=True)
+class Numbered(DPO):
+    """DPO that numbers its batches by what it carries from one to the next."""
+
+    def loss(self, batch: Batch) -> LossOutput:
+        number = batch.running.get("number", 0) + 1
+        output = super().loss(batch)
+        metrics = {**output.metrics, "number": number}
+        return replace(
+            output, metrics=metrics, running={"number": number}, sums={"rows": len(batch.examples)}
+        )
+
+
+def test_state_is_carried_from_batch_to_batch_and_sums_are_added_up(base: Base) -> None:
+    cfg = replace(CFG, gradient_accumulation_steps=2)
+    report = train(base, Numbered(), PAIRS, cfg, seed=1)
+    assert report.metrics["number"] == sum(range(1, 7)) / 6
+    assert report.sums == {"rows": 6 * 4}
 
 
 def test_correct_sees_every_tensor_before_clipping(base: Base) -> None:

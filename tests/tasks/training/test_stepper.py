@@ -8,7 +8,7 @@ from torch import nn
 
 from core.sections import TrainConfig
 from tasks.model.flat import Flat
-from tasks.training.stepper import PLAIN, LocalHooks, Stepper
+from tasks.training.stepper import NO_HOOKS, LocalHooks, Stepper
 
 SGD = TrainConfig(optimizer="sgd", learning_rate=0.1, max_grad_norm=0.0)
 ADAMW = TrainConfig(learning_rate=0.1, weight_decay=0.5, max_grad_norm=1.0)
@@ -31,10 +31,10 @@ def values(flat: Flat) -> list[float]:
 
 
 def test_sgd_equals_the_formula():
-    flat, _, norms = stepped(SGD, PLAIN, 3.0, 4.0)
+    flat, _, norms = stepped(SGD, NO_HOOKS, 3.0, 4.0)
     assert values(flat) == pytest.approx([0.3, 1.3])
     assert norms == pytest.approx([3 * 2**0.5, 4 * 2**0.5])
-    flat, _, _ = stepped(replace(SGD, weight_decay=0.5), PLAIN, 3.0)
+    flat, _, _ = stepped(replace(SGD, weight_decay=0.5), NO_HOOKS, 3.0)
     assert values(flat) == pytest.approx([1 - 0.1 * (3 + 0.5), 2 - 0.1 * (3 + 1)])
 
 
@@ -47,7 +47,7 @@ def test_a_correction_comes_before_clipping_and_the_reported_gradient_before_bot
     mean = stepper.mean_gradient()
     assert mean is not None
     assert {n: g.tolist() for n, g in mean.items()} == {"a": [4.0], "b": [4.0]}
-    assert stepped(SGD, PLAIN, 3.0)[1].mean_gradient() is None
+    assert stepped(SGD, NO_HOOKS, 3.0)[1].mean_gradient() is None
 
 
 def test_after_step_sees_the_updated_weights():
@@ -87,10 +87,10 @@ KEEP = TrainConfig(learning_rate=0.1, weight_decay=0.01, optimizer_state="keep")
 def test_saved_moments_continue_the_optimiser():
     """Two steps and two more equal four steps to the last bit, and only with the moments."""
     gradients = [3.0, -1.0, 0.5, 2.0]
-    whole, all_four, _ = stepped(KEEP, PLAIN, *gradients)
+    whole, all_four, _ = stepped(KEEP, NO_HOOKS, *gradients)
     ends = {}
     for cfg in (KEEP, replace(KEEP, optimizer_state="reset")):
-        first, half, _ = stepped(cfg, PLAIN, *gradients[:2])
+        first, half, _ = stepped(cfg, NO_HOOKS, *gradients[:2])
         flat = Flat({n: nn.Parameter(p.detach().clone()) for n, p in first.parameters.items()})
         rest = Stepper(flat, cfg, LocalHooks(moments=half.moments()))
         for gradient in gradients[2:]:
@@ -109,7 +109,7 @@ def test_saved_moments_continue_the_optimiser():
 
 
 def test_the_moments_of_a_frozen_tensor_are_kept_with_their_step_count():
-    _, first, _ = stepped(KEEP, PLAIN, 3.0)
+    _, first, _ = stepped(KEEP, NO_HOOKS, 3.0)
     before = first.moments()
     copies = {name: {n: t.clone() for n, t in tree.items()} for name, tree in before.items()}
     flat, second, _ = stepped(KEEP, LocalHooks(trains=lambda name: name == "b", moments=before), 1.0, 1.0)

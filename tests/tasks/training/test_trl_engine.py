@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from tasks.forward.setup import load_base
 from tasks.kto import KTO, rotated
 from tasks.model.adapter import get_adapter, set_adapter
 from tasks.model.base import Base
+from tasks.selector import Selector
 from tasks.sft import SFT
 from tasks.tokens.cache import Cache, reference_key
 from tasks.training import loop, trl_engine
@@ -271,6 +272,21 @@ def test_tasks_and_settings_that_trl_does_not_support_are_refused(base, task, cf
     with pytest.raises(ConfigError, match=key) as error:
         trl_engine.train(base, task, rows(task), cfg, seed=1)
     assert "train.engine = 'accord'" in str(error.value)
+
+
+@dataclass(frozen=True)
+class OtherLoss(DPO):
+    """Inherits how TRL trains dpo, which would ignore its loss."""
+
+    def loss(self, batch):
+        output = super().loss(batch)
+        return replace(output, loss=2 * output.loss)
+
+
+@pytest.mark.parametrize("task", [Selector(), OtherLoss()])
+def test_a_task_that_does_not_declare_trl_for_its_own_loss_is_refused(base, task):
+    with pytest.raises(ConfigError, match=f"{type(task).__name__}.*train.engine = 'accord'"):
+        trl_engine.train(base, task, rows(task), CFG, seed=1)
 
 
 def test_labels_with_a_confidence_below_1_are_refused(base):

@@ -46,12 +46,12 @@ def test_what_the_file_says_goes_before_open(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max-round = 3", "unknown key 'max-round' in a policy; did you mean 'max-rounds'"),
-        ("zebra = 3", "unknown key 'zebra' in a policy; have: open, owners"),
+        ("max-round = 3", "policy.toml: unknown key 'max-round'; did you mean 'max-rounds'"),
+        ("zebra = 3", "policy.toml: unknown key 'zebra'; have: open, owners"),
         ("tasks = 'dpo'", "tasks must be a list of strings, got 'dpo'"),
         ("tasks = ['dpo', 1]", "tasks must be a list of strings"),
-        ("models = ['toy']", 'models must be a table of name = "fingerprint"'),
-        ("updates = 'plain'", r"updates must be clear \| clipped \| noised, got 'plain'"),
+        ("models = ['toy']", r"models must be a table of name .*, got \['toy'\]"),
+        ("updates = 'plain'", r"updates must be one of clear \| clipped \| noised, got 'plain'"),
         ("max-rounds = 2.5", "max-rounds must be int, got 2.5"),
         ("max-rounds = true", "max-rounds must be int, got True"),
         ("max-rounds = 0", "max-rounds must be above 0 and finite, got 0"),

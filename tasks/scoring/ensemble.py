@@ -1,4 +1,4 @@
-"""Jury: the selectors or reward models of a run, which compare the answers to a prompt pairwise, in both orders.
+"""The selectors or reward models of a run as an ensemble, which compares answers pairwise, in both orders.
 
 Its scores decide which answer is better: for labels, for the best of n and for the training signal of a policy.
 """
@@ -13,7 +13,6 @@ from core.tree import Tree
 from tasks.base import Example, Task
 from tasks.model.adapter import set_adapter
 from tasks.model.base import Base
-from tasks.reward import Reward
 from tasks.scoring.evaluate import choice_batch
 from tasks.tokens.choice import log_odds, margins
 from tasks.tokens.encode import Encoder
@@ -34,7 +33,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Jury:
+class SelectorEnsemble:
     """Selectors with one base model, and the weights of their votes."""
 
     base: Base
@@ -58,7 +57,7 @@ class Jury:
             for n, (places, examples) in enumerate(comparisons):
                 z = margins(choice_batch(self.base, examples)) if examples else torch.zeros(0, 2)
                 matrices[n].append(self._matrix(z.float().cpu(), places, len(distinct[n])))
-                if not self._rates_answers:
+                if not self.task.rates_answers:
                     agreements[n][0] += int((z[:, 0].sign() == -z[:, 1].sign()).sum())
                     agreements[n][1] += len(z)
         out = []
@@ -69,16 +68,13 @@ class Jury:
             out.append(Scores(torch.stack(by_selector)[:, place][:, :, place], (same, total)))
         return out
 
-    @property
-    def _rates_answers(self) -> bool:
-        """Whether each answer is rated by itself, so that n answers take n prompts instead of n (n - 1)."""
-        return isinstance(self.task, Reward)
-
     def _comparisons(self, prompt: str, texts: Sequence[str]) -> tuple[list[tuple[int, int]], list[Example]]:
         """The pairs of answers that fit into train.max-length, by place, and their examples."""
         n = len(texts)
         pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
-        if self._rates_answers:  # disjoint pairs; with odd n, the last answer is paired with the first
+        if (
+            self.task.rates_answers
+        ):  # n prompts, not n (n - 1): disjoint pairs; with odd n, the last is paired with the first
             pairs = [(i, i + 1 if i + 1 < n else 0) for i in range(0, n, 2)] if n > 1 else []
         places, examples = [], []
         for i, j in pairs:
@@ -90,7 +86,7 @@ class Jury:
 
     def _matrix(self, z: Tensor, places: Sequence[tuple[int, int]], n: int) -> Tensor:
         """(n, n) log-odds from the margins z of P comparisons in both orders, (P, 2)."""
-        if self._rates_answers:
+        if self.task.rates_answers:
             rewards = torch.full((n,), torch.nan)
             for (i, j), pair_rewards in zip(places, z, strict=True):
                 rewards[i], rewards[j] = pair_rewards
