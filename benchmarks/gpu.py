@@ -103,6 +103,7 @@ def checks(device: str, *, quick: bool) -> list["partial[list[Row]]"]:
     """Each check as a call without arguments, in order of importance."""
     from benchmarks import gpu_checks as g
     from benchmarks import gpu_models as m
+    from benchmarks.gpu_speed import speed
 
     small, large = (m.TINY, m.TINY) if quick else (m.SMALL, m.HALF_BILLION)
     pairs = [
@@ -110,7 +111,7 @@ def checks(device: str, *, quick: bool) -> list["partial[list[Row]]"]:
     ]
     return [
         *(partial(check, device, dtype, small) for check, dtype in pairs),
-        partial(g.speed, device, "bfloat16", large),
+        partial(speed, device, "bfloat16", large),
     ]
 
 

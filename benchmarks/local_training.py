@@ -44,7 +44,7 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)
     from transformers.utils import logging
 
-    from benchmarks.sides import build_model, make_case
+    from benchmarks.cases import build_model, make_case
 
     logging.disable_progress_bar()
     if args.peak_of:
@@ -90,7 +90,8 @@ def same_settings(args: argparse.Namespace) -> None:
 
 def measure(task: str, args: argparse.Namespace) -> Figures:
     """Measure each side's memory in a separate process, compare the first steps, time rounds in turn (A B C A B C)."""
-    from benchmarks.sides import ROWS, SIDES, make_case, plain_selector
+    from benchmarks.cases import ROWS, make_case
+    from benchmarks.sides import SIDES, plain_selector
 
     case = make_case(task, args.folder, steps=args.steps, threads=args.threads)
     kinds = [kind for kind in SIDES if case.task.needs_reference or kind != "accord-first"]
@@ -160,7 +161,7 @@ def peak_in_child(task: str, args: argparse.Namespace, kind: str) -> float:
     return float(out.stdout.splitlines()[-1])
 
 
-def peak_mb(case: Any, kind: str) -> float:  # Any: benchmarks.sides.Case, whose import is slow
+def peak_mb(case: Any, kind: str) -> float:  # Any: benchmarks.cases.Case, whose import is slow
     """Increase of resident memory over that of the loaded model during a round, in MB (Linux only)."""
     from benchmarks.sides import SIDES
 

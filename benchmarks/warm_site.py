@@ -8,7 +8,6 @@ It runs a SuperLink and SuperNodes on loopback. A round is one training; medians
 import argparse
 import contextlib
 import json
-import os
 import random
 import socket
 import statistics
@@ -22,8 +21,8 @@ from pathlib import Path
 
 import tomli_w
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
+from cli.machine.processes import BIN, ROOT, environment
+
 SIDES = {
     "cold": "flower-supernode; the site in a new process for every message",
     "resident": "flower-supernode and accord site",
@@ -101,7 +100,7 @@ def prepare(folder: Path, model: str, clients: int) -> str:
     draw = random.Random(1)
     vocabulary = ["the", "sun", "is", "warm", "please", "add", "water", "go"]
     if model == "135m":
-        from benchmarks.sides import build_model
+        from benchmarks.cases import build_model
 
         build_model(folder / model, model, 0)
         vocabulary = [f"w{i}" for i in range(2, 40_000)]
@@ -152,15 +151,7 @@ def deployed(place: Path, model: str, side: str, clients: int) -> Iterator[dict[
     """Start a SuperLink and a SuperNode per client, each with its site. Yields the environment for `accord run`."""
     place.mkdir()
     control, fleet = free_port(), free_port()
-    env = {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(place / "flwr"),
-        "ACCORD_HOME": str(place / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    }
+    env = environment(FLWR_HOME=str(place / "flwr"), ACCORD_HOME=str(place / "home"))
     (place / "flwr").mkdir()
     link = {"address": f"127.0.0.1:{control}", "insecure": True}
     (place / "flwr" / "config.toml").write_text(

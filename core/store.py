@@ -41,9 +41,9 @@ def _fill(part: Path, trees: Mapping[str, Mapping[str, Tensor]], facts: Json) ->
 
 def load(folder: Path) -> tuple[dict[str, Tree], Json]:
     """Return what `save` wrote. Raises FileNotFoundError if it is absent."""
-    document = json.loads((folder / FACTS).read_text())
-    if not isinstance(document, dict):
-        raise ValueError(f"{FACTS} holds no JSON object")
+    document = dict(
+        json.loads((folder / FACTS).read_text())
+    )  # for JSON that is no object: TypeError or ValueError
     if (number := document.get("format", 1)) != FORMAT:
         raise CheckpointError(
             f"{folder} has format {number!r}, and this version of Accord reads format {FORMAT}; use the version that "

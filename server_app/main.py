@@ -16,6 +16,7 @@ from core.errors import AccordError, CheckpointError
 from core.factors import MERGED
 from core.sections import Config
 from core.types import Json, ServerState
+from server_app.provenance import provenance
 from server_app.report import console
 from server_app.report.card import write_card
 from server_app.report.clients import count_clients, facts_of
@@ -24,7 +25,7 @@ from server_app.report.documents import write_report
 from server_app.report.reading import names_of
 from server_app.report.summary import resume_line
 from server_app.rlft.align import Rlft, Selectors
-from server_app.run_folder import RunFolder, provenance
+from server_app.run_folder import RunFolder
 from server_app.server_files import check_files, eval_prompts
 from strategies.base import Strategy
 from strategies.rounds.session import RunContext

@@ -1,43 +1,33 @@
 """The run folder: config, manifest, metrics and checkpoints. A round counts once both metrics and checkpoint exist."""
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import tomli_w
 from safetensors import SafetensorError
 
-from core import __version__, store
+from core import store
 from core.errors import CheckpointError, ConfigError
 from core.files import read_json
-from core.sections import Config, may_change
+from core.sections import Config
 from core.types import Json, ServerState
 from server_app.report.reading import CONFIG, RECORD_ERRORS, read_config, read_record, rounds_history
+from server_app.resumption import check_resumable, extend_plans
 
 log = logging.getLogger(__name__)
 
 SPOOL = ".spool"
 KEPT_CHECKPOINTS = 2  # the latest ones; older ones are deleted
-# schedules over all rounds of a run, with the value that makes each independent of the number of rounds
-SCHEDULES = {
-    "train.lr-schedule": "constant",
-    "train.total-epochs": 0.0,
-    "strategy.server-lr-schedule": "constant",
-}
-PACKAGES = ("flwr", "torch", "transformers", "peft", "trl", "datasets", "ray", "safetensors", "numpy")
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -96,26 +86,8 @@ class RunFolder:
             raise CheckpointError(
                 f"run.resume = {config.run.resume!r}: {path} is not a run folder: it has no config.toml"
             )
-        old, _ = read_config(path)
-        new = dict(config.flat)
-        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-        if refused := [k for k in changed if not may_change(k)]:
-            changes = ", ".join(f"{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in refused)
-            raise CheckpointError(f"{path.name} cannot be resumed with another configuration: {changes}")
-        scheduled = [k for k, constant in SCHEDULES.items() if new.get(k) != constant]
-        if scheduled and "run.num-server-rounds" in changed:
-            raise CheckpointError(
-                f"{path.name} was planned for run.num-server-rounds = {old['run.num-server-rounds']} and cannot be "
-                f"extended to {new['run.num-server-rounds']}: {scheduled[0]} = {new[scheduled[0]]!r} depends on the "
-                "number of rounds; start a new run"
-            )
         folder = RunFolder(path)
-        completed = max(store.rounds(folder.checkpoints), default=0)
-        if (rounds := config.run.num_server_rounds) < completed:
-            raise CheckpointError(
-                f"{path.name} has completed {completed} rounds, more than run.num-server-rounds = {rounds}: set "
-                f"it to {completed} or more, or start a new run"
-            )
+        check_resumable(config, path, completed=max(store.rounds(folder.checkpoints), default=0))
         return folder
 
     # --- configuration -------------------------------------------------------------
@@ -126,16 +98,7 @@ class RunFolder:
         completed: rounds completed before this resumption.
         """
         old, _ = read_config(self.path)
-        changed = {
-            key: value
-            for key, value in config.flat
-            if old.get(key) != value and key not in ("run.resume", "run.dir")
-        }
-        plans: list[Json] = self.manifest().get("asked") or [
-            {"after": 0, "rounds": old.get("run.num-server-rounds")}
-        ]
-        plan = {"after": completed, "rounds": config.run.num_server_rounds, "changed": changed}
-        return [*plans, plan] if changed and plans[-1] != plan else plans
+        return extend_plans(self.manifest().get("asked"), old, config, completed)
 
     def write_config(self, config: Config, *, clients: int = 0) -> None:
         """Write config.toml: every key and the number of clients, so that it is a preset that repeats the run.
@@ -324,39 +287,6 @@ def is_held(folder: Path) -> bool:
     finally:
         os.close(handle)
     return False
-
-
-def provenance(config: Config) -> Json:
-    """Versions, code, task, strategy and seed of a run. Base model and data are added later, when they are known."""
-    strategy: Json = {"name": config.strategy_choice.name}
-    options, aggregation = dict(config.strategy_choice.options), config.lora.aggregation
-    parts = [
-        options.get("variant"),
-        options.get("server-rule"),
-        aggregation if aggregation != "separate" else "",
-    ]
-    if variant := ", ".join(str(part) for part in parts if part):
-        strategy["variant"] = variant
-    return {
-        "accord": __version__,
-        "versions": {p: version(p) for p in PACKAGES},
-        "commit": os.environ.get("ACCORD_COMMIT") or None,
-        "code": _code_fingerprint(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "task": config.task_choice.name,
-        "strategy": strategy,
-        "seed": config.run.seed,
-        "rounds": config.run.num_server_rounds,
-    }
-
-
-def _code_fingerprint() -> str:
-    """blake2b digest of the app's Python files."""
-    digest = hashlib.blake2b(digest_size=16)
-    for package in ("client_app", "core", "evals", "server_app", "strategies", "tasks"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _nested(flat: Json) -> Json:

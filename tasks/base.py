@@ -116,11 +116,10 @@ class Task(Protocol):
 
     columns: ClassVar[tuple[str, ...]]  # of the canonical rows it trains on
     needs_reference: ClassVar[bool]
-    averages: ClassVar[
-        Literal["examples", "tokens"]
-    ]  # what the loss is a mean over; the weights of micro-batches
+    # what the loss is a mean over, which weighs micro-batches
+    averages: ClassVar[Literal["examples", "tokens"]] = "examples"
     # what the loss reads of a completion: the log-probability of all tokens | the logit of its only token
-    reads: ClassVar[Literal["logps", "choices"]]
+    reads: ClassVar[Literal["logps", "choices"]] = "logps"
 
     order_options: ClassVar[Mapping[str, OrderOption]] = {}  # that pooled_options() may return
     metrics: ClassVar[tuple[str, ...]] = ()  # names or patterns that loss() reports, and "sum/*" of its sums

@@ -89,8 +89,6 @@ class DPO(Task):
     engines: ClassVar[tuple[str, ...]] = ("accord", "trl")
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = True
-    averages: ClassVar[Literal["examples", "tokens"]] = "examples"
-    reads: ClassVar[Literal["logps", "choices"]] = "logps"
 
     def __post_init__(self) -> None:
         if not self.beta > 0:

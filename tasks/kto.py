@@ -12,7 +12,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -84,9 +84,7 @@ class KTO(Task):
     engines: ClassVar[tuple[str, ...]] = ("accord", "trl")
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion", "label")
     needs_reference: ClassVar[bool] = True
-    averages: ClassVar[Literal["examples", "tokens"]] = "examples"
     joins_rows: ClassVar[bool] = True  # by the reference point
-    reads: ClassVar[Literal["logps", "choices"]] = "logps"
 
     def __post_init__(self) -> None:
         if not self.beta > 0:

@@ -70,8 +70,6 @@ class PDPO(Task):
     recommended_options: ClassVar[tuple[str, ...]] = ("beta",)
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = True
-    averages: ClassVar[Literal["examples", "tokens"]] = "examples"
-    reads: ClassVar[Literal["logps", "choices"]] = "logps"
 
     def __post_init__(self) -> None:
         for name, values in CHOICES.items():

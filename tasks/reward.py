@@ -33,7 +33,6 @@ class Reward(Task):
     shared_keys: ClassVar[tuple[str, ...]] = ()  # it has its own prompts
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = False
-    averages: ClassVar[Literal["examples", "tokens"]] = "examples"
     reads: ClassVar[Literal["logps", "choices"]] = "choices"
     rates_answers: ClassVar[bool] = True
 

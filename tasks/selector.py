@@ -48,7 +48,6 @@ class Selector(Task):
     shared_keys: ClassVar[tuple[str, ...]] = ()  # it has its own prompts
     columns: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     needs_reference: ClassVar[bool] = False
-    averages: ClassVar[Literal["examples", "tokens"]] = "examples"
     reads: ClassVar[Literal["logps", "choices"]] = "choices"
 
     def __post_init__(self) -> None:

@@ -31,7 +31,6 @@ class SFT(Task):
     columns: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     needs_reference: ClassVar[bool] = False
     averages: ClassVar[Literal["examples", "tokens"]] = "tokens"
-    reads: ClassVar[Literal["logps", "choices"]] = "logps"
 
     @property
     def reward_scale(self) -> float:

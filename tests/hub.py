@@ -11,13 +11,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".safetensors", ".bin", ".parquet", ".gguf", ".model")  # stored in LFS
+from tests.hub_files import LARGE, Repository, entries, git_hash, requested_paths
+
 API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?$")
 FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 
@@ -33,23 +34,6 @@ class Fault:
     cut: int = 0
     times: int = 10**9
     method: str = ""  # "": any
-
-
-@dataclass
-class Repository:
-    """Commits by hash, each with its files; branches and tags point to them."""
-
-    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    refs: dict[str, str] = field(default_factory=dict)
-
-    def commit(self, files: Mapping[str, bytes], *refs: str) -> str:
-        digest = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
-        self.commits[digest] = dict(files)
-        self.refs |= dict.fromkeys(refs or ("main",), digest)
-        return digest
-
-    def at(self, revision: str) -> str | None:
-        return revision if revision in self.commits else self.refs.get(revision)
 
 
 class Hub:
@@ -174,11 +158,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         files = repository.commits[commit]
         if route == "tree":
-            self._json(_tree(files, place or "", "recursive" in parse_qs(urlsplit(self.path).query)))
+            self._json(entries(files, place or "", "recursive" in parse_qs(urlsplit(self.path).query)))
         elif route == "paths-info":
-            entries = _tree(files, "", recursive=True)
-            requested = _paths(body, self.headers.get("Content-Type", ""))
-            self._json([entry for entry in entries if entry["path"] in requested])
+            listed = entries(files, "", recursive=True)
+            requested = requested_paths(body, self.headers.get("Content-Type", ""))
+            self._json([entry for entry in listed if entry["path"] in requested])
         else:
             self._json(
                 {
@@ -206,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{digest}"'}
             self._send(302, b"", {**headers, "Location": f"{self.hub.cdn}/{digest}"})
         else:
-            self._content(f"{name}/{path}", content, {**headers, "ETag": f'"{_oid(content)}"'})
+            self._content(f"{name}/{path}", content, {**headers, "ETag": f'"{git_hash(content)}"'})
 
     def _cdn(self, digest: str) -> None:
         time.sleep(self.hub.pause_s)
@@ -265,43 +249,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-
-def etag(path: str, content: bytes) -> str:
-    """The name of a file's blob in a cache."""
-    return hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else _oid(content)
-
-
-def _oid(content: bytes) -> str:
-    """Git's hash of a blob."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _tree(files: Mapping[str, bytes], place: str, recursive: bool) -> list[dict[str, Any]]:
-    """Entries of a folder; Any: JSON."""
-    prefix = f"{place.strip('/')}/" if place.strip("/") else ""
-    out: dict[str, dict[str, Any]] = {}
-    for path, content in sorted(files.items()):
-        if not path.startswith(prefix):
-            continue
-        parts = path[len(prefix) :].split("/")
-        for depth in range(1, len(parts)):
-            folder = prefix + "/".join(parts[:depth])
-            if recursive or depth == 1:
-                out.setdefault(
-                    folder, {"type": "directory", "path": folder, "oid": _oid(folder.encode()), "size": 0}
-                )
-        if recursive or len(parts) == 1:
-            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": _oid(content)}
-            if path.endswith(LARGE):
-                digest = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 134}
-            out[path] = entry
-    return list(out.values())
-
-
-def _paths(body: bytes, content_type: str) -> set[str]:
-    if "json" in content_type:
-        paths = json.loads(body)["paths"]
-        return {paths} if isinstance(paths, str) else set(paths)
-    return set(parse_qs(body.decode()).get("paths", []))

@@ -2,7 +2,6 @@
 
 import struct
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,44 +13,15 @@ from client_app.node import Node
 from client_app.private_memory import Memory
 from client_app.site import Site
 from core import wire
-from core.config import parse
 from core.factors import is_a, is_b, is_private
-from core.sections import Config
-from core.types import HelloRequest, Order
+from core.types import HelloRequest
 from tasks.forward.setup import load_base
-from tasks.model.adapter import initial_adapter, set_adapter
+from tasks.model.adapter import set_adapter
 from tasks.training import engine
-from tests.orders import with_fields
+from tests.personal_sites import PDPO, configured, here, order, own, scored
 from tests.sites import federate
 
-SMALL = {
-    "data.rows-per-client": 12,
-    "data.eval-rows-per-client": 8,
-    "train.local-steps": 2,
-    "lora.r": 4,
-    "run.num-server-rounds": 3,
-}
-PDPO = {"task.name": "pdpo", "strategy.name": "fedpdpo"}
 MARK = struct.pack("<f", 1234.5678)  # the bytes of a number that occurs nowhere else
-
-
-def configured(path: Path, **more) -> Config:
-    return parse({**SMALL, "run.dir": str(path / "runs"), **more})
-
-
-def here(path: Path, client: int = 0, **more) -> Site:
-    return Site(configured(path, **{**PDPO, **more}), Node(client, 3, state_dir=str(path / f"site-{client}")))
-
-
-def order(site: Site, *, rnd: int = 1, recall: int = 0, **fields) -> Order:
-    base = site.base()
-    common = {"run": "r", "base": base.fingerprint, "round": rnd}
-    adapter = initial_adapter(base, 42)
-    return with_fields(Order(site.node.client, {"global": adapter}, recall=recall), **common, **fields)
-
-
-def own(path: Path, rnd: int, client: int = 0) -> dict:
-    return Memory(path / f"site-{client}", "r", client).load(rnd)["own"]
 
 
 @pytest.mark.slow
@@ -238,12 +208,6 @@ def test_under_fedsa_a_is_sent_and_b_is_private(tmp_path):
     assert not any(map(is_a, saved))
 
 
-def scored(place: Path, site: Site) -> dict:
-    """Held-out scores of an exported model."""
-    model = personal_model.load(site.config.model, place)
-    return engine.evaluate(model.generator.base, site.task, site.rows().heldout, site.config, site.cache)
-
-
 @pytest.mark.parametrize("more", [{}, {"lora.aggregation": "fedex"}, {"task.parts": "reward"}])
 def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
     """The model is loaded into a new base.
@@ -275,39 +239,3 @@ def test_an_exported_model_scores_talks_and_ranks_as_it_did(more, tmp_path):
     assert load_base(config.model, config.lora).private_parts.tensors == {}, (
         "the server's base has no private parts"
     )
-
-
-def mean_scores(path: Path, **more) -> dict:
-    """The mean last scores of four clients."""
-    world = {
-        "data.rows-per-client": 64,
-        "data.eval-rows-per-client": 192,
-        "task.beta": 0.1,
-        "train.learning-rate": 2e-3,
-        "run.num-server-rounds": 8,
-        "eval.every": 0,
-    }
-    config = parse({**world, "run.dir": str(path / "runs"), **more})
-    _, records = federate(config, path, config.run.num_server_rounds, clients=4)
-    return records[-1]["eval"]["mean"]
-
-
-CONFLICT = {"data.types": 2, "data.type-weight": 6.0, "data.type-differs": 0.6}
-
-
-@pytest.mark.slow
-def test_with_conflicting_clients_fedpdpo_beats_one_model_and_local_training(tmp_path):
-    """At least 10 points of implicit and 12 of combined accuracy above FedDPO; at most 1 below local training."""
-    dpo, local, own = (
-        mean_scores(tmp_path / name, **CONFLICT, **more)
-        for name, more in {"dpo": {}, "local": {"strategy.name": "local"}, "own": PDPO}.items()
-    )
-    assert own["rewards/accuracies"] > dpo["rewards/accuracies"] + 0.10
-    assert own["combined/accuracies"] > dpo["rewards/accuracies"] + 0.12
-    assert min(own["rewards/accuracies"], own["combined/accuracies"]) > local["rewards/accuracies"] - 0.01
-
-
-@pytest.mark.slow
-def test_private_parts_cost_little_with_equal_preferences(tmp_path):
-    dpo, own = (mean_scores(tmp_path / str(len(more)), **{"data.types": 1, **more}) for more in ({}, PDPO))
-    assert own["rewards/accuracies"] > dpo["rewards/accuracies"] - 0.01

@@ -2,6 +2,7 @@
 
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -18,6 +19,18 @@ from tasks.model.base import Base
 SPECIAL = ("<unk>", "<s>", "</s>")
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 VOCABULARY = len(SPECIAL) + len(CHARACTERS)
+DIMENSIONS: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
@@ -46,24 +59,12 @@ def tokenizer(
 
 def config(architecture: str = "llama") -> PreTrainedConfig:
     """Two layers of 32 channels with 4 heads, and 2 key-value heads where the architecture supports them."""
-    shared = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": None,
-    }
     if architecture == "llama":
-        return LlamaConfig(**shared, tie_word_embeddings=False)
+        return LlamaConfig(**DIMENSIONS, tie_word_embeddings=False)
     if architecture == "mistral":  # a sliding window far below the lengths of the tests
-        return MistralConfig(**shared, sliding_window=8)
+        return MistralConfig(**DIMENSIONS, sliding_window=8)
     if architecture == "gemma2":  # soft-capped logits and attention: the padded path
-        return Gemma2Config(**shared, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=0.5)
+        return Gemma2Config(**DIMENSIONS, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=0.5)
     assert architecture == "gpt2", architecture
     return GPT2Config(
         vocab_size=VOCABULARY,
@@ -77,16 +78,19 @@ def config(architecture: str = "llama") -> PreTrainedConfig:
     )
 
 
+def randomise(model: torch.nn.Module) -> None:
+    """Draw all weights, larger than the usual initial values, so that differences show."""
+    for parameter in model.parameters():
+        parameter.data.normal_(0.0, 0.15 if parameter.dim() > 1 else 0.5).add_(float(parameter.dim() == 1))
+
+
 def folder(path: Path, architecture: str = "llama", *, seed: int = 0, bos: bool = True, eos: bool = True,
            chat: bool = False, shard_size: str = "1GB") -> Path:  # fmt: skip
     """A Hugging Face model folder at `path`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config(architecture))
-        for parameter in model.parameters():  # larger than the usual initial values, so that differences show
-            parameter.data.normal_(0.0, 0.15 if parameter.dim() > 1 else 0.5).add_(
-                float(parameter.dim() == 1)
-            )
+        randomise(model)
     model.save_pretrained(path, max_shard_size=shard_size)
     tokenizer(bos=bos, eos=eos, chat=chat).save_pretrained(path)
     return path

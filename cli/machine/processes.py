@@ -2,13 +2,14 @@
 
 import os
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.machine.environment import cleaned
+from cli.machine.environment import cleaned, die_with_parent
 from core.addresses import join_address
 from core.errors import ConfigError
 from core.files import read_toml
@@ -34,6 +35,20 @@ def environment(**extra: str) -> dict[str, str]:
     """The environment for a child: this process's, cleaned, with Accord's programs first and telemetry off."""
     path = os.environ.get("PATH", os.defpath)
     return {**cleaned(os.environ)[0], **FLOWER, "PATH": f"{BIN}{os.pathsep}{path}", **extra}
+
+
+def start_piped(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start a process that ends with this one, and whose output is read as text from its stdout."""
+    return subprocess.Popen(
+        command,
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        preexec_fn=die_with_parent,
+    )
 
 
 def check_home() -> None:

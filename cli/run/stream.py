@@ -11,8 +11,7 @@ from typing import IO
 
 import typer
 
-from cli.machine.environment import die_with_parent
-from cli.machine.processes import BIN
+from cli.machine.processes import BIN, start_piped
 from cli.run.ray_failure import BEGINS
 
 FOLDER = re.compile(r"results go to ([^\"\n]+)")  # a line of the plan, as text or as JSON
@@ -42,16 +41,7 @@ class Stream:
         `checked` waits for the check of the run; if its exit code is not 0, that code is returned at once.
         """
         with self.log.open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                command,
-                env=dict(env),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
-                preexec_fn=die_with_parent,
-            )
+            process = start_piped(command, env)
             assert process.stdout is not None
             try:
                 if code := checked():

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cli.machine.environment import cleaned, die_with_parent
+from cli.machine.environment import cleaned
 from cli.machine.keys import check_private, fingerprint_of
-from cli.machine.processes import KIT, check_port, environment, read_kit
+from cli.machine.processes import KIT, check_port, environment, read_kit, start_piped
 from cli.site.connectivity import reach
 from core.addresses import join_address, split_address
 from core.errors import AccordError, ConfigError
@@ -160,15 +160,9 @@ class Supervisor:
 
     def _run_supernode(self) -> tuple[str, bool]:
         """Run a SuperNode until it ends. Returns its last lines, and whether the server had accepted it."""
-        process = subprocess.Popen(
+        process = start_piped(
             self.kit.command,
-            env=environment(FLWR_HOME=str(self.kit.state / "flwr"), ACCORD_HOME=str(self.kit.state)),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            preexec_fn=die_with_parent,
+            environment(FLWR_HOME=str(self.kit.state / "flwr"), ACCORD_HOME=str(self.kit.state)),
         )
         last: deque[str] = deque(maxlen=LAST_LINES)
         reader = threading.Thread(target=_pass_on, args=(process, last), daemon=True)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from core.errors import ConfigError
 from core.types import Json
 from tasks.base import Row
+from tasks.data.reading.column_use import ColumnUse, ConvertedRow
 from tasks.data.reading.columns import (
     CONFIDENCE,
     DEMONSTRATION,
@@ -21,8 +22,6 @@ from tasks.data.reading.columns import (
     PAIR,
     THUMB,
     BadRow,
-    ColumnUse,
-    ConvertedRow,
     convert,
     split_prompt,
     texts_of,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 from core.errors import ConfigError, DataError
 from core.sections import Config, TrainConfig
@@ -68,18 +69,19 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+class TrainArguments(TypedDict):
+    """The keyword arguments of a client's local training; tasks.training.loop.train describes them."""
+
+    seed: int
+    data_seed: int
+    rnd: int
+    options: Mapping[str, Scalar]
+    cache: Cache
+    hooks: LocalHooks
+
+
 def train(
-    base: Base,
-    task: Task,
-    examples: Sequence[Example],
-    cfg: TrainConfig,
-    *,
-    seed: int,
-    data_seed: int,
-    rnd: int,
-    options: Mapping[str, Scalar],
-    cache: Cache,
-    hooks: LocalHooks,
+    base: Base, task: Task, examples: Sequence[Example], cfg: TrainConfig, **arguments: Unpack[TrainArguments]
 ) -> TrainReport:
     """Train the base's current adapter locally, with the engine that train.engine names."""
     if cfg.engine == "trl":
@@ -89,21 +91,8 @@ def train(
             )
         from tasks.training import trl_engine  # importing trl takes seconds
 
-        train_with = trl_engine.train
-    else:
-        train_with = loop.train
-    return train_with(
-        base,
-        task,
-        examples,
-        cfg,
-        seed=seed,
-        data_seed=data_seed,
-        rnd=rnd,
-        options=options,
-        cache=cache,
-        hooks=hooks,
-    )
+        return trl_engine.train(base, task, examples, cfg, **arguments)
+    return loop.train(base, task, examples, cfg, **arguments)
 
 
 def evaluate(base: Base, task: Task, heldout: Sequence[Row], config: Config, cache: Cache) -> Metrics:

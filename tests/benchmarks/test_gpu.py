@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_checks, gpu_models
+from benchmarks import gpu, gpu_checks, gpu_models, gpu_speed
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -39,7 +39,7 @@ def test_the_leak_check_passes_on_the_cpu(dtype: str) -> None:
 
 @pytest.mark.slow
 def test_speed_is_measured_on_any_device() -> None:
-    figures = [row.figure for row in gpu_checks.speed("cpu", "float32", gpu_models.TINY)]
+    figures = [row.figure for row in gpu_speed.speed("cpu", "float32", gpu_models.TINY)]
     assert sum(figure.startswith("Accord ") for figure in figures) == 2
 
 

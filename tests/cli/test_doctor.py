@@ -7,7 +7,7 @@ import pytest
 
 from cli.provision.server_checks import checks
 from core.errors import ConfigError
-from tests.cli.test_provision import HEAD, make
+from tests.cli.provision.kits import HEAD, make
 from tests.federation.conftest import free_port
 
 

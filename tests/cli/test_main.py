@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cli import main as accord
@@ -11,9 +12,14 @@ from core.errors import ConfigError
 from server_app.report.summary import summary_lines
 from tests.server_app.report.sample import dpo_record, write_run
 
+COMMANDS = get_command(app).commands
+PAGES = [
+    (name,) for name, command in COMMANDS.items() if command.context_settings.get("help_option_names") != []
+]
+
 
 def output_of(*arguments: str) -> str:
-    result = CliRunner().invoke(app, [*arguments], terminal_width=80)
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, [*arguments])
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -32,6 +38,20 @@ def test_the_help_describes_every_command_on_one_line():
     commands = re.findall(r"^  ([a-z]+)  +(\S.*)$", text.partition("Commands:")[2], re.M)
     assert len(commands) == len(app.registered_commands) == 13
     assert not [command for command, summary in commands if summary.endswith("...")]
+
+
+@pytest.mark.parametrize("command", [(), *PAGES], ids=" ".join)
+def test_a_help_page_holds_no_backslash(command):
+    assert "\\" not in output_of(*command, "--help")
+
+
+@pytest.mark.parametrize("command", PAGES, ids=" ".join)
+def test_a_help_page_describes_every_option_and_has_no_table_of_arguments(command):
+    page = output_of(*command, "--help")
+    options = re.findall(r"^  -.*", page, re.M)
+    assert options
+    assert not [option for option in options if not re.search(r"\S {2,}\S", option)]
+    assert "Arguments:" not in page, "click drops the help of arguments: the docstring describes them"
 
 
 def test_a_run_of_a_deployment_is_resumed_only_on_that_deployment(tmp_path):

@@ -6,7 +6,6 @@ of the answer is never ignored: the row is refused with an error that names the 
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import DataError
@@ -17,11 +16,10 @@ from tasks.data.reading.column_names import (
     column_names,
     has_word,
     is_fact,
-    is_name,
     may_judge,
     printable_name,
-    safe_names,
 )
+from tasks.data.reading.column_use import ConvertedRow
 
 PAIR = ("prompt", "chosen", "rejected")
 THUMB = ("prompt", "completion", "label")
@@ -46,60 +44,6 @@ class BadRow(DataError):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason} {detail}" if detail else reason)
         self.reason, self.detail = reason, detail
-
-
-@dataclass(frozen=True)
-class ColumnUse:
-    """The names of the used and the ignored columns of a source, without names that may quote a person's text."""
-
-    # canonical columns: "chosen", "prompt from instruction+input", "client from judge"
-    used: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-
-    def line(self) -> str:
-        """A summary such as `prompt from question; chosen, rejected; ignored: id`."""
-        renamed = [name for name in self.used if " from " in name]
-        plain = [name for name in self.used if " from " not in name]
-        ignored = f"ignored: {', '.join(self.ignored)}" if self.ignored else ""
-        return "; ".join(part for part in (*renamed, ", ".join(plain), ignored) if part)
-
-    def outside(self) -> "ColumnUse":
-        """The part that may leave a site: the names of canonical columns, and the number of ignored ones."""
-        used = tuple(name.split(" from ")[0] for name in self.used)
-        return ColumnUse(used, (f"{len(self.ignored)} others",) if self.ignored else ())
-
-
-@dataclass(frozen=True)
-class ConvertedRow:
-    """A row in canonical form, with the source columns of each canonical column."""
-
-    row: Row
-    sources: Mapping[str, tuple[str, ...]]  # canonical column to the user's columns
-    ignored: tuple[str, ...]
-
-
-@dataclass
-class Columns:
-    """A running tally of the columns of many rows."""
-
-    sources: dict[str, dict[str, None]] = field(default_factory=dict)
-    ignored: set[str] = field(default_factory=set)
-
-    def count(self, converted: ConvertedRow, client_column: str) -> None:
-        for name, columns in converted.sources.items():
-            self.sources.setdefault(name, {}).update(dict.fromkeys(columns))
-        if client_column:
-            self.sources.setdefault("client", {})[client_column] = None
-        self.ignored.update(name for name in converted.ignored if name != client_column)
-
-    def use(self) -> ColumnUse:
-        used = []
-        for name, columns in self.sources.items():
-            labels = [column if is_name(column) else "another column" for column in columns]
-            used.append(name if labels == [name] else f"{name} from {'+'.join(labels)}")
-        # a column may be used in some rows and blank, so ignored, in others (`input`)
-        used_columns = {column for columns in self.sources.values() for column in columns}
-        return ColumnUse(tuple(used), tuple(safe_names(self.ignored - used_columns)))
 
 
 def convert(fields: Mapping[str, Any], client_column: str = "") -> ConvertedRow:  # Any: not checked yet

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from core.errors import DataError
 from core.types import Json
 from tasks.base import Row
-from tasks.data.reading.columns import CONFIDENCE, KINDS, BadRow, Columns, ColumnUse, ConvertedRow
+from tasks.data.reading.column_use import Columns, ColumnUse, ConvertedRow
+from tasks.data.reading.columns import CONFIDENCE, KINDS, BadRow
 from tasks.data.reading.places import Place, PlacedRow
 
 log = logging.getLogger(__name__)

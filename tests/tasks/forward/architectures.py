@@ -1,7 +1,4 @@
-"""The architectures of transformers that the tests build at tiny size, and how each runs. It writes docs/models.md:
-
-python -m tests.tasks.forward.architectures > docs/models.md
-"""
+"""The architectures of transformers that the tests build at tiny size, and how each runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,18 +23,7 @@ CLASSES: Mapping[Auto, Any] = {
     "masked": AutoModelForMaskedLM,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-DIMENSIONS: Mapping[str, Any] = {
-    "vocab_size": tiny.VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+DIMENSIONS: Mapping[str, Any] = {**tiny.DIMENSIONS, "pad_token_id": 0}
 FIXED = "transformers cannot replace its attention"
 STATE = "it has layers that carry a state from token to token"
 LOGITS = "it changes its logits after the head"
@@ -74,10 +60,7 @@ def folder(path: Path, row: Architecture, *, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CLASSES[row.auto].from_config(config)
-        for parameter in model.parameters():
-            parameter.data.normal_(0.0, 0.15 if parameter.dim() > 1 else 0.5).add_(
-                float(parameter.dim() == 1)
-            )
+        tiny.randomise(model)
     model.save_pretrained(path)
     tiny.tokenizer().save_pretrained(path)
     return path
@@ -109,12 +92,8 @@ ROUTED_EXPERTS = {
 }
 GROUPS = {"n_group": 1, "topk_group": 1}
 LATENT = {
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "num_key_value_heads": 4,
-}
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "num_key_value_heads": 4,
+}  # fmt: skip
 LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 8,
@@ -271,52 +250,3 @@ OTHERS = [
              num_attention_heads=...),
 ]  # fmt: skip
 ROWS: dict[str, Architecture] = {row.name: row for row in (*DENSE, *MIXTURES, *HYBRIDS, *OTHERS)}
-
-
-def page() -> str:
-    """docs/models.md."""
-    sections = {
-        "Dense": DENSE,
-        "Mixtures of experts": MIXTURES,
-        "Linear attention, convolutions and states": HYBRIDS,
-        "Decoders of other families, and what is refused": OTHERS,
-    }
-    lines = [INTRODUCTION]
-    for title, rows in sections.items():
-        lines += [f"## {title}", "", "| architecture | path | why | note |", "|---|---|---|---|"]
-        lines += [f"| {row.name} | {row.path} | {row.reason} | {row.note} |" for row in rows]
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-INTRODUCTION = """# Models
-
-<!-- made by python -m tests.tasks.forward.architectures; tests/tasks/forward/test_architectures.py runs every row -->
-
-The architectures of transformers that are tested, at tiny size with random weights, in float32 and in bfloat16. The
-tests compare log-probabilities of completions with plain transformers on single sequences, LoRA gradients with float64,
-the adapter as `PeftModel.from_pretrained` loads it into a fresh model, and greedy and sampled answers with those of
-transformers.
-
-**Packed**: the rows of a batch are one row without padding, with each prompt once, and logits are computed only where a
-token is predicted. **Padded**: batches and logits as in transformers; slower, with the same results. **Refused**: an
-error of one line before anything starts. For a model that is not in this table the same choice is made when it is
-loaded, and the reason for padded batches is logged:
-
-- from its modules: every layer must call the attention that transformers can replace once, with the window of its
-  configuration and no other feature; no layer may carry a state or mix tokens in another way; the head must be linear,
-  up to a factor (`tasks/forward/logits.py` replaces its output by artificial logits and checks the result);
-- by a trial on a few tokens, in the dtype and quantisation of the run: other tokens in one branch must not change the
-  results of other rows, and packed rows must give the results of single sequences. The thresholds are multiples of the
-  noise, which is how far the same rows differ when they are batched in another way; in the first test, dense models do
-  not differ at all, in any dtype.
-
-Every model must also be causal and, before it is trained, give the same results in training as the reference. With
-dynamic NTK scaling and LongRoPE the results of a long row depend on the longest row of its batch; rows above the
-model's original length are therefore run one by one. Models without a causal class in transformers, such as Llava and
-Qwen-VL, are refused when they are loaded.
-"""
-
-
-if __name__ == "__main__":
-    print(page(), end="")

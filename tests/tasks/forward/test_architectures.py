@@ -23,7 +23,8 @@ from tasks.model.base import Base
 from tasks.scoring.generate import Sampling, greedy, sampled
 from tests import tiny
 from tests.paths import ROOT
-from tests.tasks.forward.architectures import MIXTURES, ROWS, Architecture, folder, page
+from tests.tasks.forward.architectures import MIXTURES, ROWS, Architecture, folder
+from tests.tasks.forward.models_page import page
 
 FORKS: list[Fork] = [
     (tuple(range(5, 24)), ((30, 31, 32, 2), tuple(range(40, 51)), (7,))),
@@ -149,6 +150,6 @@ def test_models_that_are_not_causal_are_refused_in_one_line(row, tmp_path):
 
 
 def test_the_page_of_models_matches_the_table():
-    """Made by `python -m tests.tasks.forward.architectures > docs/models.md`."""
+    """Made by `python -m tests.tasks.forward.models_page > docs/models.md`."""
     assert (ROOT / "docs" / "models.md").read_text() == page()
     assert len(ROWS) >= 80

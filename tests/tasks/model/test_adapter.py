@@ -18,15 +18,7 @@ from tasks.model.fingerprint import fingerprint
 from tasks.pretrained.loading import load_tokenizer
 from tests import tiny
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCORD_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("accord_home")
 
 
 def test_a_base_is_loaded_once(folder: Path) -> None:

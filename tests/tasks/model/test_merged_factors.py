@@ -27,16 +27,7 @@ from tests import tiny
 FORKS = [((1, 5, 9), ((30, 4, 2), (7, 2))), ((1, 8), ((11, 12, 13, 2),))]
 EXAMPLES = [Example((1, 5, 9 + i), ((30 + i, 4, 2), (7, 2))) for i in range(6)]
 CONFIG = TrainConfig(local_steps=2, per_device_batch_size=3)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCORD_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("accord_home")
 
 
 @pytest.fixture(params=["llama", "gemma2"])  # packed, padded

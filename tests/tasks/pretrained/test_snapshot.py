@@ -12,7 +12,8 @@ import torch
 from datasets import Dataset
 
 from tests import tiny
-from tests.hub import Fault, Hub, etag
+from tests.hub import Fault, Hub
+from tests.hub_files import etag
 from tests.paths import ROOT
 
 FETCH = """
