@@ -46,7 +46,7 @@ def test_each_example_is_one_file_its_test_and_its_keys(tmp_path):
     listed = subprocess.run(
         [sys.executable, "accord", "list"], cwd=copy, env=env, capture_output=True, text=True
     )
-    for name in ("fedsign", "simpo", "tsv", "brevity", "strategy.gamma = 0.001"):
+    for name in ("fedsign", "simpo", "psv", "brevity", "strategy.gamma = 0.001"):
         assert name in listed.stdout, listed.stderr
     keys = [
         "run.num-server-rounds=1",

@@ -230,7 +230,7 @@ def test_the_command_says_it_too(tmp_path):
     (tmp_path / "site.toml").write_text('address = "unix:s.sock"\n')
     command = [sys.executable, "accord", "site", str(tmp_path / "site.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.strip().endswith("partition-id is missing")) == (2, True)
+    assert (done.returncode, done.stderr.strip().endswith("'partition-id' is missing")) == (2, True)
 
 
 def test_its_log_can_be_json_and_prometheus_may_ask(place):
