@@ -5,8 +5,9 @@ Flower ships the packages `core`, `tasks`, `strategies`, ... to its processes un
 `import accord` hides no other module with such a name.
 """
 
+import subprocess
 import sys
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 __version__ = metadata.version("accord-fl")
@@ -22,14 +23,10 @@ def main() -> None:
 
 def embedded_model(name: str = "toy") -> Path:
     """The folder of a model that ships with Accord, for `from_pretrained`. name: "toy" or "toy-judge"."""
-    spec = util.spec_from_file_location(
-        "accord._toy_base", _app_folder() / "tasks" / "toy_base" / "__init__.py"
-    )
-    assert spec
-    assert spec.loader
-    module = util.module_from_spec(spec)  # by its path, so that no `tasks` enters sys.modules
-    spec.loader.exec_module(module)
-    return module.folder(name)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.toy_base import folder; print(folder(sys.argv[2]))"
+    # in another process, because `core` and `tasks` may be modules of the user in this one
+    command = [sys.executable, "-c", code, str(_app_folder()), name]
+    return Path(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip())
 
 
 def _app_folder() -> Path:

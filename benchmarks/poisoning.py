@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.options import options
+from cli.machine.settings import read_setting
 from client_app.node import Node
 from client_app.site import Site
 from core.config import defaults, parse
 from core.errors import AccordError
 from core.sections import Config
-from core.settings import read_setting
 from core.tree import norm, scale
 from core.types import Client, Metrics, ServerState, Update
 from strategies.aggregation.fold import Merged

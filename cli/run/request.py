@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.machine.processes import ROOT
+from cli.machine.settings import read_setting
 from core.config import checked, defaults, flatten, parse, without_effect
 from core.errors import ConfigError, DataError
 from core.files import read_json, read_toml
 from core.naming import shown_name
 from core.plugins import build
-from core.settings import read_setting
 from core.tables import did_you_mean, typed
 from core.types import Scalar
 from server_app.report.commands import FEDERATION, has_owners

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cli.machine.environment import LOOPBACK
+from cli.machine.settings import read_setting
 from client_app.node import Node
 from core.addresses import split_address
 from core.errors import ConfigError
 from core.files import read_toml
-from core.settings import read_setting
 from core.tables import read_table
 from core.types import Scalar
 from tasks.data.clients.own_file import own_source

@@ -24,11 +24,11 @@ from typing import Any
 from cli.machine.environment import cleaned
 from cli.machine.keys import check_private, fingerprint_of
 from cli.machine.processes import KIT, check_port, environment, read_kit, start_piped
+from cli.machine.settings import read_setting
 from cli.site.connectivity import reach
 from core.addresses import join_address, split_address
 from core.errors import AccordError, ConfigError
 from core.files import read_toml
-from core.settings import read_setting
 
 PAUSE_S = 5.0
 STOP_TIMEOUT_S = 30.0  # for a SuperNode to end after SIGTERM

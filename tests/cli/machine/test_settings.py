@@ -2,8 +2,8 @@
 
 import pytest
 
+from cli.machine.settings import read_setting
 from core.errors import ConfigError
-from core.settings import read_setting
 
 DEFAULTS = {"name": "toy", "rounds": 3}
 
