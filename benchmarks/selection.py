@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.baselines import federation, interval
 from benchmarks.options import options
 from core.config import defaults
-from core.plugins import knobs, plugin
+from core.plugins import default_options, plugin
 from server_app.report.headline import headline
 from server_app.report.reading import Run
 from server_app.report.stats import CHOICE, LONGER, TOGETHER, first_and_last, planted, worst
@@ -78,7 +78,9 @@ def main() -> None:
 def applies(setting: str, strategy: str) -> bool:
     """Whether a setting applies to a strategy: false for options of FedBiscuit that the strategy does not have."""
     key = setting.split("=")[0].removeprefix("strategy.")
-    of_fedbiscuit, of_strategy = (knobs(plugin("strategies", name)) for name in ("fedbiscuit", strategy))
+    of_fedbiscuit, of_strategy = (
+        default_options(plugin("strategies", name)) for name in ("fedbiscuit", strategy)
+    )
     return key not in of_fedbiscuit or key in of_strategy
 
 

@@ -28,7 +28,9 @@ def describe(site: "Site", request: HelloRequest) -> Json:
     # names of the columns of a site's own file, and of files next to it, may be private
     own_file = bool(site.node.data_path)
     columns = rows.columns.outside() if own_file else rows.columns
-    aside = {} if shared is None else {"aside": {"rows": len(comparison_rows), "shared": round(shared, 4)}}
+    comparison = (
+        {} if shared is None else {"aside": {"rows": len(comparison_rows), "shared": round(shared, 4)}}
+    )
     return {
         "client": site.node.client,
         "clients": site.node.clients,
@@ -38,12 +40,12 @@ def describe(site: "Site", request: HelloRequest) -> Json:
         "columns": {"used": list(columns.used), "ignored": list(columns.ignored)},
         "unread": [] if own_file else list(rows.unread),
         "remarks": dict(examples.remarks),
-        "census": task.row_counts(examples.usable),
+        "row_counts": task.row_counts(examples.usable),
         "data": rows.fingerprint,
         "base": base.fingerprint,
         "truth": rows.truth,
         "heldout": rows.split.facts(),
-        **aside,
+        **comparison,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from core.combinations import check_combinations
 from core.errors import ConfigError
-from core.plugins import knobs, names, plugin
+from core.plugins import default_options, names, plugin
 from core.sections import SECTIONS, Choice, Config
 from core.tables import did_you_mean, typed
 from core.types import Scalar
@@ -112,7 +112,7 @@ def recommended_values(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
     values: every key; the plugins that they name must exist.
     """
     task = plugin("tasks", str(values["task.name"]))
-    defaults_of_task = knobs(task)
+    defaults_of_task = default_options(task)
     of_source = vars(plugin("tasks.data", str(values["data.source"]))).get("RECOMMENDED", {})
     return {
         f"task.{name}": of_source.get(f"task.{name}", defaults_of_task[name])
@@ -150,7 +150,7 @@ def _choose(section: str, plugins: list[str], values: Mapping[str, Scalar]) -> l
     options_of: dict[str, dict[str, Scalar]] = {}
     for name in plugins:
         try:
-            options_of[name] = knobs(plugin(package, name))
+            options_of[name] = default_options(plugin(package, name))
         except ConfigError as error:
             raise ConfigError(f"{key} = {name!r}: {error}") from error
     prefix = f"{section}."
@@ -182,7 +182,7 @@ def without_effect(chosen: Mapping[str, Scalar], keys: Iterable[str]) -> set[str
     ignored: set[str] = set()
     for section, (key, package) in CHOOSERS.items():
         if key in chosen:
-            read = _keys_read(section, [knobs(plugin(package, str(chosen[key])))])
+            read = _keys_read(section, [default_options(plugin(package, str(chosen[key])))])
             ignored |= {k for k in keys if k.startswith(f"{section}.") and k not in read}
     return ignored
 

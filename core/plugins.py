@@ -32,7 +32,7 @@ def plugin(package: str, name: str) -> type[Any]:  # any dataclass: the packages
         raise ConfigError(f"{file} needs {error.name}; install it with: pip install {error.name}") from error
 
 
-def knobs(cls: type[Any]) -> dict[str, Scalar]:
+def default_options(cls: type[Any]) -> dict[str, Scalar]:
     """Return the options of a plugin and their defaults: its dataclass fields in kebab case."""
     return {f.name.replace("_", "-"): f.default for f in fields(cls) if f.default is not MISSING}
 

@@ -44,7 +44,7 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    # --- opening ---------------------------------------------------------------
+    # --- creating and reopening ---------------------------------------------------------------
 
     @staticmethod
     def create(config: Config) -> "RunFolder":

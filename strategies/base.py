@@ -186,7 +186,7 @@ class Strategy(FlowerStrategy):
 
     def _stamp(self, s: Session, rnd: int, orders: list[Order]) -> list[Order]:
         """Set the fields that every order carries, and add the task's options from the counts of all clients."""
-        task_options = s.context.task_options({**s.census(), **s.state.pooled})
+        task_options = s.context.task_options({**s.pooled_row_counts(), **s.state.pooled})
         declared = self.order_options.keys() | task_options.keys()
         if undeclared := sorted({name for o in orders for name in o.options} - declared):
             raise ConfigError(

@@ -16,7 +16,7 @@ import torch
 
 from core.errors import ConfigError
 from core.factors import MERGED
-from core.plugins import build, knobs, names, plugin
+from core.plugins import build, default_options, names, plugin
 from core.sections import LoraConfig
 from core.types import Client, ServerState, Update
 from strategies.aggregation.lora import MERGING
@@ -85,7 +85,7 @@ def test_a_plugin_ignores_no_option(package, name):
     hooks = [
         n for c in vars(contract).values() if isinstance(c, type) for n in vars(c) if not n.startswith("_")
     ]
-    assert {key.replace("-", "_") for key in knobs(cls)} <= reads(cls, hooks)
+    assert {key.replace("-", "_") for key in default_options(cls)} <= reads(cls, hooks)
 
 
 @pytest.mark.parametrize("name", names("strategies"))

@@ -120,7 +120,7 @@ def test_the_comparison_is_the_tasks_loss_of_each_adapter(task, tmp_path):
     here = site(tmp_path, **{"task.name": task, "train.local-steps": 20, "train.local-epochs": 0.0})
     base = here.base()
     common = {"run": "r", "base": base.fingerprint, "round": 1}
-    common["options"] = here.task.pooled_options(here.hello(HelloRequest("r"))["census"])
+    common["options"] = here.task.pooled_options(here.hello(HelloRequest("r"))["row_counts"])
     start = {n: initial_adapter(base, 42, n) for n in ("c0", "c1")}
     assert any(not t.equal(start["c1"][n]) for n, t in start["c0"].items())
     delta = here.train(Order(0, {"c1": start["c1"]}, "c1", **common)).trees["delta"]

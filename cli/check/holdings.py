@@ -20,7 +20,7 @@ class Holding:
     train: int  # usable training rows
     heldout: int
     skipped: Mapping[str, int]  # rows left out, by reason
-    census: Metrics  # the task's own counts of the training rows
+    row_counts: Metrics  # the task's own counts of the training rows
     full: int  # training rows that fill train.max-length and so may have been cut
     hello: Json  # the reply of the client to the server's first message
     lengths: tuple[int, ...] = ()  # tokens of each training row before any cut; () if not measured

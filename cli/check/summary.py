@@ -208,7 +208,7 @@ def _thumbs(plan: Plan) -> tuple[int, int]:
     """The desirable and the undesirable training rows of task kto; (0, 0) for other tasks."""
     totals: Counter[str] = Counter()
     for holding in plan.holdings:
-        totals.update({name: int(value) for name, value in holding.census.items()})
+        totals.update({name: int(value) for name, value in holding.row_counts.items()})
     return totals["n_desirable"], totals["n_undesirable"]
 
 

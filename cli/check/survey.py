@@ -42,7 +42,7 @@ def survey(config: Config, clients: int, *, lengths: bool) -> Iterator[Holding]:
             len(examples),
             len(site.rows().heldout),
             hello["skipped"],
-            hello["census"],
+            hello["row_counts"],
             sum(tokens(example) >= config.train.max_length for example in examples),
             hello,
             uncut_lengths(base, site.task, rows, config) if lengths else (),

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from core.config import defaults
-from core.plugins import knobs, names, plugin
+from core.plugins import default_options, names, plugin
 
 SECTION_OF = {"tasks": "task", "strategies": "strategy", "tasks.data": "data", "evals": "eval"}
 
@@ -19,7 +19,7 @@ def list_plugins() -> None:
             cls = plugin(package, name)
             summary = " ".join((sys.modules[cls.__module__].__doc__ or "").split("\n\n")[0].split())
             typer.echo(f"  {name:<14}{re.split(r'(?<=[.])[ ]', summary)[0]}")
-            for key, default in knobs(cls).items():
+            for key, default in default_options(cls).items():
                 typer.echo(f"    {section}.{key} = {default!r}")
     typer.echo("keys")
     for key, default in defaults().items():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from core.plugins import knobs, plugin
+from core.plugins import default_options, plugin
 from core.types import Json
 from server_app.report.benchmarks import benchmark_method, benchmark_table
 from server_app.report.clients import notes
@@ -166,7 +166,7 @@ def _numerics(run: Run) -> str:
     plugin_keys = [
         f"{section}.{key}"
         for section, package in (("strategy", "strategies"), ("task", "tasks"))
-        for key in knobs(plugin(package, str(run.config[f"{section}.name"])))
+        for key in default_options(plugin(package, str(run.config[f"{section}.name"])))
     ]
     keys = [*MAIN_KEYS, *(key for key in plugin_keys if key not in MAIN_KEYS)]
     lines = [f"- `{key}` = `{scalar(run.config[key])}`" for key in keys if key in run.config]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from core.config import defaults
-from core.plugins import knobs, plugin
+from core.plugins import default_options, plugin
 from core.types import Scalar
 
 # Not part of the app's configuration: number of clients of a simulation and resources of each, or the SuperLink.
@@ -14,6 +14,6 @@ LOCATION_KEYS = ("path", "dataset")  # options of a data source that say where i
 def has_owners(keys: Mapping[str, Scalar]) -> bool:
     """Whether a simulation has one client for each owner named in its rows."""
     config = {**defaults(), **keys}
-    options = knobs(plugin("tasks.data", str(config["data.source"])))
+    options = default_options(plugin("tasks.data", str(config["data.source"])))
     has_location = any(config[f"data.{key}"] for key in LOCATION_KEYS if key in options)
     return config["data.partitioner"] == "natural" and "client-column" in options and has_location

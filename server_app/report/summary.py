@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.config import defaults, recommended_values
-from core.plugins import knobs, plugin
+from core.plugins import default_options, plugin
 from core.types import Scalar
 from server_app.report.benchmarks import benchmark_table
 from server_app.report.commands import FEDERATION, has_owners
@@ -83,7 +83,9 @@ def _next_commands(run: Run) -> list[str]:
     other = {"strategy.name": "local" if federated else "fedavg"}
     # options of this strategy, and RLFT: with strategy `local` the server has no selectors to label with
     dropped = {key for key in settings if key.startswith("rlft.")}
-    dropped |= {f"strategy.{key}" for key in knobs(plugin("strategies", str(run.config["strategy.name"])))}
+    dropped |= {
+        f"strategy.{key}" for key in default_options(plugin("strategies", str(run.config["strategy.name"])))
+    }
     common = {key: v for key, v in settings.items() if key not in dropped}
     question = "does federating beat each client alone?" if federated else "does federating beat this?"
     commands = [

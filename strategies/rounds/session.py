@@ -24,7 +24,7 @@ POLL_SHARE = 0.02  # wait this share of the time waited so far before the next r
 MAX_POLL_S = 1.0
 # errors that the SuperLink itself reports at the deadline
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-REQUIRED_FACTS = {"client", "examples", "census", "data", "skipped", "truth"}  # of a hello
+REQUIRED_FACTS = {"client", "examples", "row_counts", "data", "skipped", "truth"}  # of a hello
 REPLIES_PER_CALL = 4  # bounds how many replies are in memory
 Check = Callable[[Order, Update], Update | str]  # the update to use, or why it cannot be used
 
@@ -115,9 +115,9 @@ def _hello_problem(hello: Json, max_examples: int) -> str | None:
     for name, limit in (("client", 1 << 31), ("examples", max_examples)):
         if type(hello[name]) is not int or not 0 <= hello[name] <= limit:
             return f"sent {name} = {hello[name]!r}; expected an integer from 0 to {limit}"
-    counts = hello["census"].values() if isinstance(hello["census"], dict) else [None]
+    counts = hello["row_counts"].values() if isinstance(hello["row_counts"], dict) else [None]
     if not all(isinstance(n, int | float) and math.isfinite(n) for n in counts):
-        return f"sent census = {hello['census']!r}; expected finite numbers by name"
+        return f"sent row_counts = {hello['row_counts']!r}; expected finite numbers by name"
     return None
 
 
@@ -146,11 +146,11 @@ class Session:
     failed: dict[str, str] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
 
-    def census(self) -> Metrics:
+    def pooled_row_counts(self) -> Metrics:
         """Return the sums over all clients of what each counted in its rows."""
         out: Metrics = {}
         for _, hello in sorted(self.roster.hellos.items()):
-            for name, count in hello["census"].items():
+            for name, count in hello["row_counts"].items():
                 out[name] = out.get(name, 0.0) + count
         return out
 

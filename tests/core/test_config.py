@@ -6,7 +6,7 @@ import pytest
 from core import __version__, config
 from core.config import CHOOSERS, defaults, parse
 from core.errors import ConfigError
-from core.plugins import knobs, names, plugin
+from core.plugins import default_options, names, plugin
 from core.sections import SECTIONS
 from tests.paths import ROOT
 
@@ -27,10 +27,10 @@ def test_the_page_and_the_shared_dataclasses_agree():
             assert type(defaults()[key]) is type(field.default), key
 
 
-def test_every_knob_of_a_plugin_is_on_the_page_with_its_default():
+def test_every_option_of_a_plugin_is_on_the_page_with_its_default():
     for section, (_, package) in PLUGINS.items():
         for name in names(package):
-            for short, default in knobs(plugin(package, name)).items():
+            for short, default in default_options(plugin(package, name)).items():
                 key = f"{section}.{short}"
                 assert key in defaults(), f"{package}.{name} has {key}, pyproject.toml does not"
                 advised = short in getattr(plugin(package, name), "recommended_options", ())
@@ -50,7 +50,7 @@ def test_every_key_on_the_page_is_read_by_something():
     read = {f"{s}.{f.name.replace('_', '-')}" for s, cls in SECTIONS.items() for f in fields(cls)}
     read |= {chooser for chooser, _ in CHOOSERS.values()}
     for section, (_, package) in PLUGINS.items():
-        read |= {f"{section}.{k}" for name in names(package) for k in knobs(plugin(package, name))}
+        read |= {f"{section}.{k}" for name in names(package) for k in default_options(plugin(package, name))}
     assert set(defaults()) == read
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from core.errors import ConfigError
-from core.plugins import build, knobs, names, plugin
+from core.plugins import build, default_options, names, plugin
 
 
 def test_the_files_are_the_names():
@@ -17,5 +17,5 @@ def test_a_wrong_name_is_answered_with_the_nearest():
 
 
 def test_a_field_is_a_key_in_kebab_case():
-    assert knobs(plugin("tasks", "dpo")).keys() == {"beta", "loss-type", "label-smoothing"}
+    assert default_options(plugin("tasks", "dpo")).keys() == {"beta", "loss-type", "label-smoothing"}
     assert build("tasks", "dpo", {"loss-type": "ipo"}).loss_type == "ipo"

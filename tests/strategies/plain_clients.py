@@ -33,7 +33,7 @@ CONTEXT = RunContext(
 
 def hello(client: int) -> dict:
     more = {"data": "", "skipped": {}, "truth": None}
-    return {"client": client, "examples": client + 1, "census": {"n": 1.0}, **more}
+    return {"client": client, "examples": client + 1, "row_counts": {"n": 1.0}, **more}
 
 
 def answer(node: int, message: Message, *, bad=None) -> Message | None:

@@ -80,8 +80,8 @@ def test_a_bad_reply_is_left_out_and_named(bad, reason):
         ({"examples": -3}, "examples = -3"),
         ({"examples": 10**15}, "from 0 to 100000000"),
         ({"client": "one"}, "client = 'one'"),
-        ({"census": {"n": math.nan}}, "expected finite numbers by name"),
-        ({"census": [3]}, "expected finite numbers by name"),
+        ({"row_counts": {"n": math.nan}}, "expected finite numbers by name"),
+        ({"row_counts": [3]}, "expected finite numbers by name"),
     ],
 )
 def test_a_hello_that_lies_is_refused(lie, reason):

@@ -61,11 +61,11 @@ def release_facts(policy: Policy, hello: Mapping[str, Json]) -> Json:
         )
     out = {name: hello[name] for name in ("client", "clients", "base", "name") if name in hello}
     skipped = sum(hello["skipped"].values())  # summed, because the reasons name columns of the rows
-    census = {name: float(policy.rounded(int(count))) for name, count in hello["census"].items()}
+    row_counts = {name: float(policy.rounded(int(count))) for name, count in hello["row_counts"].items()}
     return {
         **out,
         "examples": policy.rounded(hello["examples"]),
-        "census": census if "census" in policy.facts else {},
+        "row_counts": row_counts if "row-counts" in policy.facts else {},
         "data": hello["data"] if "data" in policy.facts else "",
         "skipped": {"rows": policy.rounded(skipped)} if "skipped" in policy.facts else {},
         "truth": hello["truth"] if "truth" in policy.facts else None,

@@ -50,7 +50,7 @@ class Policy:
     metrics: tuple[str, ...] = (
         ANY,
     )  # which of the metrics that task and strategy declare may leave; patterns
-    facts: tuple[str, ...] = ()  # extra facts in the hello: census, data, skipped, truth
+    facts: tuple[str, ...] = ()  # extra facts in the hello: row-counts, data, skipped, truth
 
     @staticmethod
     def read(path: Path) -> "Policy":
@@ -156,7 +156,7 @@ class Policy:
         return limits if by_epochs else {**limits, "train.local-steps": self.max_steps}
 
 
-FACTS = ("census", "data", "skipped", "truth")
+FACTS = ("row-counts", "data", "skipped", "truth")
 OPEN: Mapping[str, Any] = {  # the defaults with `open = true`
     "tasks": (ANY,), "strategies": (ANY,), "advise": True, "engines": (ANY,), "models": ((ANY, ""),), "allow_bin": True,
     "targets": (ANY,), "sources": (ANY,),

@@ -139,7 +139,7 @@ def test_the_hello_says_counts_and_a_base(lab):
     assert refused(site.send("hello", hello(everything=True))).startswith("a message HelloRequest")
     said = site.send("hello", hello())
     assert said.keys() == {
-        "client", "clients", "base", "examples", "census", "data", "skipped", "truth", "loads",
+        "client", "clients", "base", "examples", "row_counts", "data", "skipped", "truth", "loads",
     }  # fmt: skip
     assert (said["examples"], said["data"], said["skipped"], said["truth"]) == (30, "", {}, None)
     free = lab("free", policy=None).send("hello", hello())

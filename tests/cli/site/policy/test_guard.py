@@ -17,7 +17,7 @@ from tests.cli.site.policy.guarded import STRICT, greeting, guarded, order, with
 def test_a_run_within_the_policy_is_answered(tmp_path):
     guard = guarded(tmp_path)
     said = guard.hello(greeting(guard))
-    assert (said["examples"], said["census"], said["truth"]) == (20, {}, None)
+    assert (said["examples"], said["row_counts"], said["truth"]) == (20, {}, None)
     update = guard.train(order(guard))
     assert update.examples == said["examples"], "the server holds the one against the other"
     assert 0 < norm(update.trees["delta"]) <= 1.0

@@ -18,7 +18,7 @@ CONFIG = parse({})
 OPENED = Policy(**OPEN)
 TREE = {"x.lora_A.weight": torch.full((2, 3), 3.0), "x.lora_B.weight": torch.full((4, 2), 4.0)}
 ORDER = Order(0, {"global": {n: torch.zeros_like(t) for n, t in TREE.items()}}, run="r", round=1)
-SAID = {"client": 1, "clients": 3, "examples": 57, "skipped": {"is empty": 3}, "census": {"n_desirable": 34.0},
+SAID = {"client": 1, "clients": 3, "examples": 57, "skipped": {"is empty": 3}, "row_counts": {"n_desirable": 34.0},
         "data": "ab12", "base": "cd34", "truth": 1, "own-words": "a row"}  # fmt: skip
 
 
@@ -149,12 +149,12 @@ def test_metrics_are_numbers_under_known_names_and_others_are_dropped(caplog):
 def test_counts_are_rounded_down():
     policy = replace(OPENED, round_counts_to=10, min_rows=10)
     assert (out(policy).examples, out(policy).tokens) == (50, 1230)
-    said = release_facts(replace(policy, facts=("census",)), SAID)
-    assert (said["examples"], said["census"]) == (50, {"n_desirable": 30.0})
+    said = release_facts(replace(policy, facts=("row-counts",)), SAID)
+    assert (said["examples"], said["row_counts"]) == (50, {"n_desirable": 30.0})
 
 
 def test_facts_of_the_hello_leave_by_name():
-    bare = {"census": {}, "data": "", "skipped": {}, "truth": None}
+    bare = {"row_counts": {}, "data": "", "skipped": {}, "truth": None}
     want = {"client": 1, "clients": 3, "base": "cd34", "examples": 57, **bare}
     plain = replace(OPENED, facts=())
     assert release_facts(plain, SAID) == want

@@ -59,7 +59,7 @@ def test_what_the_file_says_goes_before_open(tmp_path):
         ("updates = 'noised'", "updates = 'noised' with a multiplier above 0"),
         ("noise-multiplier = 1.0", "updates = 'noised' with a multiplier above 0"),
         ("min-rows = 5", "round-counts-to = 10 .* min-rows = 5 "),
-        ("facts = ['rows']", "facts must be among census, data, skipped, truth, got 'rows'"),
+        ("facts = ['rows']", "facts must be among row-counts, data, skipped, truth, got 'rows'"),
         ("tasks = [", "is not TOML"),
     ],
 )
