@@ -14,12 +14,14 @@ from core.caches import Holds, cached
 from core.config import parse
 from core.errors import AccordError, SiteError
 from core.framing import Failure, RecordDict, encode_failure
+from core.naming import shown_name
 from core.sections import Config
 from core.types import HelloRequest, Json, Order, Scalar, Update
 from tasks.forward.setup import loads
 
 log = logging.getLogger(__name__)
 
+MAX_REASON = 2000  # characters of a message
 KINDS = ("hello", "train", "evaluate")
 
 
@@ -61,9 +63,10 @@ def handle(
         make_room(request.claim.run, config)
         return _answer(request, guard(site_for(config, Node.read(facts)), request.claim))
     except AccordError as error:
-        log.error("%s: %s", type(error).__name__, error)
+        # on one line each: the message may hold names that a server made up
+        log.error("%s: %s", type(error).__name__, shown_name(str(error), MAX_REASON))
         # a site's own file may be named after a person
-        reason = error.outside() if facts.get("data-path") else str(error)
+        reason = shown_name(error.outside() if facts.get("data-path") else str(error), MAX_REASON)
         return encode_failure(Failure(type(error).__name__, reason))
 
 

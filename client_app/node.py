@@ -27,7 +27,7 @@ class Node:
         except (KeyError, ValueError) as error:
             raise ConfigError(
                 "a SuperNode needs --node-config 'partition-id=I num-partitions=N', "
-                f"got {dict(node_config)!r}"
+                f"got the keys {sorted(node_config)}"
             ) from error
         if not 0 <= client < clients:
             raise ConfigError(

@@ -146,12 +146,12 @@ class Site:
             hooks = LocalHooks(correct=rule.pull(order), trains=hooks.trains)
             self._fit(base, order, private.get(PERSONAL, before), examples.usable, cfg, hooks, "personal")
             memories[PERSONAL] = get_adapter(base)
+        sums = {SUM + name: value for name, value in report.sums.items()}
+        check_metrics(self.config, [*report.metrics, *sums])
         if memories and processes.is_leader():
             memory.save(rnd, memories, recalled=order.recall)
         seconds = {"seconds/load": loaded - started, "seconds/train": time.monotonic() - loaded}
-        sums = {SUM + name: value for name, value in report.sums.items()}
         metrics = {**report.metrics, "learning_rate": cfg.learning_rate, **sums, **seconds}
-        check_metrics(self.config, metrics)
         return Update(
             self.node.client,
             len(examples.usable),

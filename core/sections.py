@@ -134,9 +134,9 @@ class SiteConfig:
     wait_s: float = 60.0
 
 
-# Keys, and sections with a dot at their end, that may differ when a run is resumed. No answer of a client may depend on
-# them: a site's ledger allows them to change too. eval.max-rows is not among them, since the scores of k and of k + 1
-# rows reveal a row.
+# Keys, and sections with a dot at their end, that may differ when a run is resumed; a site's ledger allows them to
+# change too. Of these, an answer of a client depends on run.num-server-rounds alone (schedules, the last round).
+# eval.max-rows is not among them, since the scores of k and of k + 1 rows reveal a row.
 RESUMABLE = (
     "run.resume", "run.dir", "run.num-server-rounds", "run.log-format", "client.state-dir", "site.", "fault.", "eval.",
     "rlft.",

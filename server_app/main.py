@@ -132,6 +132,7 @@ class Run:
             fault=config.fault,
             eval_every=config.eval.every,
             spool=spool,
+            task_order_options=self.task.order_options,
             task_options=self.task.pooled_options,
             on_hello=self._on_hello,
             on_round=self._on_round,

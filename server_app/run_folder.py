@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from core import store
 from core.errors import CheckpointError, ConfigError
 from core.files import read_json
 from core.sections import Config
+from core.tree import Tree
 from core.types import Json, ServerState
 from server_app.report.reading import CONFIG, RECORD_ERRORS, read_config, read_record, rounds_history
 from server_app.resumption import check_resumable, extend_plans
@@ -174,14 +175,10 @@ class RunFolder:
         folder = store.round_folder(self.checkpoints, latest)
         try:
             trees, facts = store.load(folder)
+            return _state(trees, facts)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             remedy = f"delete it to continue from round {saved[-2]}" if len(saved) > 1 else "start a new run"
             raise CheckpointError(f"{folder} is not a complete checkpoint ({error}); {remedy}") from error
-        parts: dict[str, Json] = {"adapters": {}, "memory": {}}
-        for name, tree in trees.items():
-            kind, tree_name = name.split("/", 1)
-            parts[kind][tree_name] = tree
-        return ServerState(adapters=parts["adapters"], memory=parts["memory"], **_state_fields(facts))
 
     @contextmanager
     def spool(self) -> Iterator[Path]:
@@ -263,8 +260,12 @@ class RunFolder:
         store.write_text(self.path / "manifest.json", text + "\n")
 
 
-def _state_fields(facts: Json) -> dict[str, Json]:
-    """Return the fields of a ServerState, but its trees, from the facts of a checkpoint."""
+def _state(trees: Mapping[str, Tree], facts: Json) -> ServerState:
+    """Return the state that a checkpoint holds. Raises KeyError, TypeError or ValueError if it is not complete."""
+    parts: dict[str, dict[str, Tree]] = {"adapters": {}, "memory": {}}
+    for name, tree in trees.items():
+        kind, tree_name = name.split("/", 1)
+        parts[kind][tree_name] = tree
     if "recall" not in facts:  # before 0.2.0 the loop's own fields were among those of the algorithm
         inner = dict(facts["facts"])
         inner["pooled"] = inner.pop("pool", {})
@@ -274,7 +275,8 @@ def _state_fields(facts: Json) -> dict[str, Json]:
             **{name: inner.pop(name, default) for name, default in loop.items()},
             "facts": inner,
         }
-    return {**facts, **{name: {int(c): n for c, n in facts[name].items()} for name in ("examples", "recall")}}
+    by_client = {name: {int(c): n for c, n in facts[name].items()} for name in ("examples", "recall")}
+    return ServerState(**parts, **{**facts, **by_client})
 
 
 def is_held(folder: Path) -> bool:

@@ -187,11 +187,11 @@ class Strategy(FlowerStrategy):
     def _stamp(self, s: Session, rnd: int, orders: list[Order]) -> list[Order]:
         """Set the fields that every order carries, and add the task's options from the counts of all clients."""
         task_options = s.context.task_options({**s.pooled_row_counts(), **s.state.pooled})
-        declared = self.order_options.keys() | task_options.keys()
-        if undeclared := sorted({name for o in orders for name in o.options} - declared):
+        declared = self.order_options.keys() | s.context.task_order_options.keys()
+        if undeclared := sorted({*task_options, *(name for o in orders for name in o.options)} - declared):
             raise ConfigError(
-                f"{type(self).__name__} adds the option {undeclared[0]!r} to orders without declaring it; name it in "
-                "order_options, so that a site's policy can check it"
+                f"{type(self).__name__} or the task adds the option {undeclared[0]!r} to orders without declaring it; "
+                "name it in order_options, so that a site's policy can check it"
             )
         return [
             replace(

@@ -65,6 +65,7 @@ def federate(
         fault=FaultConfig(),
         eval_every=config.eval.every,
         spool=folder.path,
+        task_order_options=task.order_options,
         task_options=task.pooled_options,
         on_hello=lambda hellos: None,
         on_round=on_round,

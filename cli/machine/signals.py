@@ -17,7 +17,8 @@ def raise_on_signals(numbers: Collection[int], error: Callable[[int], BaseExcept
     signal. Such an exception is raised again a moment later. A signal that is ignored (nohup) stays ignored.
     """
     pending: list[BaseException] = []
-    report = sys.unraisablehook
+    lost = False
+    report, alarm = sys.unraisablehook, signal.getitimer(signal.ITIMER_REAL)
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for handled in numbers:
@@ -25,11 +26,18 @@ def raise_on_signals(numbers: Collection[int], error: Callable[[int], BaseExcept
         pending.append(error(number))
         raise pending[0]
 
-    def stop_again(_number: int, _frame: FrameType | None) -> None:
-        raise pending[0]
+    def stop_again(number: int, frame: FrameType | None) -> None:
+        nonlocal lost
+        if pending and lost:
+            lost = False
+            raise pending[0]
+        if callable(handler := before[signal.SIGALRM]):  # the alarm is another's
+            handler(number, frame)
 
     def retry(unraisable: "sys.UnraisableHookArgs") -> None:  # a name for type checkers alone
+        nonlocal lost
         if pending and unraisable.exc_value is pending[0]:
+            lost = True
             signal.setitimer(signal.ITIMER_REAL, RETRY_S)
         else:
             report(unraisable)
@@ -42,8 +50,10 @@ def raise_on_signals(numbers: Collection[int], error: Callable[[int], BaseExcept
     sys.unraisablehook = retry
     try:
         yield
+        if lost:
+            raise pending[0]
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, *alarm)
         sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """Run `flwr run --stream` as a child process: log and filter its output, and report how the run ended."""
 
+import contextlib
 import json
 import re
 import signal
@@ -15,6 +16,7 @@ from cli.machine.processes import BIN, start_piped
 from cli.run.ray_failure import BEGINS
 
 FOLDER = re.compile(r"results go to ([^\"\n]+)")  # a line of the plan, as text or as JSON
+STOP_TIMEOUT_S = 30.0  # of `flwr stop`
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 NOISE = re.compile(
     r"\s*(INFO|DEBUG|WARNING)\s*:|\((ClientAppActor|raylet|pid=)|Using SuperLink|Loading project"
@@ -82,9 +84,14 @@ def _stop_run(run_id: str, connection: str, env: Mapping[str, str]) -> None:
     """Ask the SuperLink of a deployment to stop a run, which it would otherwise continue."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt this
     command = [str(BIN / "flwr"), "stop", run_id, connection]
-    stop = subprocess.run(command, env=dict(env), capture_output=True, text=True, start_new_session=True)
+    stopped = False
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the SuperLink may be out of reach
+        stop = subprocess.run(
+            command, env=dict(env), capture_output=True, start_new_session=True, timeout=STOP_TIMEOUT_S
+        )
+        stopped = stop.returncode == 0
     signal.signal(signal.SIGINT, before)
-    if stop.returncode:
+    if not stopped:
         typer.echo(
             f"accord: the SuperLink did not stop run {run_id}; try: flwr stop {run_id} {connection}",
             err=True,

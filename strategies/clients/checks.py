@@ -9,6 +9,7 @@ from core.sections import FaultConfig
 from core.tree import norm, same_layout
 from core.types import Metrics, Order, Update
 from strategies.clients.rule import ClientRule
+from strategies.rounds.metrics import is_number
 
 
 def checked_update(
@@ -54,5 +55,9 @@ def checked_scores(update: Update, fault: FaultConfig) -> Update | str:
 
 
 def _metric_problem(update: Update) -> str | None:
-    bad = [name for name, value in update.metrics.items() if not math.isfinite(value)]
-    return f"metric {bad[0]!r} is {update.metrics[bad[0]]}" if bad else None
+    for name, value in update.metrics.items():
+        if not is_number(value):
+            # a text is not repeated: it may be private
+            given = f"{value:g}" if isinstance(value, float) else f"a {type(value).__name__}"
+            return f"metric {name!r} is {given}, expected a finite number"
+    return None

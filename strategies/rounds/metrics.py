@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from core.types import Json, Metrics, Update
 
+LARGEST = 1e30
 SUM = "sum/"  # prefix of additive quantities: the server sums them and the task computes its settings from the sums
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from a client is a finite number of a size that sums over clients keep finite."""
+    return type(value) in (int, float) and abs(value) < LARGEST  # type: ignore[operator]  # a number by its type
 
 
 def weighted_mean(updates: Sequence[Update]) -> Metrics:

@@ -14,8 +14,9 @@ from flwr.serverapp import Grid
 from core import wire
 from core.errors import PolicyRefused
 from core.sections import FaultConfig
-from core.types import Client, Json, Metrics, Order, Scalar, ServerState, Update
+from core.types import Client, Json, Metrics, Order, OrderOption, Scalar, ServerState, Update
 from strategies.rounds.in_order import InOrder
+from strategies.rounds.metrics import is_number
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class RunContext:
     fault: FaultConfig
     eval_every: int
     spool: Path  # folder for updates that wait on disk
+    task_order_options: Mapping[str, OrderOption]  # that the task declares
     task_options: Callable[
         [Mapping[str, float]], dict[str, Scalar]
     ]  # options of orders, from the pooled counts
@@ -116,8 +118,8 @@ def _hello_problem(hello: Json, max_examples: int) -> str | None:
         if type(hello[name]) is not int or not 0 <= hello[name] <= limit:
             return f"sent {name} = {hello[name]!r}; expected an integer from 0 to {limit}"
     counts = hello["row_counts"].values() if isinstance(hello["row_counts"], dict) else [None]
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in counts):
-        return f"sent row_counts = {hello['row_counts']!r}; expected finite numbers by name"
+    if not all(is_number(n) for n in counts):
+        return f"sent row_counts = {str(hello['row_counts'])[:80]}; expected finite numbers by name"
     return None
 
 

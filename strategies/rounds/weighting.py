@@ -9,7 +9,6 @@ from core.seeds import rng_for
 from core.types import Client, Update
 
 WEIGHTINGS = ("auto", "examples", "uniform", "tokens")
-SAMPLINGS = ("uniform", "weighted", "all", "openfedllm")
 
 
 def weight(update: Update, weighting: str) -> float:
@@ -18,7 +17,7 @@ def weight(update: Update, weighting: str) -> float:
 
 
 def cohort_size(clients: int, fraction: float) -> int:
-    """Return method many of the connected clients are sampled for a round."""
+    """Return how many of the connected clients are sampled for a round."""
     return max(1, round(fraction * clients))
 
 

@@ -65,7 +65,7 @@ def encode_rows(base: Base, task: Task, rows: Sequence[Row], config: Config, cac
 # names and patterns of what every local training reports, by engine; the task's own come on top
 METRICS: Mapping[str, tuple[str, ...]] = {
     "accord": ("loss", "grad_norm", "learning_rate"),
-    "trl": ("loss", "grad_norm", "learning_rate", "entropy", "logits/*", "mean_token_accuracy"),
+    "trl": ("loss", "grad_norm", "learning_rate", "entropy", "logits/*", "mean_token_accuracy", "aux_loss"),
 }
 
 

@@ -63,7 +63,7 @@ def train(
     """Like tasks.training.loop.train, by SFTTrainer, DPOTrainer or KTOTrainer; TrainReport.sums stays empty.
 
     With a cache, the log-probabilities of the reference come from it; otherwise TRL computes them in every step.
-    Of `hooks`, only `correct` has an effect here; client_app.site refuses the others.
+    Of `hooks`, only `correct` has an effect here, for tests; client_app.site refuses rules that modify steps.
 
     Raises:
         ConfigError: TRL does not support the task, its settings or an adapted layer.

@@ -14,7 +14,7 @@ from client_app.site import Site
 from core import wire
 from core.config import parse
 from core.framing import FACTS
-from core.types import Order
+from core.types import HelloRequest, Order
 from tasks.model.adapter import initial_adapter
 from tests.cli.site.resident import SMALL, Place
 from tests.federation.conftest import ROOT, wait_until
@@ -55,7 +55,11 @@ def test_the_clientapp_loads_no_model_library_and_no_configuration():
 def test_a_site_that_nobody_started_is_waited_for_as_long_as_told(tmp_path):
     started = time.monotonic()
     record = relay(
-        "hello", wire.encode_facts({}), 1, {"site.wait-s": 1.5}, {"site": f"unix:{tmp_path}/s.sock"}
+        "hello",
+        wire.encode_hello_request(HelloRequest("r")),
+        1,
+        {"site.wait-s": 1.5},
+        {"site": f"unix:{tmp_path}/s.sock"},
     )
     assert 1.4 < time.monotonic() - started < 6
     assert failure(record).startswith(
@@ -65,7 +69,9 @@ def test_a_site_that_nobody_started_is_waited_for_as_long_as_told(tmp_path):
 
 def test_a_site_that_starts_late_answers(place):
     said = []
-    waiting = threading.Thread(target=lambda: said.append(place.ask("hello", wire.encode_facts({}))))
+    waiting = threading.Thread(
+        target=lambda: said.append(place.ask("hello", wire.encode_hello_request(HelloRequest("r"))))
+    )
     waiting.start()
     time.sleep(0.5)
     place.ready()
@@ -111,12 +117,16 @@ def test_a_site_that_dies_of_every_message_is_given_up(place, tmp_path):
 @pytest.mark.parametrize("wait", ["soon", -1.0])
 def test_a_wait_that_is_no_time_is_refused(tmp_path, wait):
     record = relay(
-        "hello", wire.encode_facts({}), 1, {"site.wait-s": wait}, {"site": f"unix:{tmp_path}/s.sock"}
+        "hello",
+        wire.encode_hello_request(HelloRequest("r")),
+        1,
+        {"site.wait-s": wait},
+        {"site": f"unix:{tmp_path}/s.sock"},
     )
     assert failure(record) == f"ConfigError: site.wait-s must be a number of seconds, got {wait!r}"
 
 
 def test_a_token_that_is_not_there_is_refused(tmp_path):
     node = {"site": "127.0.0.1:1", "site-token": str(tmp_path / "token")}
-    record = relay("hello", wire.encode_facts({}), 1, {"site.wait-s": 1.0}, node)
+    record = relay("hello", wire.encode_hello_request(HelloRequest("r")), 1, {"site.wait-s": 1.0}, node)
     assert failure(record).startswith("ConfigError: site-token = ")

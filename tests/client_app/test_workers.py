@@ -8,7 +8,7 @@ from client_app.node import Node
 from client_app.site import Site
 from core import wire
 from core.config import parse
-from core.types import Order
+from core.types import HelloRequest, Order
 from tasks.model.adapter import initial_adapter
 from tests.cli.site.resident import SMALL, Place
 
@@ -23,7 +23,9 @@ def test_two_processes_answer_as_one(tmp_path):
     orders = [Order(1, trees, run="r", base=base.fingerprint, round=rnd) for rnd in (1, 2)]
     with Place(tmp_path, launcher=LAUNCHER).going() as place:
         process = place.ready()
-        hello = wire.decode_facts(place.ask("hello", wire.encode_facts({"base": base.fingerprint})))
+        hello = wire.decode_facts(
+            place.ask("hello", wire.encode_hello_request(HelloRequest("r", base.fingerprint)))
+        )
         assert hello["examples"] == 12
         for order in orders:
             alone = here.train(order)

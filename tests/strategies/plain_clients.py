@@ -9,7 +9,7 @@ from flwr.app import Message
 
 from core import wire
 from core.sections import FaultConfig
-from core.types import Update
+from core.types import OrderOption, Update
 from strategies.fedavg import FedAvg
 from strategies.rounds.session import RunContext
 from tests.loopback import Loopback
@@ -25,6 +25,7 @@ CONTEXT = RunContext(
     fault=FaultConfig(round_deadline_s=0.3, start_timeout_s=0.3, max_delta_norm=100.0),
     eval_every=1,
     spool=Path(tempfile.gettempdir()),
+    task_order_options={"seen": OrderOption(float), "kl": OrderOption(float)},
     task_options=lambda pooled: {"seen": pooled.get("n", 0.0), "kl": pooled.get("kl_sum", -1.0)},
     on_hello=lambda hellos: None,
     on_round=lambda state, record: None,

@@ -59,7 +59,8 @@ def leaking(message, update):
         (reply(lambda u: replace(u, examples=3)), "3 examples, but its hello reported 2"),
         (reply(lambda u: replace(u, tokens=-1)), "-1 tokens"),
         (reply(lambda u: replace(u, metrics={"loss": math.nan})), "metric 'loss' is nan"),
-        (reply(lambda u: replace(u, metrics={"loss": "low"})), "unreadable reply"),
+        (reply(lambda u: replace(u, metrics={"loss": "low"})), "metric 'loss' is a str, expected"),
+        (reply(lambda u: replace(u, metrics={"loss": 10**308})), "metric 'loss' is a int, expected"),
         (reply(lambda u: replace(u, client=2)), "the reply names client 2"),
         (reply(lambda u: replace(u, adapter="mine")), "the reply names client 1, adapter 'mine'"),
         (lambda m, u: Message(wire.encode_facts({"client": 1}), reply_to=m), "unreadable reply"),
@@ -82,6 +83,7 @@ def test_a_bad_reply_is_left_out_and_named(bad, reason):
         ({"client": "one"}, "client = 'one'"),
         ({"row_counts": {"n": math.nan}}, "expected finite numbers by name"),
         ({"row_counts": [3]}, "expected finite numbers by name"),
+        ({"row_counts": {"n": 10**400}}, "expected finite numbers by name"),
     ],
 )
 def test_a_hello_that_lies_is_refused(lie, reason):
@@ -129,7 +131,7 @@ def test_a_garbled_hello_is_one_line(json):
     ("update", "reason"),
     [
         (Update(1, 4, "global", {}, {"acc": math.nan}), "metric 'acc' is nan"),
-        (Update(1, 4, "global", {}, {"acc": "high"}), "unreadable reply"),  # type: ignore[dict-item]
+        (Update(1, 4, "global", {}, {"acc": "high"}), "metric 'acc' is a str"),  # type: ignore[dict-item]
         (Update(1, -4, "global", {}, {"acc": 1.0}), "-4 examples"),
         (Update(1, 4, "global", {"delta": {}}, {"acc": 1.0}), "trees ['delta'] with its scores"),
     ],

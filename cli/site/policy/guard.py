@@ -13,6 +13,7 @@ from client_app.claim import Claim
 from client_app.site import Site
 from core.errors import AccordError, BaseMismatch, PolicyRefused, SiteError
 from core.types import HelloRequest, Json, Order, Update
+from strategies.clients.rule import FINISH
 from tasks.forward.setup import is_pickled
 from tasks.scoring.race import FIRST
 
@@ -90,6 +91,10 @@ class GuardedSite:
         """Return the numbers of rows that each part of an answer would be computed from."""
         train, comparison, heldout = self.site.counts()
         row_counts = [heldout if kind == "evaluate" else self.site.drawn(order, train)]
+        if steps := int(order.options.get(FINISH, 0)):
+            cfg = self.site.config.train
+            batch = cfg.per_device_batch_size * cfg.gradient_accumulation_steps
+            row_counts.append(min(train, steps * batch))
         if order.compare:
             row_counts.append(min(comparison, FIRST) if order.options.get("race") else comparison)
         return row_counts

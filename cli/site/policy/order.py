@@ -16,6 +16,7 @@ from strategies.clients.rule import FINISH
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 MAX_NUMBER = 1 << 31
+MAX_TREES = 64  # adapters of an order to compare, and what an algorithm adds
 
 
 def admit_hello(request: HelloRequest) -> None:
@@ -76,6 +77,8 @@ def _addressee(client: int, order: Order) -> Iterator[str]:
 
 def _trees(policy: Policy, order: Order) -> Iterator[str]:
     size = sum(t.numel() * t.element_size() for tree in order.trees.values() for t in tree.values())
+    if len(order.trees) > MAX_TREES:
+        yield f"an order of {len(order.trees)} trees; this site allows {MAX_TREES}"
     if size > policy.max_order_bytes:
         yield f"an order of {size} bytes; this site allows max-order-bytes = {policy.max_order_bytes}"
     for name, tree in order.trees.items():
@@ -112,6 +115,8 @@ def _comparisons(config: Config, kind: str, order: Order) -> Iterator[str]:
             yield f"{kind} with compare, which this site does not allow"
         if not config.build_strategy().local_rule().comparison_share:
             yield f"compare with strategy.name = {config.strategy_choice.name!r}, which compares nothing"
+        if len(set(order.compare)) < len(order.compare):
+            yield "compare names an adapter twice"
         if missing := [name for name in order.compare if name not in order.trees]:
             yield f"compare names {quote(missing[0])}, which is not in the order"
     if "vote" in order.options:

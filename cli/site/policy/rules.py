@@ -153,6 +153,7 @@ class Policy:
         by_epochs = config.train.local_epochs or config.train.total_epochs
         limits = {"run.num-server-rounds": self.max_rounds, "train.local-epochs": self.max_epochs}
         limits["train.total-epochs"] = self.max_epochs * self.max_rounds
+        limits |= {"strategy.personal-steps": self.max_steps, "strategy.finish-steps": self.max_steps}
         return limits if by_epochs else {**limits, "train.local-steps": self.max_steps}
 
 

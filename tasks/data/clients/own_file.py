@@ -1,5 +1,6 @@
 """The data source that reads a site's own file."""
 
+import contextlib
 from pathlib import Path
 
 from core.errors import ConfigError
@@ -27,11 +28,13 @@ def own_source(path: str, name: str = "") -> Source:
         raise ConfigError(
             f"data-path = {path!r}: expected a folder, or a file whose name ends in {wanted}; or set "
             f"data-source to {' | '.join(readers)}",
-            names=[path, place.name],
+            names=[path, place.name, repr(path)[1:-1]],
         )
     return plugin(PACKAGE, reader)(path=path)
 
 
 def own_files(source: str) -> tuple[str, ...]:
     """The endings of the files that a data source reads as a site's own; see tasks.data.base.Source."""
-    return getattr(plugin(PACKAGE, source), "own_files", ())
+    with contextlib.suppress(ConfigError):  # a plugin that needs a missing package reads no file
+        return getattr(plugin(PACKAGE, source), "own_files", ())
+    return ()

@@ -47,8 +47,8 @@ def client_rows(
     """The rows of client number `client` of `clients`; depends only on the arguments and the files they name.
 
     path: a site's private file, which replaces the configured source. reader: the data source that reads it; "" for the
-    one that its ending names. everyone: train on the rows of all clients (the
-    centralized baseline); the held-out rows are still the client's own.
+    one that its ending names. everyone: train on the rows of all clients (the centralized baseline); the held-out rows
+    are still the client's own.
     Raises DataError for a bad row (with file and line) and for a client without rows, and ConfigError if `path` is
     set together with settings that need the rows of all clients. Writes no rows to disk.
     """

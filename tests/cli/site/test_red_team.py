@@ -227,3 +227,17 @@ def test_the_memory_of_another_run_is_not_recalled(lab):
     assert "another configuration or owner" in refused(site.order(asked(2, 1), keys=keys, owner="eve"))
     assert not refused(free.order(asked(2, 1), keys=keys, owner="eve"))
     assert not refused(site.order(asked(2, 1), keys=keys, owner="anna"))
+
+
+def test_a_name_that_a_server_makes_up_stays_on_one_line_of_the_log(lab, caplog):
+    kind, reason = lab(policy=None).order(order(), keys={**KEYS, "task.name": "x\nERROR forged"})["failure"]
+    assert kind == "ConfigError"
+    assert "\n" not in reason
+    assert not [record for record in caplog.records if "\n" in record.getMessage()]
+
+
+def test_finishing_on_few_rows_is_refused(lab):
+    """One step over one row, and then its scores."""
+    keys = {**KEYS, "train.per-device-batch-size": 1}
+    reason = refused(lab().order(with_fields(order(), finish_steps=1), "evaluate", keys))
+    assert "min-rows = 20" in reason

@@ -65,7 +65,7 @@ def failure(record) -> str:
 
 def test_a_resident_site_answers_with_the_same_bytes(served, here):
     """Trained here and there from one order: the trees are the same bytes; the base was loaded once, at the hello."""
-    said = wire.decode_facts(served.ask("hello", wire.encode_facts({}), run=1))
+    said = wire.decode_facts(served.ask("hello", wire.encode_hello_request(HelloRequest("r")), run=1))
     assert said == {**here.hello(HelloRequest("r")), "loads": 1}
     there = [wire.decode_update(served.ask("train", wire.encode_order(order(here)), run=1)) for _ in range(2)]
     want = here.train(order(here))
@@ -103,7 +103,7 @@ def test_two_runs_at_one_site_wait_their_turn_and_do_not_mix(served, here):
 
 
 def test_a_failure_of_the_site_is_one_line_on_both_sides(served):
-    record = served.ask("hello", wire.encode_facts({"base": "0" * 32}))
+    record = served.ask("hello", wire.encode_hello_request(HelloRequest("r", "0" * 32)))
     assert failure(record).startswith("BaseMismatch: client 1 ")
     assert "BaseMismatch: client 1 " in served.log
 
@@ -155,7 +155,9 @@ def test_a_second_site_at_the_same_socket_is_refused_and_the_first_goes_on(serve
     second = served.start()
     assert second.wait(60) == 2
     assert "another `accord site` serves it" in served.log
-    assert "failure" not in wire.decode_facts(served.ask("hello", wire.encode_facts({})))
+    assert "failure" not in wire.decode_facts(
+        served.ask("hello", wire.encode_hello_request(HelloRequest("r")))
+    )
 
 
 def test_a_message_above_the_limit_is_refused_unread(place):
@@ -201,9 +203,9 @@ def test_sigterm_in_a_training_is_answered_and_ends_well(place, here):
 
 def test_a_base_nobody_asked_for_is_let_go_of(place):
     place.ready("idle-s=1.0")
-    place.ask("hello", wire.encode_facts({}))
+    place.ask("hello", wire.encode_hello_request(HelloRequest("r")))
     wait_until(lambda: "released after 1 s without a message" in place.log)
-    said = wire.decode_facts(place.ask("hello", wire.encode_facts({})))
+    said = wire.decode_facts(place.ask("hello", wire.encode_hello_request(HelloRequest("r"))))
     assert said["loads"] == 1, "the second hello loads it again"
 
 
@@ -212,7 +214,7 @@ def test_memory_does_not_grow_with_runs(place):
     process = psutil.Process(place.ready().pid)
     sizes = []
     for run in range(6):
-        place.ask("hello", wire.encode_facts({}), run=run, lora__r=64 + run)
+        place.ask("hello", wire.encode_hello_request(HelloRequest("r")), run=run, lora__r=64 + run)
         sizes.append(process.memory_info().rss / 1e6)
     assert sizes[-1] - sizes[1] < 40, sizes
 
@@ -236,7 +238,7 @@ def test_the_command_says_it_too(tmp_path):
 def test_its_log_can_be_json_and_prometheus_may_ask(place):
     port = free_port()
     place.ready("log-format=json", f"metrics-port={port}")
-    place.ask("hello", wire.encode_facts({}))
+    place.ask("hello", wire.encode_hello_request(HelloRequest("r")))
     told = [json.loads(line) for line in place.log.splitlines()]
     assert {"time", "level", "logger", "message"} == set(told[-1])
     assert " hello ends: " in told[-1]["message"]
