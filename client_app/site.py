@@ -137,14 +137,16 @@ class Site:
             wants_gradients=rule.wants_gradients,
             moments=private,
         )
-        report = self._fit(base, order, before, examples.usable, cfg, hooks)
+        report = self._train_adapter(base, order, before, examples.usable, cfg, hooks)
         after = {**get_adapter(base), **get_private(base)}
         outcome = Outcome(before, after, report.steps, cfg.learning_rate, report.gradients)
         shared, memories = rule.finish(order, private, outcome)
         memories |= report.moments
         if rule.pull:
             hooks = LocalHooks(correct=rule.pull(order), trains=hooks.trains)
-            self._fit(base, order, private.get(PERSONAL, before), examples.usable, cfg, hooks, "personal")
+            self._train_adapter(
+                base, order, private.get(PERSONAL, before), examples.usable, cfg, hooks, "personal"
+            )
             memories[PERSONAL] = get_adapter(base)
         sums = {SUM + name: value for name, value in report.sums.items()}
         check_metrics(self.config, [*report.metrics, *sums])
@@ -159,7 +161,7 @@ class Site:
             shared,
             metrics,
             tokens=sum(len(completion) for e in examples.usable for completion in e.completions),
-            kept=bool(memories),
+            saved_memory=bool(memories),
         )
 
     def evaluate(self, order: Order) -> Update:
@@ -215,7 +217,7 @@ class Site:
         heldout, most = self.rows().heldout, self.config.eval.max_rows
         return heldout[:most] if most else heldout
 
-    def _fit(
+    def _train_adapter(
         self,
         base: Base,
         order: Order,
@@ -246,7 +248,7 @@ class Site:
         rounds = self.config.run.num_server_rounds
         cfg = schedule.of_round(self.config.train, len(examples.usable), order, rounds)
         cfg = replace(cfg, local_steps=steps, optimizer_state="reset")
-        self._fit(base, order, tree, examples.usable, cfg, NO_HOOKS, FINISH)
+        self._train_adapter(base, order, tree, examples.usable, cfg, NO_HOOKS, FINISH)
         return {**get_adapter(base), **get_private(base)}
 
     def _with_private_parts(self, base: Base, memory: dict[str, Tree]) -> dict[str, Tree]:

@@ -42,7 +42,7 @@ class BaseMismatch(AccordError):
 
 
 class FrameError(AccordError):
-    """Bytes between a relay and its site that are not a message of Accord."""
+    """Bytes, or fields of a message, that are not a message of Accord."""
 
 
 class SiteError(AccordError):

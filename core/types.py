@@ -67,7 +67,7 @@ class Update:
     trees: Mapping[str, Tree]  # {"delta": after - before}; empty after an evaluation
     metrics: Metrics
     tokens: int = 0  # completion tokens in its rows; 0 after an evaluation
-    kept: bool = False  # whether private memory was saved in this round; later orders recall it
+    saved_memory: bool = False  # whether private memory was saved in this round; later orders recall it
     loads: int = 0  # how often the base model was loaded for this reply
 
 

@@ -250,7 +250,7 @@ class Strategy(FlowerStrategy):
         merged = Merged(tuple(s.updates), fold.result())
         state, s.metrics = self.merge_train(s.state, server_round, merged)
         s.exchange.aggregate_seconds += time.monotonic() - started
-        recall = {**state.recall, **{u.client: server_round for u in s.updates if u.kept}}
+        recall = {**state.recall, **{u.client: server_round for u in s.updates if u.saved_memory}}
         s.state = replace(state, round=server_round, recall=recall, pooled=pooled_sums(s.updates))
         return None, MetricRecord(dict(s.metrics))
 

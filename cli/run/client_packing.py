@@ -97,9 +97,9 @@ def pack(config: Config, federation: Mapping[str, Scalar], machine: Machine) -> 
     at_once, share = int(machine.cores / float(federation["client-cpus"])), float(federation["client-gpus"])
     clients = int(federation["num-supernodes"])
     if gpus:
-        fit = int(SPARE * min(gpus) / client.total) if client else 1
+        clients_per_gpu = int(SPARE * min(gpus) / client.total) if client else 1
         wanted = ceil(clients / len(gpus))
-        share = share or _share(max(1, min(fit, at_once // len(gpus), wanted)))
+        share = share or _share(max(1, min(clients_per_gpu, at_once // len(gpus), wanted)))
         at_once = min(at_once, int(len(gpus) / share + 1e-6))  # 1e-6: a quotient of floats may be just below
     elif client:
         server = client.base + client.process  # the ServerApp loads the base model too

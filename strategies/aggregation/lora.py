@@ -104,12 +104,12 @@ class Lora:
 
     def orders(self, state: ServerState, orders: Sequence[Order]) -> list[Order]:
         """Add to each order the adapter at its client's rank, and M if there is one."""
-        made: dict[tuple[str, int], dict[str, Tree]] = {}
+        trees: dict[tuple[str, int], dict[str, Tree]] = {}
         for order in orders:
             key = order.adapter, self.rank(order.client)
-            if key not in made:
-                made[key] = self._trees(state, *key)
-        return [replace(o, trees={**o.trees, **made[o.adapter, self.rank(o.client)]}) for o in orders]
+            if key not in trees:
+                trees[key] = self._trees(state, *key)
+        return [replace(o, trees={**o.trees, **trees[o.adapter, self.rank(o.client)]}) for o in orders]
 
     def _trees(self, state: ServerState, adapter: str, rank: int) -> dict[str, Tree]:
         """Return an adapter at a rank, and M. Tensors that never travel are omitted: clients know their start."""

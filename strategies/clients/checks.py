@@ -58,6 +58,6 @@ def _metric_problem(update: Update) -> str | None:
     for name, value in update.metrics.items():
         if not is_number(value):
             # a text is not repeated: it may be private
-            given = f"{value:g}" if isinstance(value, float) else f"a {type(value).__name__}"
-            return f"metric {name!r} is {given}, expected a finite number"
+            description = f"{value:g}" if isinstance(value, float) else f"a {type(value).__name__}"
+            return f"metric {name!r} is {description}, expected a finite number"
     return None

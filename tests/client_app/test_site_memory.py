@@ -15,7 +15,7 @@ from tests.client_app.orders import Bent, order
 def test_what_local_learns_stays_at_the_site_and_is_recalled(site):
     alone = site(strategy__name="local")
     first = alone.train(order(alone))
-    assert first.kept
+    assert first.saved_memory
     assert first.trees["delta"] == {}
     second = alone.train(order(alone, rnd=2, recall=1))
     assert second.metrics["rewards/margins"] != first.metrics["rewards/margins"]
@@ -31,7 +31,7 @@ def test_a_control_stays_at_the_site_and_its_change_travels(site):
     x = {n: t + 0.05 for n, t in x.items()}
     c = {n: torch.zeros_like(t) for n, t in x.items()}
     first = bent.train(replace(order(one, x), trees={"global": x, "control": c}))
-    assert first.kept
+    assert first.saved_memory
     assert {n for n, t in first.trees["delta"].items() if t.any()} == first.trees["control"].keys()
     assert all(".lora_B." in n and t.any() for n, t in first.trees["control"].items())
     again = bent.train(replace(order(one, x, rnd=2, recall=1), trees={"global": x, "control": c}))
@@ -44,7 +44,7 @@ def test_moments_stay_at_the_site_and_a_round_is_repeated_to_the_byte(site):
     one = site(train__optimizer_state="keep")
     x = initial_adapter(one.base(), 42)
     first = one.train(order(one, x))
-    assert first.kept
+    assert first.saved_memory
     assert first.trees.keys() == {"delta"}
     moved = add(x, first.trees["delta"])
     second = one.train(order(one, moved, rnd=2, recall=1))
@@ -56,7 +56,7 @@ def test_moments_stay_at_the_site_and_a_round_is_repeated_to_the_byte(site):
         assert version.read_bytes() == written
     forgetful = site()
     afresh = forgetful.train(order(forgetful, moved, rnd=2))
-    assert not afresh.kept
+    assert not afresh.saved_memory
     assert any(not afresh.trees["delta"][n].equal(t) for n, t in second.trees["delta"].items())
     kept = Memory(one.state_dir, "r", 0).load(2)
     assert kept.keys() == {"adam.exp_avg", "adam.exp_avg_sq", "adam.step"}

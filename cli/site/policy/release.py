@@ -44,7 +44,7 @@ def release(policy: Policy, config: Config, kind: str, order: Order, update: Upd
         trees=trees,
         metrics=metrics,
         tokens=policy.rounded(update.tokens),
-        kept=update.kept,
+        saved_memory=update.saved_memory,
         loads=update.loads,
     )
 
